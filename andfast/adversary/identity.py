@@ -1,0 +1,119 @@
+"""Fresh identity networks in closed form: where every ascent starts (paper, section 3.2).
+
+A network is linear with slopes of one and noise maps of zero, and acts on each pixel alone when only the centers of its
+kernels differ from zero: a product of matrices. All matrices but the last are drawn, and the last one is the
+pseudo-inverse of their product M (C, 3), which has full column rank, so pinv(M) = (M^T M)^-1 M^T needs no more than
+the inverse of a 3x3 matrix an image. Everything is batched on the device in float64, without a host synchronisation.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from andfast.nn.degradation_network import BLOCKS_EACH_SIDE, Theta
+
+IMAGE_CHANNELS = 3
+_LAYERS = 2 * BLOCKS_EACH_SIDE
+
+
+def sample_identity(
+    n: int,
+    *,
+    hr_size: int | tuple[int, int],
+    scale: int = 4,
+    channels: int = 64,
+    noise: str = "full",
+    slope: str = "layer",
+    generator: torch.Generator | None = None,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype = torch.float32,
+    batch: tuple[int, int] | None = None,
+) -> Theta:
+    """Draw n different networks F whose output is the anti-aliased pooled input.
+
+    Args:
+        n: number of networks, 0 or more; one an image, or fewer where images share one.
+        hr_size: HR's height and width (one number for both), multiples of ``scale``.
+        scale: F's pooling factor.
+        channels: feature channels of F, at least 3.
+        noise: "full", a map for every channel, or "single", one map broadcast over the channels.
+        slope: "layer", one negative slope a layer and image, or "channel", one a channel.
+        generator: source of the draw, on ``device``; the device's default generator if None.
+        device: where theta is made; the generator's device if None, else the CPU.
+        dtype: of theta.
+        batch: (offset, total): draw the networks [offset, offset + n) of a batch of ``total``, so that several
+            processes with equal generators draw disjoint parts of one batch.
+
+    Returns:
+        Theta of n networks.
+
+    Raises:
+        ValueError: an argument out of its range; the message names it.
+    """
+    height, width = (hr_size, hr_size) if isinstance(hr_size, int) else hr_size
+    offset, total = (0, n) if batch is None else batch
+    _check(n, height, width, scale, channels, noise, slope, offset, total)
+    if device is None:
+        device = generator.device if generator is not None else torch.device("cpu")
+    shapes = [(channels, IMAGE_CHANNELS)] + [(channels, channels)] * (_LAYERS - 1)
+    # One row of numbers a network, so that a part of a batch is a slice of the whole draw.
+    numbers = sum(math.prod(shape) for shape in shapes)
+    draw = torch.randn(total, numbers, generator=generator, device=device, dtype=torch.float64)
+    kernels = _identity_kernels(draw[offset : offset + n], shapes, dtype)
+    sizes = [(height, width)] * BLOCKS_EACH_SIDE + [(height // scale, width // scale)] * BLOCKS_EACH_SIDE
+    maps = channels if noise == "full" else 1
+    zero = torch.zeros((), device=device, dtype=dtype)  # 22 M values an image need no memory while they are equal
+    slope_shape = (n,) if slope == "layer" else (n, channels)
+    return Theta(
+        weights=kernels,
+        noises=tuple(zero.expand(n, maps, *pixels) for pixels in sizes),
+        slopes=tuple(torch.ones(slope_shape, device=device, dtype=dtype) for _ in range(_LAYERS)),
+    )
+
+
+def _check(  # noqa: PLR0917
+    n: int, height: int, width: int, scale: int, channels: int, noise: str, slope: str, offset: int, total: int
+) -> None:
+    if n < 0:
+        raise ValueError(f"n must be 0 or more, was {n}")
+    if scale < 1 or height % scale or width % scale or min(height, width) < scale:
+        raise ValueError(f"hr_size must be positive multiples of scale {scale}, was {(height, width)}")
+    if channels < IMAGE_CHANNELS:
+        raise ValueError(f"channels must be at least {IMAGE_CHANNELS}, or no inverse exists, was {channels}")
+    if noise not in ("full", "single"):
+        raise ValueError(f"noise must be 'full' or 'single', was {noise!r}")
+    if slope not in ("layer", "channel"):
+        raise ValueError(f"slope must be 'layer' or 'channel', was {slope!r}")
+    if not 0 <= offset <= offset + n <= total:
+        raise ValueError(f"batch must be (offset, total) with offset + n within total, was {(offset, total)}, n {n}")
+
+
+def _identity_kernels(draw: Tensor, shapes: list[tuple[int, int]], dtype: torch.dtype) -> tuple[Tensor, ...]:
+    """The 11 kernels from standard normal numbers (N, all of a network's): ten Xavier-normal centers, the inverse."""
+    kernels = []
+    product = None
+    for flat, (rows, columns) in zip(draw.split([math.prod(shape) for shape in shapes], 1), shapes, strict=True):
+        center = flat.view(-1, rows, columns) * math.sqrt(2 / (rows + columns))  # the fans of a 1x1 convolution
+        center = center.to(dtype)  # the inverse is that of the rounded matrices
+        kernels.append(_as_kernel(center))
+        product = center.double() if product is None else center.double() @ product
+    assert product is not None  # there are ten shapes
+    return (*kernels, _as_kernel(_pseudo_inverse(product).to(dtype)))
+
+
+def _pseudo_inverse(product: Tensor) -> Tensor:
+    """(M^T M)^-1 M^T for M (N, C, 3), by the adjugate: no factorisation, no check that would wait for the device."""
+    gram = product.mT @ product
+    a, b, c = gram.unbind(1)  # the rows; a symmetric matrix has the same columns
+    adjugate = torch.stack([torch.linalg.cross(b, c), torch.linalg.cross(c, a), torch.linalg.cross(a, b)], 1)
+    determinant = (a * adjugate[:, 0]).sum(1)
+    inverse = adjugate / determinant[:, None, None]
+    return inverse @ product.mT
+
+
+def _as_kernel(center: Tensor) -> Tensor:
+    """(N, Cout, Cin) matrices as 3x3 kernels that are zero off their center."""
+    kernel = center.new_zeros((*center.shape, 3, 3))
+    kernel[..., 1, 1] = center
+    return kernel

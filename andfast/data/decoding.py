@@ -1,0 +1,169 @@
+"""Decode many files at once, each in a worker process that may die without harm.
+
+A worker is the program in ``images.py`` behind two pipes, not a ``multiprocessing`` process: it imports
+neither torch nor the caller's main module (so it starts fast and a script needs no ``__main__`` guard), and
+when a decoder crashes it is known which file did it. A worker ends by itself when its parent is gone, however
+that ended.
+"""
+
+import contextlib
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import tempfile
+from collections import deque
+from collections.abc import Generator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import images
+
+PIPE_BYTES = 1 << 20
+Decoded = NDArray[np.uint8] | str  # the pixels, or the reason why there are none
+
+
+def default_workers() -> int:
+    """The number of CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def decode_files(
+    paths: Sequence[str], *, min_size: int, workers: int | None
+) -> Generator[Decoded, None, None]:
+    """Decode files in parallel and yield their pixels, or the reason why not, in the order of ``paths``.
+
+    Args:
+        paths: the files.
+        min_size: the least height and width, in pixels.
+        workers: how many processes; None is one a core, 0 decodes in this process.
+    """
+    if workers == 0:
+        for path in paths:
+            yield _decode_here(path, min_size)
+        return
+    workers = min(workers or default_workers(), len(paths))
+    if workers == 0:
+        return
+    idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
+    with contextlib.ExitStack() as stack:
+        team = [_Worker() for _ in range(workers)]
+        pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
+        # Last registered, first called: close ends what the threads wait for, then they stop; a thread may by
+        # then have started a process anew, so close again.
+        for worker in team:
+            stack.callback(worker.close)
+        stack.callback(pool.shutdown, wait=True, cancel_futures=True)
+        for worker in team:
+            stack.callback(worker.close)
+            idle.put(worker)
+
+        def decode(path: str) -> Decoded:
+            worker = idle.get()
+            try:
+                return worker.decode(path, min_size)
+            finally:
+                idle.put(worker)
+
+        pending: deque[Future[Decoded]] = deque()
+        for path in paths:
+            pending.append(pool.submit(decode, path))
+            if len(pending) > 2 * workers:  # a bound on the decoded pictures in memory
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+
+
+def _decode_here(path: str, min_size: int) -> Decoded:
+    try:
+        return images.decode(path, min_size=min_size)
+    except images.UnusableImageError as error:
+        return str(error)
+
+
+class _Worker:
+    """One decoding process, started when first needed and again after a crash."""
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[bytes] | None = None
+        self._messages = tempfile.TemporaryFile()  # noqa: SIM115 - closed in close()
+        self._closed = False
+
+    def decode(self, path: str, min_size: int) -> Decoded:
+        process = self._process or self._start()
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            process.stdin.write(json.dumps([path, min_size]).encode() + b"\n")
+            process.stdin.flush()
+            kind, height, width = images.HEADER.unpack(self._read(process, images.HEADER.size).tobytes())
+            if kind == images.REASON:
+                return self._read(process, height).tobytes().decode()
+            return self._read(process, height * width * 3).reshape(height, width, 3)
+        except (EOFError, BrokenPipeError):
+            return f"the decoder {self._end()}"
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        if self._closed:
+            raise EOFError("the pool is closed")
+        process = self._process = subprocess.Popen(
+            [sys.executable, "-P", images.__file__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._messages,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(part for part in sys.path if part)},
+            pipesize=PIPE_BYTES,
+        )
+        try:
+            self._read(process, images.HEADER.size)
+        except EOFError:
+            raise RuntimeError(
+                f"the image decoder {sys.executable} {images.__file__} {self._end()}"
+            ) from None
+        return process
+
+    @staticmethod
+    def _read(process: subprocess.Popen[bytes], count: int) -> NDArray[np.uint8]:
+        buffer = np.empty(count, np.uint8)
+        assert process.stdout is not None
+        if process.stdout.readinto(buffer.data) != count:  # type: ignore[attr-defined] # a BufferedReader
+            raise EOFError
+        return buffer
+
+    def _end(self) -> str:
+        """Reap the process; say how it ended."""
+        process, self._process = self._process, None
+        if process is None:
+            return "was closed"
+        self._reap(process)
+        code = process.returncode
+        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+        if self._closed:
+            return how
+        self._messages.seek(0)
+        lines = self._messages.read().decode(errors="replace").split("\n")
+        last = next((line for line in reversed(lines) if line.strip()), "")
+        self._messages.seek(0)
+        self._messages.truncate()
+        return f"{how}: {last}" if last else how
+
+    @staticmethod
+    def _reap(process: subprocess.Popen[bytes]) -> None:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.close()
+        process.stdout.close()
+        process.wait()
+
+    def close(self) -> None:
+        self._closed = True
+        process, self._process = self._process, None
+        if process is not None:
+            process.kill()  # it may be in the middle of a file that nobody wants any more
+            self._reap(process)
+        self._messages.close()

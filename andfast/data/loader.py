@@ -1,0 +1,255 @@
+"""Batches for training: worker processes that cut the crops, and the copy to the device.
+
+Batch b of rank r of W, of B samples, holds samples (b * W + r) * B ... + B - 1. So what a step sees depends
+on nothing but its number: not on the workers, not on how a run was cut off and resumed; and W ranks with B
+samples see together what one rank with W * B samples sees.
+"""
+
+import atexit
+import contextlib
+import os
+import shutil
+import signal
+import time
+import warnings
+import weakref
+from collections.abc import Callable, Iterator
+from types import TracebackType
+from typing import Self
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
+
+PREFETCH = 2  # batches that each worker has ready
+SHARED_MEMORY = "/dev/shm"
+
+
+class _GlobalBatches(Sampler[list[int]]):
+    """Lists of sample numbers, without end."""
+
+    def __init__(self, batch_size: int, start_batch: int, rank: int, world_size: int) -> None:
+        self.batch_size, self.start_batch, self.rank, self.world_size = (
+            batch_size,
+            start_batch,
+            rank,
+            world_size,
+        )
+
+    def __iter__(self) -> Iterator[list[int]]:
+        batch = self.start_batch
+        while True:
+            first = (batch * self.world_size + self.rank) * self.batch_size
+            yield list(range(first, first + self.batch_size))
+            batch += 1
+
+
+class TrainingLoader:
+    """An iterator without end of (B, 3, P, P) uint8 batches in channels-last memory: ``training_loader``."""
+
+    def __init__(self, make: Callable[[], DataLoader[Tensor]]) -> None:
+        self._iterator: Iterator[Tensor] | None = None
+        with warnings.catch_warnings():
+            # More workers than cores are of use where storage is slow. Python 3.12 warns of forking a process
+            # that has threads; the workers use none of the parent's and run no parallel code.
+            warnings.filterwarnings("ignore", message="This DataLoader will create", category=UserWarning)
+            warnings.filterwarnings(
+                "ignore", message=".*multi-threaded, use of fork", category=DeprecationWarning
+            )
+            self._iterator = iter(make())
+        # Registered after DataLoader's own: so called first, and the workers are told to stop, not killed.
+        reference = weakref.ref(self)
+        self._at_exit = lambda: reference() and reference().close()  # type: ignore[union-attr]
+        atexit.register(self._at_exit)
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Tensor:
+        if self._iterator is None:
+            raise RuntimeError("the loader is closed")
+        return next(self._iterator)
+
+    def close(self) -> None:
+        """End the workers; may be called more than once."""
+        iterator, self._iterator = self._iterator, None
+        if iterator is None:
+            return
+        atexit.unregister(self._at_exit)
+        shutdown = getattr(iterator, "_shutdown_workers", None)  # what DataLoader's own __del__ calls
+        if shutdown is not None:
+            shutdown()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def training_loader(
+    dataset: Dataset[Tensor],
+    *,
+    batch_size: int,
+    start_batch: int = 0,
+    rank: int = 0,
+    world_size: int = 1,
+    workers: int,
+    pin_memory: bool = False,
+) -> TrainingLoader:
+    """Batches without end.
+
+    The workers run on one thread each and ignore SIGINT and SIGTERM, so that the training process can finish
+    its step; they end with ``close()`` or with that process, however it ends. The global random state is not
+    touched.
+
+    Args:
+        dataset: ``dataset[g]`` is sample g, a (3, P, P) uint8 tensor.
+        batch_size: samples in a batch.
+        start_batch: the number of the first batch; step * accumulation + micro step when resuming.
+        rank, world_size: this process among those that train together.
+        workers: worker processes; 0 loads in this one. They do not change the batches.
+        pin_memory: put the batches in page-locked memory; needs CUDA.
+
+    Raises:
+        ValueError: a number is out of its range, or pin_memory without CUDA.
+        RuntimeError: shared memory is too small for the batches that the workers keep ready.
+    """
+    for name, value, least in (
+        ("batch_size", batch_size, 1), ("start_batch", start_batch, 0), ("world_size", world_size, 1),
+        ("rank", rank, 0), ("workers", workers, 0),
+    ):  # fmt: skip
+        if value < least:
+            raise ValueError(f"{name} must be at least {least}, was {value}")
+    if rank >= world_size:
+        raise ValueError(f"rank must be below world_size {world_size}, was {rank}")
+    if pin_memory and not torch.cuda.is_available():
+        raise ValueError("pin_memory must be False where there is no CUDA device, was True")
+    if workers:
+        _check_shared_memory(dataset, batch_size, workers)
+    return TrainingLoader(
+        lambda: DataLoader(
+            dataset,
+            batch_sampler=_GlobalBatches(batch_size, start_batch, rank, world_size),
+            num_workers=workers,
+            prefetch_factor=PREFETCH if workers else None,
+            collate_fn=_stack,
+            pin_memory=pin_memory,
+            worker_init_fn=_start_worker,
+            generator=torch.Generator(),  # or DataLoader would draw from the global one
+        )
+    )
+
+
+def _start_worker(_: int) -> None:
+    torch.set_num_threads(1)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def _stack(samples: list[Tensor]) -> Tensor:
+    """Stack (3, P, P) samples, whose memory is channels last, to a (B, 3, P, P) batch, likewise."""
+    rows = [sample.permute(1, 2, 0) for sample in samples]
+    batch = torch.empty((len(rows), *rows[0].shape), dtype=rows[0].dtype)
+    if get_worker_info() is not None:
+        batch.share_memory_()  # so that it need not be copied there later
+    torch.stack(rows, out=batch)
+    return batch.permute(0, 3, 1, 2)
+
+
+def _check_shared_memory(dataset: Dataset[Tensor], batch_size: int, workers: int) -> None:
+    """Containers often have 64 MB of it; a worker that finds it full dies of a mute bus error."""
+    if not os.path.isdir(SHARED_MEMORY):
+        return
+    needed = dataset[0].numel() * batch_size * (PREFETCH * workers + 1)
+    free = shutil.disk_usage(SHARED_MEMORY).free
+    if needed > free:
+        raise RuntimeError(
+            f"workers={workers} need {needed / 1e6:.0f} MB of shared memory, {SHARED_MEMORY} has "
+            f"{free / 1e6:.0f} MB free: "
+            "use fewer workers or a smaller batch, or enlarge it (docker run --shm-size)"
+        )
+
+
+class DevicePrefetcher:
+    """Batches as float32 in [0, 1] on the device, channels last, the next one copied while this one is used.
+
+    On CUDA the copy (from pinned memory) and the conversion run on a stream of their own, one batch ahead. On
+    the CPU nothing runs ahead but the loader's own workers.
+
+    Args:
+        loader: an iterator of uint8 (B, 3, H, W) batches; closed with this, if it can be.
+        device: where to.
+
+    Attributes:
+        waited_seconds: how long ``next`` has waited for the loader so far; the conversion does not count.
+    """
+
+    def __init__(self, loader: Iterator[Tensor], device: torch.device | str) -> None:
+        self.device = torch.device(device)
+        self.waited_seconds = 0.0
+        self._loader: Iterator[Tensor] | None = loader
+        self._stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
+        self._next: Tensor | None = None
+        self._started = False
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Tensor:
+        if self._stream is None:
+            return _to_unit(self._wait())
+        if not self._started:
+            self._started = True
+            self._copy_ahead(self._stream)
+        batch = self._next
+        if batch is None:
+            raise StopIteration
+        current = torch.cuda.current_stream(self.device)
+        current.wait_stream(self._stream)
+        batch.record_stream(
+            current
+        )  # its memory belongs to the side stream, which must not use it again too early
+        self._copy_ahead(self._stream)
+        return batch
+
+    def _wait(self) -> Tensor:
+        if self._loader is None:
+            raise RuntimeError("the prefetcher is closed")
+        start = time.perf_counter()
+        try:
+            return next(self._loader)
+        finally:
+            self.waited_seconds += time.perf_counter() - start
+
+    def _copy_ahead(self, stream: torch.cuda.Stream) -> None:
+        self._next = None
+        with contextlib.suppress(StopIteration):
+            batch = self._wait()
+            if not batch.is_pinned():
+                batch = batch.pin_memory()
+            with torch.cuda.stream(stream):
+                self._next = _to_unit(batch.to(self.device, non_blocking=True))
+
+    def close(self) -> None:
+        """Give up the batch that is ready and end the loader's workers; may be called more than once."""
+        loader, self._loader, self._next = self._loader, None, None
+        if self._stream is not None:
+            self._stream.synchronize()
+        close = getattr(loader, "close", None)
+        if close is not None:
+            close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _to_unit(batch: Tensor) -> Tensor:
+    return batch.to(torch.float32, memory_format=torch.channels_last).div_(255)

@@ -1,0 +1,11 @@
+"""The ops: one file each, with its contract, its reference implementation, its dispatch and its registration.
+
+Every op takes ``impl``: "auto" (the fastest implementation that can run on the tensors' device) or one of
+"reference", "triton", "cuda", "cpp"; one that is not available here raises and says why.
+"""
+
+from andfast.functional.blur_pool import blur_pool
+from andfast.functional.degradation_block import degradation_block
+from andfast.functional.residual_dense_block import residual_dense_block
+
+__all__ = ["blur_pool", "degradation_block", "residual_dense_block"]

@@ -1,0 +1,66 @@
+"""Which implementations of an op exist, which of them can run where, and which one a call gets.
+
+Every op of :mod:`andfast.functional` registers its implementations here, fastest first. ``impl="auto"`` takes the first
+that can run on the tensors' device; an explicit name that cannot run raises and says why. Nothing falls back silently.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Final
+
+IMPLEMENTATIONS: Final = ("auto", "reference", "triton", "cuda", "cpp")
+"""The names that an op's ``impl`` argument takes."""
+
+WhyNot = Callable[[str], str | None]
+"""Maps a device type ("cpu", "cuda", ...) to the reason why an implementation cannot run there, or to None if it can."""
+
+_TABLE: dict[str, dict[str, WhyNot]] = {}
+
+
+def register(op: str, implementations: Mapping[str, WhyNot]) -> None:
+    """Declare the implementations of ``op``, fastest first."""
+    unknown = [name for name in implementations if name not in IMPLEMENTATIONS[1:]]
+    if unknown:
+        raise ValueError(f"implementations of {op} must be among {IMPLEMENTATIONS[1:]}, were {unknown}")
+    _TABLE[op] = dict(implementations)
+
+
+def everywhere(_device_type: str) -> str | None:
+    """The ``WhyNot`` of an implementation that runs on any device."""
+    return None
+
+
+def resolve(op: str, impl: str, device_type: str) -> str:
+    """Return the name of the implementation that ``op`` runs with on ``device_type``.
+
+    Raises:
+        ValueError: ``impl`` is no implementation's name.
+        RuntimeError: the implementation asked for is not available here; the message says why.
+    """
+    table = _TABLE[op]
+    if impl == "auto":
+        for name, why_not in table.items():
+            if why_not(device_type) is None:
+                return name
+        raise RuntimeError(f"{op} has no implementation for device {device_type!r}")
+    if impl not in IMPLEMENTATIONS:
+        raise ValueError(f"impl must be one of {', '.join(IMPLEMENTATIONS)}, was {impl!r}")
+    if impl not in table:
+        raise RuntimeError(f"impl={impl!r} is not available: {op} has no such implementation, only {', '.join(table)}")
+    reason = table[impl](device_type)
+    if reason is not None:
+        raise RuntimeError(f"impl={impl!r} of {op} is not available: {reason}")
+    return impl
+
+
+def chosen(device_type: str) -> dict[str, str]:
+    """The implementation that ``impl="auto"`` gives for every op on ``device_type``; for logs and summaries."""
+    return {op: resolve(op, "auto", device_type) for op in sorted(_TABLE)}
+
+
+def unavailable(device_type: str) -> dict[str, dict[str, str]]:
+    """For every op, the implementations that cannot run on ``device_type``, each with its reason."""
+    reasons = {
+        op: {name: reason for name, why_not in table.items() if (reason := why_not(device_type)) is not None}
+        for op, table in sorted(_TABLE.items())
+    }
+    return {op: found for op, found in reasons.items() if found}

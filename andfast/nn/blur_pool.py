@@ -1,0 +1,36 @@
+"""Anti-aliased average pooling as a module."""
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from andfast.functional import blur_pool
+
+
+class BlurPool(nn.Module):
+    """Anti-aliased average pooling by an integer factor: :func:`andfast.functional.blur_pool` with its
+    settings kept.
+
+    It has no parameters and no entries in a state dict: the filter is a setting.
+
+    Args:
+        factor: Integer factor, 2, 3 or 4.
+        filter: "binomial", or the taps of a symmetric filter that sum to 1.
+        impl: Implementation, see :mod:`andfast.functional`.
+    """
+
+    def __init__(
+        self, factor: int, *, filter: str | Sequence[float] | Tensor = "binomial", impl: str = "auto"
+    ) -> None:
+        super().__init__()
+        self.factor = factor
+        self.filter = tuple(filter.tolist()) if isinstance(filter, Tensor) else filter
+        self.impl = impl
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Pool images (N, C, H, W), H and W divisible by the factor, to (N, C, H / factor, W / factor)."""
+        return blur_pool(x, self.factor, filter=self.filter, impl=self.impl)
+
+    def extra_repr(self) -> str:
+        """The settings, as the module prints them."""
+        return f"factor={self.factor}, filter={self.filter!r}, impl={self.impl!r}"

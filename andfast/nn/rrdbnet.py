@@ -1,0 +1,160 @@
+"""RRDBNet, the generator of ESRGAN and the restoration network G of the paper (section 4.1).
+
+Parameters have BasicSR's names and shapes, so that every ESRGAN tool loads the weights::
+
+    conv_first -> body.{i}.rdb{1..3}.conv{1..5} -> conv_body (+ conv_first's) -> [nearest x2 -> conv_up{1,2}]
+    -> conv_hr -> conv_last
+
+The network always enlarges fourfold; for scale 2 and 1 its input is first folded into channels by
+pixel-unshuffle by 2 and 4, as BasicSR and Real-ESRGAN do.
+"""
+
+from typing import Final, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from andfast.functional import residual_dense_block
+
+SCALES: Final = (1, 2, 4)
+NEGATIVE_SLOPE: Final = 0.2
+RESIDUAL_SCALE: Final = 0.2
+INITIAL_GAIN: Final = 0.1
+_ENLARGEMENT: Final = 4
+
+
+class RRDBNet(nn.Module):
+    """Residual-in-residual dense network: images (N, in_channels, H, W) to (N, out_channels, H * scale, W *
+    scale).
+
+    Initialised as BasicSR does: the dense blocks' kernels Kaiming-normal times 0.1 with biases of 0, the
+    others by PyTorch's default.
+
+    Args:
+        scale: 1, 2 or 4.
+        in_channels: Channels of the images that come in.
+        out_channels: Channels of the images that go out.
+        features: Channels between the blocks (BasicSR's ``num_feat``).
+        blocks: Number of RRDBs (``num_block``).
+        growth: Channels that every convolution of a dense block adds (``num_grow_ch``).
+        impl: Implementation of :func:`andfast.functional.residual_dense_block`.
+
+    Raises:
+        ValueError: A number is out of its range.
+    """
+
+    def __init__(
+        self,
+        scale: int = 4,
+        *,
+        in_channels: int = 3,
+        out_channels: int = 3,
+        features: int = 64,
+        blocks: int = 23,
+        growth: int = 32,
+        impl: str = "auto",
+    ) -> None:
+        super().__init__()
+        if scale not in SCALES:
+            raise ValueError(f"scale must be one of {', '.join(map(str, SCALES))}, was {scale!r}")
+        sizes = {
+            "in_channels": in_channels,
+            "out_channels": out_channels,
+            "features": features,
+            "growth": growth,
+        }
+        for name, size in {**sizes, "blocks": blocks}.items():
+            if size < 1:
+                raise ValueError(f"{name} must be at least 1, was {size}")
+        self.scale = scale
+        self.in_channels = in_channels
+        self.unshuffle = _ENLARGEMENT // scale
+        self.conv_first = _convolution(in_channels * self.unshuffle**2, features)
+        self.body = nn.Sequential(*(_RRDB(features, growth, impl) for _ in range(blocks)))
+        self.conv_body = _convolution(features, features)
+        self.conv_up1 = _convolution(features, features)
+        self.conv_up2 = _convolution(features, features)
+        self.conv_hr = _convolution(features, features)
+        self.conv_last = _convolution(features, out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Restore images (N, in_channels, H, W), RGB in [0, 1]; H and W divisible by 2 for scale 2, by 4 for
+        scale 1.
+
+        Raises:
+            ValueError: x has another number of dimensions or channels, or a size that does not divide.
+        """
+        if x.dim() != 4 or x.shape[1] != self.in_channels:
+            raise ValueError(f"x must have shape (N, {self.in_channels}, H, W), was {tuple(x.shape)}")
+        if x.shape[2] % self.unshuffle or x.shape[3] % self.unshuffle:
+            raise ValueError(
+                f"x must have H and W divisible by {self.unshuffle} for scale {self.scale}, "
+                f"was {tuple(x.shape)}"
+            )
+        if self.unshuffle > 1:
+            x = F.pixel_unshuffle(x, self.unshuffle)
+        features = self.conv_first(x)
+        features = features + self.conv_body(self.body(features))
+        for convolution in (self.conv_up1, self.conv_up2):
+            features = _activate(convolution(F.interpolate(features, scale_factor=2, mode="nearest")))
+        out: Tensor = self.conv_last(_activate(self.conv_hr(features)))
+        return out
+
+
+class _RRDB(nn.Module):
+    """Residual in residual dense block: three dense blocks in a row, times 0.2, added to what came in."""
+
+    def __init__(self, features: int, growth: int, impl: str) -> None:
+        super().__init__()
+        self.rdb1 = _ResidualDenseBlock(features, growth, impl)
+        self.rdb2 = _ResidualDenseBlock(features, growth, impl)
+        self.rdb3 = _ResidualDenseBlock(features, growth, impl)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.add(x, self.rdb3(self.rdb2(self.rdb1(x))), alpha=RESIDUAL_SCALE)
+
+
+class _ResidualDenseBlock(nn.Module):
+    """The parameters of one dense block; the computation is the op's."""
+
+    def __init__(self, features: int, growth: int, impl: str) -> None:
+        super().__init__()
+        self.impl = impl
+        self.conv1 = _convolution(features, growth)
+        self.conv2 = _convolution(features + growth, growth)
+        self.conv3 = _convolution(features + 2 * growth, growth)
+        self.conv4 = _convolution(features + 3 * growth, growth)
+        self.conv5 = _convolution(features + 4 * growth, features)
+        for convolution in self._convolutions():
+            nn.init.kaiming_normal_(convolution.weight)
+            nn.init.zeros_(_bias(convolution))
+            with torch.no_grad():
+                convolution.weight.mul_(INITIAL_GAIN)
+
+    def _convolutions(self) -> tuple[nn.Conv2d, ...]:
+        return self.conv1, self.conv2, self.conv3, self.conv4, self.conv5
+
+    def forward(self, x: Tensor) -> Tensor:
+        convolutions = self._convolutions()
+        return residual_dense_block(
+            x,
+            [one.weight for one in convolutions],
+            [_bias(one) for one in convolutions],
+            slope=NEGATIVE_SLOPE,
+            scale=RESIDUAL_SCALE,
+            impl=self.impl,
+        )
+
+
+def _convolution(cin: int, cout: int) -> nn.Conv2d:
+    return nn.Conv2d(cin, cout, 3, padding=1)
+
+
+def _bias(convolution: nn.Conv2d) -> Tensor:
+    """The bias that every convolution here has; PyTorch's type says that it might be None."""
+    return cast(Tensor, convolution.bias)
+
+
+def _activate(x: Tensor) -> Tensor:
+    return F.leaky_relu(x, NEGATIVE_SLOPE, inplace=True)

@@ -1,0 +1,119 @@
+"""From a configuration to the networks, the objective and the step of a stage."""
+
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from andfast.adversary import PRESETS, Ball
+from andfast.config import STAGES, DiscriminatorConfig, Stage, TrainConfig
+from andfast.losses import GANLoss, PerceptualLoss
+from andfast.nn import DegradationNetwork, RRDBNet, UNetDiscriminator, VGGDiscriminator
+from andfast.nn.weights import generator_from_weights
+from andfast.training.distributed import Processes
+from andfast.training.objective import Objective
+from andfast.training.step import Adversary, Place, TrainingStep
+from andfast.training.timing import Stopwatch
+
+AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def build_generator(config: TrainConfig) -> RRDBNet:
+    """G, from ``init_weights`` if there are any, else drawn from the global generator.
+
+    Raises:
+        ValueError: the weights are of another architecture than the configuration's.
+    """
+    wanted = {
+        "scale": config.scale,
+        "features": config.generator.features,
+        "blocks": config.generator.blocks,
+        "growth": config.generator.growth,
+    }
+    if config.init_weights is None:
+        return RRDBNet(**wanted)
+    found = generator_from_weights(config.init_weights)
+    for name, value in wanted.items():
+        field = name if name == "scale" else f"generator.{name}"
+        if (was := getattr(found, name)) != value:
+            raise ValueError(f"{field} must be that of init_weights {config.init_weights}, {was}, was {value}")
+    return found
+
+
+def build_discriminator(config: DiscriminatorConfig, patch_size: int) -> nn.Module:
+    """D, drawn from the global generator."""
+    if config.kind == "vgg":
+        return VGGDiscriminator(patch_size, features=config.features)
+    return UNetDiscriminator(features=config.features)
+
+
+def build_adversary(config: TrainConfig) -> Adversary:
+    """The search of the worst case: the preset, with the radii that the configuration replaces."""
+    settings = config.adversary
+    preset = PRESETS[settings.preset]
+    size = config.data.patch_size
+    ball = preset.ball_for(size, size)
+    if settings.radius_joint is not None:
+        factor = settings.radius_joint / ball.convolution
+        ball = Ball(settings.radius_joint, ball.noise * factor, ball.slope * factor, joint=True)
+    replaced = {
+        "convolution": settings.radius_convolution,
+        "noise": settings.radius_noise,
+        "slope": settings.radius_slope,
+    }
+    return Adversary(
+        ball=replace(ball, **{name: radius for name, radius in replaced.items() if radius is not None}),
+        steps=settings.steps,
+        step_size=preset.step_size if settings.step_size is None else settings.step_size,
+        channels=config.degradation.channels,
+        noise=config.degradation.noise,
+        slope=config.degradation.slope,
+        images_per_network=config.degradation.images_per_network,
+    )
+
+
+def build_step(config: TrainConfig, stage: Stage, generator: nn.Module, group: Processes) -> TrainingStep:
+    """Everything that a step of this stage needs, on this process's device."""
+    device = group.device
+    memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
+    generator = generator.to(device=device, memory_format=memory_format)  # type: ignore[call-overload]
+    discriminator = None
+    objective = Objective(l1=config.loss.l1)
+    if stage == "gan":
+        loss = config.loss
+        vgg = None
+        if loss.perceptual > 0:
+            vgg = PerceptualLoss(
+                loss.perceptual_layers, weights=loss.vgg_weights, criterion=loss.perceptual_criterion
+            ).to(device=device, memory_format=memory_format)  # type: ignore[call-overload]
+        if loss.gan > 0:
+            discriminator = build_discriminator(config.discriminator, config.data.patch_size)
+            discriminator = discriminator.to(device=device, memory_format=memory_format)  # type: ignore[call-overload]
+        objective = Objective(
+            l1=loss.l1,
+            perceptual=loss.perceptual,
+            gan=loss.gan,
+            vgg=vgg,
+            discriminator=discriminator,
+            gan_loss=GANLoss(loss.gan_kind) if discriminator is not None else None,
+        )
+    if config.compile:
+        for module in (generator, discriminator):
+            if module is not None:
+                module.compile()
+    degradation = DegradationNetwork(config.scale, padding=config.degradation.padding)
+    return TrainingStep(
+        degradation=degradation,
+        generator=generator,
+        discriminator=discriminator,
+        objective=objective,
+        adversary=build_adversary(config),
+        patch_size=config.data.patch_size,
+        place=Place(config.seed, STAGES.index(stage), group.rank, group.world_size, config.accumulate),
+        autocast=AUTOCAST[config.precision],
+        degradation_autocast=config.degradation.precision == "mixed",
+        round_lr=config.degradation.round_lr,
+        generator_parallel=group.parallel(generator),
+        discriminator_parallel=None if discriminator is None else group.parallel(discriminator),
+        stopwatch=Stopwatch(device),
+    )

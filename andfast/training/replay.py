@@ -1,0 +1,61 @@
+"""Run a failed step again from its dump: ``python -m andfast.training.replay FILE``.
+
+Prints the step's losses, by the configuration, batches and weights in the dump, and ends with status 1 if one of them
+is infinite or NaN again.
+"""
+
+import argparse
+import tempfile
+from pathlib import Path
+
+import torch
+
+from andfast.config_checks import resolve_device
+from andfast.config_cli import load
+from andfast.training.build import build_generator
+from andfast.training.distributed import Processes
+from andfast.training.failure import load_failure
+from andfast.training.stage import StageState
+from andfast.training.step import first_nonfinite
+
+
+def replay(path: Path, device: str = "auto") -> dict[str, float]:
+    """The losses of a dumped step, computed again.
+
+    Raises:
+        FileNotFoundError, ValueError: ``path`` is no dump, or the device is not there.
+    """
+    failure = load_failure(path)
+    contents = failure["state"]
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "config.yaml"
+        file.write_text(contents["config"], encoding="utf-8")
+        config = load(file)
+    config.init_weights = None  # the dump has the weights
+    place = torch.device(resolve_device(device))
+    state = StageState(config, failure["stage"], build_generator(config), Processes(0, 1, place))
+    for name, network in state.trained().items():
+        network.load_state_dict(contents["weights"][name])
+    state.done = failure["step"] - 1
+    state.step.set_part(contents["rank"], contents["world_size"])
+    found = state.gradients([batch.to(place) for batch in contents["batches"]])
+    return {name: float(value) for name, value in found.items()}
+
+
+def main() -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m andfast.training.replay", description=__doc__.splitlines()[0])
+    parser.add_argument("file", type=Path, help="a dump in the failures folder of a run")
+    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+    arguments = parser.parse_args()
+    try:
+        values = replay(arguments.file, arguments.device)
+    except (OSError, ValueError) as error:
+        parser.exit(2, f"{parser.prog}: error: {error}\n")
+    for name, value in values.items():
+        print(f"{name:<16} {value:.8g}")
+    return 1 if first_nonfinite(values) else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,242 @@
+"""One training step: the four sub-steps of the paper's figure 2, top to bottom.
+
+The gradients of a step are a pure function of the weights, the HR batches and (seed, stage, step): identity networks
+come from a generator seeded by these, and every process draws its own part of one global batch. So a step can be run
+again from a checkpoint, and splitting a batch over processes or over accumulation does not change what is learned.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from andfast.adversary import Ascent, Ball, ascend, sample_identity
+from andfast.functional import blur_pool
+from andfast.nn import DegradationNetwork, Theta, frozen
+from andfast.training.objective import Objective, Targets
+from andfast.training.timing import Stopwatch
+
+FP16_ASCENT_SCALE = 2.0**16
+"""Factor on the ascent's loss in fp16; its gradients are normalised, so nothing has to be undone."""
+
+
+@dataclass(frozen=True)
+class Adversary:
+    """How the worst case is searched.
+
+    Attributes:
+        ball, steps, step_size: as of :func:`andfast.adversary.ascend`.
+        channels, noise, slope: of F's parameters, as of :func:`andfast.adversary.sample_identity`.
+        images_per_network: images that share one F; 0: one F for the whole micro batch.
+    """
+
+    ball: Ball
+    steps: int = 5
+    step_size: float = 0.3
+    channels: int = 64
+    noise: str = "full"
+    slope: str = "layer"
+    images_per_network: int = 1
+
+
+@dataclass(frozen=True)
+class Place:
+    """Which part of the global batch this process works on, and where its randomness starts."""
+
+    seed: int
+    stage: int
+    rank: int = 0
+    world_size: int = 1
+    accumulate: int = 1
+
+
+@dataclass
+class TrainingStep:
+    """The networks of a stage and how a step is taken with them.
+
+    Attributes:
+        degradation: F.
+        generator: G, trained.
+        discriminator: D, trained (None in stage net).
+        objective: G's loss, over the same D.
+        adversary: the search of the worst case.
+        patch_size: side of the HR crops for which the adversary's ball is meant.
+        place: seeds, process and accumulation.
+        autocast: dtype of the mixed-precision regions; None for fp32.
+        degradation_autocast: whether F follows ``autocast``; else it runs in fp32.
+        round_lr: round the training pass's LR to 8 bits.
+        generator_parallel, discriminator_parallel: the same networks as their gradients are averaged (DDP).
+        scale_loss: of a gradient scaler, or the identity.
+        stopwatch: takes the time of the sub-steps.
+    """
+
+    degradation: DegradationNetwork
+    generator: nn.Module
+    objective: Objective
+    adversary: Adversary
+    patch_size: int
+    place: Place
+    discriminator: nn.Module | None = None
+    autocast: torch.dtype | None = None
+    degradation_autocast: bool = False
+    round_lr: bool = False
+    generator_parallel: nn.Module | None = None
+    discriminator_parallel: nn.Module | None = None
+    scale_loss: Callable[[Tensor], Tensor] = field(default=lambda loss: loss)
+    stopwatch: Stopwatch | None = None
+
+    def gradients(self, batches: Sequence[Tensor], step: int) -> dict[str, Tensor]:
+        """Accumulate the gradients of G (and D) over micro batches of HR; the host never waits for the device.
+
+        Args:
+            batches: as many as ``place.accumulate``, each (N, 3, H, W) in [0, 1].
+            step: number of optimizer steps done in this stage.
+
+        Returns:
+            Scalars on the device, means over the micro batches: "loss" (G's weighted sum on the adversarial case), its
+            terms, "loss_clean" (the same on the identity networks), "loss_gain" (their difference), "lr_psnr" (dB,
+            adversarial against clean LR), and in stage gan "discriminator", "real_logit" and "fake_logit".
+        """
+        found: list[dict[str, Tensor]] = []
+        for micro, hr in enumerate(batches):
+            last = micro == len(batches) - 1
+            with self._part("identity"):
+                identity = self.draw_identity(hr, step, micro)
+            with self._part("ascent"), frozen(self.generator, self.discriminator), self.mixed(hr):
+                targets = self.objective.targets(hr)
+                ascent = self.search(hr, targets, identity)
+            with self._part("restoration"):
+                lr, clean = self.degrade(hr, ascent.theta)
+                sr, values = self._train_generator(lr, targets, len(batches), last)
+            if self.discriminator is not None:
+                with self._part("discrimination"):
+                    values |= self._train_discriminator(hr, sr.detach(), len(batches), last)
+            if len(ascent.losses):
+                values["loss_clean"] = ascent.losses[0].float()
+                values["loss_gain"] = values["loss"] - values["loss_clean"]
+            values["lr_psnr"] = psnr(lr, clean)
+            found.append(values)
+        return {name: torch.stack([values[name] for values in found]).mean() for name in found[0]}
+
+    def set_part(self, rank: int, world_size: int) -> None:
+        """Work on the part of the global batch that is another process's, to run its step again."""
+        self.place = replace(self.place, rank=rank, world_size=world_size)
+
+    def draw_identity(self, hr: Tensor, step: int, micro: int = 0) -> Theta:
+        """Sub-step 1: fresh identity networks for this process's part of the global batch."""
+        per_network = self.adversary.images_per_network or hr.shape[0]
+        n = hr.shape[0] // per_network
+        part = micro * self.place.world_size + self.place.rank
+        return sample_identity(
+            n,
+            hr_size=(hr.shape[2], hr.shape[3]),
+            scale=self.degradation.scale,
+            channels=self.adversary.channels,
+            noise=self.adversary.noise,
+            slope=self.adversary.slope,
+            generator=seeded_generator(hr.device, self.place.seed, self.place.stage, step),
+            device=hr.device,
+            batch=(part * n, self.place.accumulate * self.place.world_size * n),
+        )
+
+    def search(self, hr: Tensor, targets: Targets, identity: Theta) -> Ascent:
+        """Sub-step 2: push the identity networks to where G, frozen, restores worst."""
+
+        def objective(theta: Theta) -> Tensor:
+            sr = self.generator(self._run_degradation(hr, theta))
+            return self.objective.total(self.objective.terms(sr, targets))
+
+        return ascend(
+            objective,
+            identity,
+            ball=self.adversary.ball,
+            steps=self.adversary.steps,
+            step_size=self.adversary.step_size,
+            loss_scale=FP16_ASCENT_SCALE if self.autocast is torch.float16 else 1.0,
+        )
+
+    @torch.no_grad()
+    def degrade(self, hr: Tensor, theta: Theta) -> tuple[Tensor, Tensor]:
+        """The training pass's LR, clamped to [0, 1] and rounded if asked for, and the clean LR beside it."""
+        with self.mixed(hr):
+            lr = self._run_degradation(hr, theta).float().clamp(0, 1)
+        if self.round_lr:
+            lr = lr.mul(255).round().div(255)
+        return lr, blur_pool(hr, self.degradation.scale, impl=self.degradation.impl)
+
+    def _train_generator(
+        self, lr: Tensor, targets: Targets, micro_batches: int, last: bool
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Sub-step 3: G's gradients on the worst case, through D as it is."""
+        model = self.generator_parallel or self.generator
+        with _synchronised(model, last), frozen(self.discriminator):
+            with self.mixed(lr):
+                sr = model(lr)
+                terms = self.objective.terms(sr, targets)
+                loss = self.objective.total(terms)
+            self.scale_loss(loss / micro_batches).backward()  # type: ignore[no-untyped-call]
+        return sr, {"loss": loss.detach(), **{name: term.detach() for name, term in terms.items()}}
+
+    def _train_discriminator(self, hr: Tensor, sr: Tensor, micro_batches: int, last: bool) -> dict[str, Tensor]:
+        """Sub-step 4: D's gradients, on HR as real and SR as fake."""
+        model = self.discriminator_parallel or self.discriminator
+        gan_loss = self.objective.gan_loss
+        assert model is not None and gan_loss is not None
+        with _synchronised(model, last):
+            with self.mixed(hr):
+                real, fake = model(hr), model(sr)
+                loss = gan_loss.discriminator(real, fake)
+            self.scale_loss(loss / micro_batches).backward()  # type: ignore[no-untyped-call]
+        return {
+            "discriminator": loss.detach(),
+            "real_logit": real.detach().float().mean(),
+            "fake_logit": fake.detach().float().mean(),
+        }
+
+    def _run_degradation(self, hr: Tensor, theta: Theta) -> Tensor:
+        if self.autocast is None or self.degradation_autocast:
+            return self.degradation(hr, theta)  # type: ignore[no-any-return]
+        with torch.autocast(hr.device.type, enabled=False):
+            return self.degradation(hr, theta)  # type: ignore[no-any-return]
+
+    def mixed(self, x: Tensor) -> AbstractContextManager[object]:
+        """The autocast region of the run's precision, for the device of x."""
+        if self.autocast is None:
+            return nullcontext()
+        return torch.autocast(x.device.type, dtype=self.autocast)
+
+    def _part(self, name: str) -> AbstractContextManager[None]:
+        return self.stopwatch.part(name) if self.stopwatch is not None else nullcontext()
+
+
+def psnr(a: Tensor, b: Tensor) -> Tensor:
+    """The mean over images of the PSNR in dB, over all channels, of values in [0, 1]."""
+    error = (a.float() - b.float()).square().mean((1, 2, 3))
+    return -10 * error.clamp_min(1e-20).log10().mean()
+
+
+def seeded_generator(device: torch.device, *numbers: int) -> torch.Generator | None:
+    """A generator on the device whose draws depend on nothing but the numbers (None on the meta device)."""
+    if device.type == "meta":
+        return None
+    seed = int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
+    return torch.Generator(device).manual_seed(seed)
+
+
+def first_nonfinite(values: Mapping[str, float]) -> str | None:
+    """The name of the first value that is infinite or NaN."""
+    return next((name for name, value in values.items() if not np.isfinite(value)), None)
+
+
+@contextmanager
+def _synchronised(model: nn.Module, last: bool) -> Iterator[None]:
+    """DDP averages gradients once, in the last micro batch."""
+    if isinstance(model, DistributedDataParallel) and not last:
+        with model.no_sync():
+            yield
+    else:
+        yield

@@ -1,0 +1,29 @@
+// andfast._C: the compiled functions. Private; andfast.functional is what people call.
+#include <torch/csrc/utils/pybind.h>
+
+#include "blur_pool.h"
+#include "blur_pool_index.h"
+
+namespace py = pybind11;
+
+PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
+  m.doc() = "Compiled implementations behind andfast.functional (private).";
+
+  m.def("blur_pool_forward_cpu", &andfast::blur_pool_forward_cpu, py::arg("x"), py::arg("taps"), py::arg("factor"),
+        py::arg("channels_last"), py::call_guard<py::gil_scoped_release>());
+  m.def("blur_pool_backward_cpu", &andfast::blur_pool_backward_cpu, py::arg("grad"), py::arg("taps"), py::arg("factor"),
+        py::arg("channels_last"), py::call_guard<py::gil_scoped_release>());
+
+  // The index arithmetic, for its tests.
+  m.def("blur_pool_input_of", &andfast::input_of, py::arg("o"), py::arg("k"), py::arg("factor"), py::arg("pad"),
+        py::arg("size"));
+  m.def("blur_pool_padding_of", &andfast::padding_of, py::arg("n_taps"), py::arg("factor"));
+  m.def("blur_pool_outputs_of", [](int64_t p, int64_t factor, int64_t n_taps, int64_t n_outputs) {
+    const auto range = andfast::outputs_of(p, factor, n_taps, n_outputs);
+    return std::make_pair(range.first, range.last);
+  }, py::arg("p"), py::arg("factor"), py::arg("n_taps"), py::arg("n_outputs"));
+  m.def("blur_pool_padded_of", [](int64_t i, int64_t pad, int64_t size) {
+    const auto found = andfast::padded_of(i, pad, size);
+    return std::vector<int64_t>(found.at, found.at + found.count);
+  }, py::arg("i"), py::arg("pad"), py::arg("size"));
+}

@@ -1,0 +1,66 @@
+// Index arithmetic of anti-aliased pooling, along one axis. The one place where it is written: the C++ code, the tests
+// (through the bindings) and CUDA kernels all use these functions.
+//
+// Forward, for output o of `size / factor`:
+//     y[o] = sum_k taps[k] * x[reflect(factor * o + k - pad, size)],      0 <= k < n_taps
+// Backward is the transpose. With the padded coordinate p = i + pad of an input i, the outputs that read p are
+//     o = p / factor - m,  with tap k = p % factor + m * factor,          m = 0, 1, ... while k < n_taps and o >= 0,
+// and an input near a border is read at its mirrored padded coordinates too.
+#pragma once
+
+#include <cstdint>
+
+#if defined(__CUDACC__) || defined(__HIPCC__)
+#define ANDFAST_HOST_DEVICE __host__ __device__ __forceinline__
+#else
+#define ANDFAST_HOST_DEVICE inline
+#endif
+
+namespace andfast {
+
+// Samples added by reflection on each side: the window of `n_taps` is centred on the block of `factor` samples.
+ANDFAST_HOST_DEVICE int64_t padding_of(int64_t n_taps, int64_t factor) { return (n_taps - factor) / 2; }
+
+// Mirrors an index into [0, size) without repeating the border (numpy's "reflect"); needs -size < i < 2 * size - 1.
+ANDFAST_HOST_DEVICE int64_t reflect(int64_t i, int64_t size) {
+  i = i < 0 ? -i : i;
+  return i >= size ? 2 * (size - 1) - i : i;
+}
+
+// The input sample that tap k of output o reads.
+ANDFAST_HOST_DEVICE int64_t input_of(int64_t o, int64_t k, int64_t factor, int64_t pad, int64_t size) {
+  return reflect(factor * o + k - pad, size);
+}
+
+// The outputs o in [first, last] and their taps k = p - factor * o that read the padded coordinate p.
+struct OutputRange {
+  int64_t first;
+  int64_t last;  // inclusive; last < first when no output reads p
+};
+
+ANDFAST_HOST_DEVICE OutputRange outputs_of(int64_t p, int64_t factor, int64_t n_taps, int64_t n_outputs) {
+  // factor * o <= p  and  factor * o >= p - n_taps + 1 (rounded up)
+  const int64_t last = p / factor;
+  const int64_t low = p - n_taps + 1;
+  const int64_t first = low <= 0 ? 0 : (low + factor - 1) / factor;
+  return {first, last < n_outputs ? last : n_outputs - 1};
+}
+
+// The padded coordinates that hold input i: i + pad itself, and its mirror images inside the margins, if any.
+struct PaddedCoordinates {
+  int64_t count;
+  int64_t at[3];
+};
+
+ANDFAST_HOST_DEVICE PaddedCoordinates padded_of(int64_t i, int64_t pad, int64_t size) {
+  PaddedCoordinates found{1, {i + pad, 0, 0}};
+  if (i > 0 && i <= pad) {
+    found.at[found.count++] = pad - i;
+  }
+  if (i < size - 1 && size - 1 - i <= pad) {
+    found.at[found.count++] = 2 * (size - 1) - i + pad;
+  }
+  return found;
+}
+
+}  // namespace andfast

@@ -1,0 +1,125 @@
+"""Builds andfast's compiled extension, ``andfast._C`` (csrc/). The metadata is pyproject.toml's.
+
+torch must be installed first, and pip must use it: ``pip install --no-build-isolation .`` (or ``-e .``), which is what the
+Makefile does. Under build isolation pip hides torch from this file; what it installs then is the pure-Python package.
+
+Environment variables:
+
+``ANDFAST_CPU_ONLY=1``
+    Build the CPU part only, CUDA toolkit or not.
+``ANDFAST_CUDA_ARCHS="8.0;9.0"``
+    Build the CUDA part (csrc/*.cu) for these compute capabilities; no GPU need be present. It is an error if it cannot be
+    built. Unset: built for 8.0 and 9.0 if a toolkit is found.
+``ANDFAST_REQUIRE_EXT=1``
+    A missing torch or compiler is an error. Unset: a printed warning and an install without the extension, whose ops then
+    run their reference implementations and tell on request (``impl="cpp"``) why.
+``CUDA_HOME``, ``CXX``, ``MAX_JOBS``
+    As torch.utils.cpp_extension reads them.
+"""
+
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+from setuptools import setup
+
+ROOT = Path(__file__).resolve().parent
+DEFAULT_ARCHS = "8.0;9.0"
+
+
+def switched_on(name: str) -> bool:
+    """Whether the environment variable is set to 1; anything but 0, 1 and nothing is an error."""
+    value = os.environ.get(name, "")
+    if value not in ("", "0", "1"):
+        sys.exit(f"andfast: {name} must be 0 or 1, was {value!r}")
+    return value == "1"
+
+
+def sources(pattern: str) -> list[str]:
+    """Files of csrc/, relative to the project as setuptools wants them."""
+    return sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "csrc").glob(pattern))
+
+
+def missing() -> str | None:
+    """Why the extension cannot be built here, or None."""
+    try:
+        import torch  # noqa: F401, PLC0415
+    except ImportError as error:
+        return f"torch cannot be imported ({error}); install it first and use pip's --no-build-isolation"
+    compiler = os.environ.get("CXX", "g++").split()[-1]
+    if shutil.which(compiler) is None and shutil.which("c++") is None:
+        return f"no C++ compiler: {compiler} is not on the PATH"
+    return None
+
+
+def cuda_archs() -> str | None:
+    """Compute capabilities to build the CUDA part for, or None to leave it out."""
+    asked = os.environ.get("ANDFAST_CUDA_ARCHS", "")
+    if switched_on("ANDFAST_CPU_ONLY"):
+        if asked:
+            sys.exit("andfast: ANDFAST_CPU_ONLY=1 and ANDFAST_CUDA_ARCHS contradict each other; unset one of them")
+        return None
+    if asked and not sources("*.cu"):
+        sys.exit(f"andfast: ANDFAST_CUDA_ARCHS={asked!r} asks for the CUDA part, but csrc/ has no .cu files")
+    from torch.utils.cpp_extension import CUDA_HOME  # noqa: PLC0415
+
+    if asked and CUDA_HOME is None:
+        sys.exit(f"andfast: ANDFAST_CUDA_ARCHS={asked!r} asks for the CUDA part, but no toolkit was found; set CUDA_HOME")
+    if not sources("*.cu") or CUDA_HOME is None:
+        return None
+    return asked or DEFAULT_ARCHS
+
+
+def extension() -> dict[str, Any]:
+    """The arguments to setup() that build the extension."""
+    import torch  # noqa: PLC0415
+    from torch.utils.cpp_extension import BuildExtension, CppExtension, CUDAExtension  # noqa: PLC0415
+
+    # Without the last two, comparisons keep loops over half types from being vectorised; torch is built so too.
+    cxx = ["-O3", "-std=c++20", "-fopenmp", "-fvisibility=hidden", "-Wall"]
+    cxx += ["-fno-math-errno", "-fno-trapping-math"]
+    archs = cuda_archs()
+    if archs is None:
+        built = CppExtension(
+            "andfast._C",
+            sources("*.cpp"),
+            depends=sources("*.h"),
+            extra_compile_args={"cxx": cxx},
+            extra_link_args=["-fopenmp", "-s"],
+        )
+    else:
+        os.environ["TORCH_CUDA_ARCH_LIST"] = archs
+        built = CUDAExtension(
+            "andfast._C",
+            sources("*.cpp") + sources("*.cu"),
+            depends=sources("*.h") + sources("*.cuh"),
+            define_macros=[("ANDFAST_WITH_CUDA", None)],
+            extra_compile_args={"cxx": cxx, "nvcc": ["-O3", "-std=c++20", "--expt-relaxed-constexpr"]},
+            extra_link_args=["-fopenmp", "-s"],
+        )
+    return {
+        "ext_modules": [built],
+        "cmdclass": {"build_ext": BuildExtension},
+        # Objects compiled against one torch must not be linked for another.
+        "options": {"build": {"build_base": f"build/torch-{torch.__version__}"}},
+    }
+
+
+def arguments() -> dict[str, Any]:
+    """The arguments to setup() that pyproject.toml does not hold."""
+    if not (ROOT / "andfast" / "kernels" / "__init__.py").is_file():
+        sys.exit("andfast: andfast/kernels must be a link to ../kernels (a checkout without symbolic links lacks it)")
+    reason = missing()
+    if reason is None:
+        return extension()
+    if switched_on("ANDFAST_REQUIRE_EXT"):
+        sys.exit(f"andfast: ANDFAST_REQUIRE_EXT=1, and the extension cannot be built: {reason}")
+    if os.environ.get("ANDFAST_CUDA_ARCHS"):
+        sys.exit(f"andfast: ANDFAST_CUDA_ARCHS asks for the CUDA part, and the extension cannot be built: {reason}")
+    print(f"andfast: WARNING: installing without the compiled extension: {reason}", file=sys.stderr)
+    return {}
+
+
+setup(**arguments())

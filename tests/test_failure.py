@@ -1,0 +1,132 @@
+"""What happens when a loss is not finite, and when a run is stopped from outside."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+
+from andfast.training.failure import NonFiniteLossError, dump_failure, load_failure
+from andfast.training.signals import GracefulStop
+
+
+def test_the_error_names_loss_step_dump_and_the_way_to_reproduce_it(tmp_path: Path) -> None:
+    dump = dump_failure(tmp_path, stage="gan", step=12, name="perceptual", state={})
+    error = NonFiniteLossError(
+        "perceptual", float("nan"), stage="gan", step=12, dump=dump, reproduce="do this"
+    )
+    text = str(error)
+    assert "\n" not in text
+    for part in ("loss 'perceptual' is nan in step 12 of stage gan", "weights are from before it", str(dump)):
+        assert part in text
+    assert text.endswith("to reproduce it: do this")
+    assert (error.name, error.stage, error.step, error.dump) == ("perceptual", "gan", 12, dump)
+    plain = NonFiniteLossError("l1", float("inf"), stage="net", step=1, dump=dump)
+    assert f"torch.load({str(dump)!r}, weights_only=True)" in str(plain)
+
+
+def test_the_dump_comes_back(tmp_path: Path) -> None:
+    hr = torch.tensor([float("nan"), 1.0])
+    path = dump_failure(
+        tmp_path, stage="net", step=3, name="l1", state={"hr": hr, "theta": (hr, [hr]), "seed": 7}
+    )
+    assert path == tmp_path / "failures" / "net-00000003-l1.pt"
+    found = load_failure(path)
+    assert (found["stage"], found["step"], found["name"], found["rank"]) == ("net", 3, "l1", 0)
+    assert found["state"]["hr"].view(torch.int32).equal(hr.view(torch.int32))
+    assert found["state"]["theta"][1][0].shape == (2,)
+    other = dump_failure(tmp_path, stage="net", step=3, name="l1", state={}, rank=1)
+    assert other.name == "net-00000003-l1-rank1.pt"
+    assert load_failure(other)["rank"] == 1
+
+
+def test_dump_errors(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match=r"dump\['state'\]\['path'\] must be a tensor, .* was PosixPath"):
+        dump_failure(tmp_path, stage="net", step=3, name="l1", state={"path": tmp_path})
+    with pytest.raises(ValueError, match=r"name must be letters, .* was '\.\./l1'"):
+        dump_failure(tmp_path, stage="net", step=3, name="../l1", state={})
+    with pytest.raises(FileNotFoundError, match="a dump must be a file"):
+        load_failure(tmp_path / "nowhere.pt")
+    torch.save([1], tmp_path / "other.pt")
+    with pytest.raises(ValueError, match="is not a dump of a failed step"):
+        load_failure(tmp_path / "other.pt")
+
+
+def test_a_dump_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_arguments: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(OSError, match="No space left"):
+        dump_failure(tmp_path, stage="net", step=3, name="l1", state={})
+    assert list((tmp_path / "failures").iterdir()) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_first_signal_asks_and_the_second_stops(
+    number: signal.Signals, capfd: pytest.CaptureFixture[str]
+) -> None:
+    earlier = [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)]
+    with GracefulStop() as stop:
+        assert not stop
+        assert not stop.requested
+        os.kill(os.getpid(), number)
+        assert stop
+        assert stop.requested
+        assert stop.signal_name == number.name
+        with pytest.raises(KeyboardInterrupt, match=f"{number.name} after {number.name}"):
+            os.kill(os.getpid(), number)
+    assert [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)] == earlier
+    assert f"{number.name}: finishing this step, then saving; send it again" in capfd.readouterr().err
+
+
+def test_handlers_are_back_after_an_error() -> None:
+    earlier = signal.getsignal(signal.SIGINT)
+    with pytest.raises(ZeroDivisionError), GracefulStop():
+        raise ZeroDivisionError
+    assert signal.getsignal(signal.SIGINT) is earlier
+
+
+def test_only_in_the_main_thread() -> None:
+    caught: list[BaseException] = []
+
+    def enter() -> None:
+        try:
+            with GracefulStop():
+                pass
+        except RuntimeError as error:
+            caught.append(error)
+
+    thread = threading.Thread(target=enter)
+    thread.start()
+    thread.join()
+    assert "main thread" in str(caught[0])
+
+
+FORKED = """
+import os, signal, sys, time
+from andfast.training.signals import GracefulStop
+with GracefulStop() as stop:
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.write(writing, b"alive" if not stop else b"asked")
+        time.sleep(60)
+        os._exit(0)
+    print(os.read(reading, 5).decode())
+    os.kill(child, signal.SIGTERM)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), bool(stop))
+"""
+
+
+def test_a_forked_worker_outlives_sigint_and_dies_of_sigterm() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", FORKED], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert done.stdout.split() == ["alive", "-15", "False"]
+    assert done.stderr == ""
