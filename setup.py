@@ -1,23 +1,24 @@
 """Builds andfast's compiled extension, ``andfast._C`` (csrc/). The metadata is pyproject.toml's.
 
-torch must be installed first, and pip must use it: ``pip install --no-build-isolation .`` (or ``-e .``), which is what the
-Makefile does. Under build isolation pip hides torch from this file; what it installs then is the pure-Python package.
+torch must be installed first, and pip must use it: ``pip install --no-build-isolation .`` (or ``-e .``), which is what
+the Makefile does. Under build isolation pip hides torch from this file, and installs the pure-Python package.
 
 Environment variables:
 
 ``ANDFAST_CPU_ONLY=1``
     Build the CPU part only, CUDA toolkit or not.
 ``ANDFAST_CUDA_ARCHS="8.0;9.0"``
-    Build the CUDA part (csrc/*.cu) for these compute capabilities; no GPU need be present. It is an error if it cannot be
-    built. Unset: built for 8.0 and 9.0 if a toolkit is found.
+    Build the CUDA part (csrc/*.cu) for these compute capabilities; no GPU need be present. It is an error if it cannot
+    be built. Unset: built for 8.0 and 9.0 if a toolkit is found.
 ``ANDFAST_REQUIRE_EXT=1``
-    A missing torch or compiler is an error. Unset: a printed warning and an install without the extension, whose ops then
-    run their reference implementations and tell on request (``impl="cpp"``) why.
+    A missing torch or compiler is an error. Unset: a printed warning and an install without the extension; the ops then
+    run their reference implementations, and tell on request (``impl="cpp"``) why.
 ``CUDA_HOME``, ``CXX``, ``MAX_JOBS``
     As torch.utils.cpp_extension reads them.
 """
 
 import os
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -48,8 +49,8 @@ def missing() -> str | None:
         import torch  # noqa: F401, PLC0415
     except ImportError as error:
         return f"torch cannot be imported ({error}); install it first and use pip's --no-build-isolation"
-    compiler = os.environ.get("CXX", "g++").split()[-1]
-    if shutil.which(compiler) is None and shutil.which("c++") is None:
+    compiler = os.environ.get("CXX", "c++")  # torch.utils.cpp_extension's own default
+    if shutil.which(compiler.split()[-1]) is None:
         return f"no C++ compiler: {compiler} is not on the PATH"
     return None
 
@@ -61,12 +62,16 @@ def cuda_archs() -> str | None:
         if asked:
             sys.exit("andfast: ANDFAST_CPU_ONLY=1 and ANDFAST_CUDA_ARCHS contradict each other; unset one of them")
         return None
+    if asked and not re.fullmatch(r"\d+\.\d+[a-z]?(\+PTX)?(;\d+\.\d+[a-z]?(\+PTX)?)*", asked):
+        sys.exit(f"andfast: ANDFAST_CUDA_ARCHS must be compute capabilities like 8.0;9.0, was {asked!r}")
     if asked and not sources("*.cu"):
         sys.exit(f"andfast: ANDFAST_CUDA_ARCHS={asked!r} asks for the CUDA part, but csrc/ has no .cu files")
     from torch.utils.cpp_extension import CUDA_HOME  # noqa: PLC0415
 
     if asked and CUDA_HOME is None:
-        sys.exit(f"andfast: ANDFAST_CUDA_ARCHS={asked!r} asks for the CUDA part, but no toolkit was found; set CUDA_HOME")
+        sys.exit(
+            f"andfast: ANDFAST_CUDA_ARCHS={asked!r} asks for the CUDA part, but no toolkit was found; set CUDA_HOME"
+        )
     if not sources("*.cu") or CUDA_HOME is None:
         return None
     return asked or DEFAULT_ARCHS

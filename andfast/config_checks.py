@@ -9,9 +9,7 @@ from typing import Final
 from andfast.config import TrainConfig
 
 VGG_LAYERS: Final = tuple(
-    f"conv{block}_{layer}"
-    for block, layers in enumerate((2, 2, 4, 4, 4), start=1)
-    for layer in range(1, layers + 1)
+    f"conv{block}_{layer}" for block, layers in enumerate((2, 2, 4, 4, 4), start=1) for layer in range(1, layers + 1)
 )
 """The convolutions of VGG19, in order."""
 
@@ -59,13 +57,10 @@ def validate_machine(config: TrainConfig) -> None:
     device = resolve_device(config.device)
     if config.precision == "fp16" and device != "cuda":
         raise ValueError(
-            f"precision must be 'bf16' or 'fp32' without CUDA, was 'fp16' "
-            f"(device {config.device!r} is {device!r} here)"
+            f"precision must be 'bf16' or 'fp32' without CUDA, was 'fp16' (device {config.device!r} is {device!r} here)"
         )
     if config.init_weights is not None and not config.init_weights.is_file():
-        raise ValueError(
-            f"init_weights must be a weights file, was {str(config.init_weights)!r}, which is not a file"
-        )
+        raise ValueError(f"init_weights must be a weights file, was {str(config.init_weights)!r}, which is not a file")
     weights = config.loss.vgg_weights
     uses_vgg = "gan" in config.stages and config.loss.perceptual > 0
     if uses_vgg and weights not in _VGG_CHOICES and not Path(weights).is_file():
@@ -124,9 +119,7 @@ def _stages(config: TrainConfig) -> None:
         _number(f"{name}.lr", stage.lr, lambda rate: rate > 0, "a number above 0")
         for beta in stage.betas:
             if not 0 <= beta < 1:
-                raise ValueError(
-                    f"{name}.betas must be two numbers from 0 to below 1, was {list(stage.betas)}"
-                )
+                raise ValueError(f"{name}.betas must be two numbers from 0 to below 1, was {list(stage.betas)}")
 
 
 def _run(config: TrainConfig) -> None:
@@ -168,9 +161,7 @@ def _adversary(config: TrainConfig) -> None:
     for name, radius in separate.items():
         _number(name, radius, lambda radius: radius >= 0, "a number of at least 0 or null")
     if all(radius == 0 for radius in separate.values()):
-        raise ValueError(
-            "adversary.radius_convolution, radius_noise or radius_slope must be above 0, all were 0"
-        )
+        raise ValueError("adversary.radius_convolution, radius_noise or radius_slope must be above 0, all were 0")
     _number(
         "adversary.radius_joint",
         adversary.radius_joint,
@@ -200,9 +191,7 @@ def _losses(config: TrainConfig) -> None:
     if "gan" in config.stages and loss.l1 == loss.perceptual == 0:
         raise ValueError("loss.l1 or loss.perceptual must be above 0 for stage gan, both were 0")
     if loss.perceptual > 0 and not loss.perceptual_layers:
-        raise ValueError(
-            "loss.perceptual_layers must name at least one layer while loss.perceptual is above 0, was {}"
-        )
+        raise ValueError("loss.perceptual_layers must name at least one layer while loss.perceptual is above 0, was {}")
     for layer, weight in loss.perceptual_layers.items():
         if layer not in VGG_LAYERS:
             raise ValueError(
@@ -211,9 +200,7 @@ def _losses(config: TrainConfig) -> None:
             )
         _number(f"loss.perceptual_layers.{layer}", weight, lambda weight: weight > 0, "a number above 0")
     if not loss.vgg_weights:
-        raise ValueError(
-            "loss.vgg_weights must be 'torchvision', 'random' or the path of a weights file, was ''"
-        )
+        raise ValueError("loss.vgg_weights must be 'torchvision', 'random' or the path of a weights file, was ''")
 
 
 def _data(config: TrainConfig) -> None:

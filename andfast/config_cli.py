@@ -163,9 +163,7 @@ def check_names(found: Mapping[Any, Any], where: str, group: type = TrainConfig,
                 raise ConfigError(f"{where}: {name} must be a group of settings, was {value!r}")
             check_names(value, where, hints[key], f"{name}.")
         elif isinstance(value, str) and NoneType in get_args(hints[key]) and means_null(value):
-            raise ConfigError(
-                f"{where}: {name} must not be the text {value!r}, write null or {'./' + value!r}"
-            )
+            raise ConfigError(f"{where}: {name} must not be the text {value!r}, write null or {'./' + value!r}")
 
 
 def setting_types(group: type = TrainConfig, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -203,9 +201,7 @@ def _first_look(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
             what = f"must be an integer, was {what.rpartition(': ')[2]}"
         raise ConfigError(f"{error.argument_name}: {what}") from error
     if first.resume and first.overwrite:
-        raise ConfigError(
-            "--resume and --overwrite exclude each other: one goes on with a run, one deletes it"
-        )
+        raise ConfigError("--resume and --overwrite exclude each other: one goes on with a run, one deletes it")
     return first, others
 
 
@@ -230,9 +226,7 @@ def _check_options(arguments: Sequence[str]) -> None:
                 option = nearest(name, COMMAND_LINE_ONLY)
                 if SequenceMatcher(None, name, option).ratio() > 0.7:
                     raise ConfigError(f"there is no option '--{name}'; did you mean '--{option}'?")
-            raise ConfigError(
-                _unknown(name).replace(" setting '", " option '--").replace("mean '", "mean '--")
-            )
+            raise ConfigError(_unknown(name).replace(" setting '", " option '--").replace("mean '", "mean '--"))
 
 
 def _parser() -> jsonargparse.ArgumentParser:
@@ -268,9 +262,7 @@ def _explain(message: str) -> str:
     group = re.search(r"Group '(.*)' does not accept (?:nested key|option) '(.*?)'", message)
     if group:
         return _unknown(f"{group[1]}.{group[2].removeprefix(group[1] + '.')}")
-    unloadable = re.search(
-        r'^Parser key "(.+?)":\s*Unable to load config [\'"](.*?)[\'"]', message, re.DOTALL
-    )
+    unloadable = re.search(r'^Parser key "(.+?)":\s*Unable to load config [\'"](.*?)[\'"]', message, re.DOTALL)
     if unloadable:
         return f"{unloadable[1]} must be settings or a YAML file with them, was {unloadable[2]!r}"
     value = re.search(r'^Parser key "(.+?)":.*(?:Got|Given) value: (.*)$', message, re.DOTALL)
@@ -319,9 +311,7 @@ def _leaves(group: Mapping[str, Any], prefix: str = "") -> dict[str, object]:
     for name, value in group.items():
         dotted = f"{prefix}{name}"
         found |= (
-            _leaves(value, f"{dotted}.")
-            if isinstance(value, Mapping) and dotted not in _DICTS
-            else {dotted: value}
+            _leaves(value, f"{dotted}.") if isinstance(value, Mapping) and dotted not in _DICTS else {dotted: value}
         )
     return found
 

@@ -165,9 +165,7 @@ class PerceptualLoss(nn.Module):
         """
         if not isinstance(hr_features, Mapping) or not self.layers.keys() <= hr_features.keys():
             had = ", ".join(hr_features) if isinstance(hr_features, Mapping) else type(hr_features).__name__
-            raise ValueError(
-                f"hr_features must be features(hr), with the layers {', '.join(self.layers)}, was {had}"
-            )
+            raise ValueError(f"hr_features must be features(hr), with the layers {', '.join(self.layers)}, was {had}")
         sr_features = self.features(sr)
         terms = []
         for name, coefficient in self.layers.items():
@@ -187,9 +185,7 @@ def _checked_layers(layers: Mapping[str, float]) -> dict[str, float]:
         raise TypeError(f"layers must map layer names to coefficients, was {type(layers).__name__}")
     for name, coefficient in layers.items():
         if name not in VGG19_LAYERS:
-            raise ValueError(
-                f"layers must name convolutions of VGG19, {', '.join(VGG19_LAYERS)}, was {name!r}"
-            )
+            raise ValueError(f"layers must name convolutions of VGG19, {', '.join(VGG19_LAYERS)}, was {name!r}")
         if isinstance(coefficient, bool) or not isinstance(coefficient, (int, float)):
             raise TypeError(f"layers[{name!r}] must be a number, was {coefficient!r}")
         if not 0 <= coefficient < float("inf"):

@@ -30,9 +30,7 @@ def test_pack(benchmark, tmp_path, workers):
     outputs = (tmp_path / str(i) for i in itertools.count())
 
     def pack():
-        return pack_images(
-            ["package:skimage/data"], next(outputs), min_size=PATCH, workers=workers, progress=False
-        )
+        return pack_images(["package:skimage/data"], next(outputs), min_size=PATCH, workers=workers, progress=False)
 
     report = benchmark.pedantic(pack, rounds=3)
     assert report.packed > 10

@@ -1,19 +1,23 @@
 // Anti-aliased pooling on the CPU.
 //
-// Both memory orders are one case: images of (H, W) pixels with `inner` contiguous values each. NCHW is N * C images of one
-// value a pixel, NHWC is N images of C. Every row of the result is computed on its own, so rows go to threads freely:
+// Both memory orders are one case: images of (H, W) pixels with `inner` contiguous values each. NCHW is N * C images
+// of one value a pixel, NHWC is N images of C. Every row of the result is computed on its own, so rows go to threads freely:
 //
 //     forward    vertical sum of `n_taps` input rows, mirrored margins, horizontal sums
 //     backward   vertical sum of the few gradient rows that read this row, horizontal sums, margins folded back
 //
-// A horizontal sum over few values a pixel is made contiguous by splitting the row into `factor` phases first (backward:
-// joining them last); with many values a pixel (kWide) a pixel's own values are contiguous enough.
+// A horizontal sum over few values a pixel is made contiguous by splitting the row into `factor` phases first
+// (backward: joining them last); with many values a pixel (kWide) a pixel's own values are contiguous enough.
 #include "blur_pool.h"
 
 #include <ATen/Dispatch_v2.h>
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
 #include <c10/util/Exception.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <vector>
 
 #include "blur_pool_index.h"
 #include "simd.h"
@@ -40,7 +44,8 @@ struct Geometry {
   int64_t phase_width() const { return out_width() - 1 + taps_a_phase(); }
 };
 
-// phases[r][q] = row[factor * q + r], each element `inner` values. kFactor and kInner fixed where it pays, 0: not fixed.
+// phases[r][q] = row[factor * q + r] (kJoin: the other way round), each element `inner` values. kFactor and kInner are
+// compile-time constants where it pays, 0 elsewhere.
 template <int kFactor, int kInner, bool kJoin, typename Acc>
 ANDFAST_INLINE void regroup(Acc* __restrict row, Acc* __restrict phases, const Geometry& g) {
   const int64_t factor = kFactor ? kFactor : g.factor;
@@ -191,7 +196,9 @@ void for_rows(const Geometry& g, const std::vector<double>& taps, int64_t rows, 
   });
 }
 
-Geometry geometry(const at::Tensor& x, bool large, const std::vector<double>& taps, int64_t factor, bool channels_last) {
+// `large`: x is the large side, the forward's input; else the small one, the backward's.
+Geometry geometry(
+    const at::Tensor& x, bool large, const std::vector<double>& taps, int64_t factor, bool channels_last) {
   TORCH_CHECK(x.dim() == 4 && x.device().is_cpu(), "andfast: expected a (N, C, H, W) tensor on the CPU");
   const auto format = channels_last ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous;
   TORCH_CHECK(x.is_contiguous(format), "andfast: expected a tensor that is dense in the stated memory order");
@@ -200,8 +207,8 @@ Geometry geometry(const at::Tensor& x, bool large, const std::vector<double>& ta
       channels_last ? x.size(0) : x.size(0) * x.size(1), x.size(2) * grow,  x.size(3) * grow,
       channels_last ? x.size(1) : 1,                     factor,           static_cast<int64_t>(taps.size())};
   TORCH_CHECK(
-      factor > 0 && g.n_taps >= factor && (g.n_taps - factor) % 2 == 0 && g.height % factor == 0 && g.width % factor == 0 &&
-          g.height > g.pad() && g.width > g.pad(),
+      factor > 0 && g.n_taps >= factor && (g.n_taps - factor) % 2 == 0 && g.height % factor == 0 &&
+          g.width % factor == 0 && g.height > g.pad() && g.width > g.pad(),
       "andfast: impossible sizes for blur pooling by ", factor, " with ", g.n_taps, " taps: ", x.sizes());
   return g;
 }
@@ -213,7 +220,8 @@ at::Tensor result(const at::Tensor& x, int64_t height, int64_t width, bool chann
 
 }  // namespace
 
-at::Tensor blur_pool_forward_cpu(const at::Tensor& x, const std::vector<double>& taps, int64_t factor, bool channels_last) {
+at::Tensor blur_pool_forward_cpu(
+    const at::Tensor& x, const std::vector<double>& taps, int64_t factor, bool channels_last) {
   const Geometry g = geometry(x, true, taps, factor, channels_last);
   at::Tensor out = result(x, g.out_height(), g.out_width(), channels_last);
   AT_DISPATCH_V2(x.scalar_type(), "blur_pool_forward", AT_WRAP([&] {
@@ -229,7 +237,8 @@ at::Tensor blur_pool_forward_cpu(const at::Tensor& x, const std::vector<double>&
   return out;
 }
 
-at::Tensor blur_pool_backward_cpu(const at::Tensor& grad, const std::vector<double>& taps, int64_t factor, bool channels_last) {
+at::Tensor blur_pool_backward_cpu(
+    const at::Tensor& grad, const std::vector<double>& taps, int64_t factor, bool channels_last) {
   const Geometry g = geometry(grad, false, taps, factor, channels_last);
   at::Tensor out = result(grad, g.height, g.width, channels_last);
   AT_DISPATCH_V2(grad.scalar_type(), "blur_pool_backward", AT_WRAP([&] {

@@ -1,5 +1,5 @@
-// The inner loops of the CPU code: plain loops over contiguous memory that the compiler vectorises, compiled once for each
-// of the instruction sets below and chosen when the library is loaded, so that one build runs fast on every x86-64.
+// The inner loops of the CPU code: plain loops over contiguous memory that the compiler vectorises, compiled once for
+// each of the instruction sets below and chosen when the library is loaded, so that one build is fast on every x86-64.
 #pragma once
 
 #include <c10/util/BFloat16.h>
@@ -98,12 +98,13 @@ ANDFAST_INLINE void combine(
 
 }  // namespace detail
 
-// out[j * to_step + i] = sum_k weights[k] * rows[k][j * from_step + i] for 0 <= i < length, 0 <= j < count. One overload a
-// pair of types, because a template cannot be compiled for several instruction sets.
-#define ANDFAST_COMBINE(In, Out)                                                                                        \
-  ANDFAST_SIMD static void combine(                                                                                     \
-      const In* const* rows, const acc_t<In>* weights, int64_t n_rows, int64_t length, Out* out, const Runs& runs = {}) { \
-    detail::combine(rows, weights, n_rows, length, out, runs);                                                          \
+// out[j * to_step + i] = sum_k weights[k] * rows[k][j * from_step + i] for 0 <= i < length, 0 <= j < count. One overload
+// a pair of types, because a template cannot be compiled for several instruction sets.
+#define ANDFAST_COMBINE(In, Out)                                                          \
+  ANDFAST_SIMD static void combine(                                                       \
+      const In* const* rows, const acc_t<In>* weights, int64_t n_rows, int64_t length,    \
+      Out* out, const Runs& runs = {}) {                                                  \
+    detail::combine(rows, weights, n_rows, length, out, runs);                            \
   }
 ANDFAST_COMBINE(double, double)
 ANDFAST_COMBINE(float, float)

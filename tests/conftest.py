@@ -29,7 +29,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Skip what needs a GPU or a network where there is none."""
     needs = {
         "gpu": (torch.cuda.is_available(), "needs a CUDA GPU"),
-        "network": (os.environ.get("ANDFAST_NETWORK_TESTS") == "1", "needs a network; set ANDFAST_NETWORK_TESTS=1"),
+        "network": (
+            os.environ.get("ANDFAST_NETWORK_TESTS") == "1",
+            "needs a network; set ANDFAST_NETWORK_TESTS=1",
+        ),
     }
     for item in items:
         for marker, (present, reason) in needs.items():

@@ -18,7 +18,15 @@ from andfast.functional.blur_pool import binomial_taps
 IMPLS = ["reference", "cpp"]
 FORMATS = [torch.contiguous_format, torch.channels_last]
 TOLERANCES = {torch.float64: 1e-14, torch.float32: 1e-6, torch.bfloat16: 4e-3, torch.float16: 5e-4}
-ODD_SHAPES = [(2, 3, 5, 7), (1, 1, 1, 1), (3, 2, 1, 3), (1, 5, 3, 1), (1, 17, 2, 11), (0, 3, 2, 2), (2, 0, 2, 2)]
+ODD_SHAPES = [
+    (2, 3, 5, 7),
+    (1, 1, 1, 1),
+    (3, 2, 1, 3),
+    (1, 5, 3, 1),
+    (1, 17, 2, 11),
+    (0, 3, 2, 2),
+    (2, 0, 2, 2),
+]
 
 
 @pytest.fixture(params=IMPLS)
@@ -69,7 +77,8 @@ def test_definition_by_loops():
 
 
 @pytest.mark.parametrize(
-    ("factor", "numerators"), [(1, [1]), (2, [1, 3, 3, 1]), (3, [1, 4, 6, 4, 1]), (4, [1, 7, 21, 35, 35, 21, 7, 1])]
+    ("factor", "numerators"),
+    [(1, [1]), (2, [1, 3, 3, 1]), (3, [1, 4, 6, 4, 1]), (4, [1, 7, 21, 35, 35, 21, 7, 1])],
 )
 def test_binomial_taps(factor, numerators):
     assert binomial_taps(factor) == tuple(one / sum(numerators) for one in numerators)
@@ -104,10 +113,7 @@ def cases(draw):
     half = draw(st.lists(st.floats(-1, 1), min_size=(factor + 1) // 2 + extra, max_size=(factor + 1) // 2 + extra))
     taps = half[::-1] + half if factor % 2 == 0 else half[:0:-1] + half
     total = sum(taps)
-    if abs(total) < 0.1:
-        taps = [1 / len(taps)] * len(taps)
-    else:
-        taps = [one / total for one in taps]
+    taps = [one / total for one in taps] if abs(total) > 0.1 else [1 / len(taps)] * len(taps)
     pad = (len(taps) - factor) // 2
     least = pad // factor + 1
     shape = draw(st.tuples(st.integers(0, 3), st.integers(1, 20), st.integers(least, 7), st.integers(least, 13)))
@@ -166,7 +172,9 @@ def test_strided_inputs(impl, memory_format):
 @pytest.mark.parametrize("memory_format", FORMATS, ids=str)
 @pytest.mark.parametrize("factor", [2, 3, 4])
 def test_gradcheck(impl, factor, memory_format):
-    x = torch.randn(1, 2, 2 * factor if factor < 4 else 4, 2 * factor, dtype=torch.float64).contiguous(memory_format=memory_format)
+    x = torch.randn(1, 2, 2 * factor if factor < 4 else 4, 2 * factor, dtype=torch.float64).contiguous(
+        memory_format=memory_format
+    )
     x.requires_grad_()
     assert torch.autograd.gradcheck(lambda one: blur_pool(one, factor, impl=impl), (x,))
     assert torch.autograd.gradgradcheck(lambda one: blur_pool(one, factor, impl=impl).sin(), (x,))
@@ -254,11 +262,11 @@ def test_cpu_takes_the_compiled_code():
 
 def test_explicit_choices_that_cannot_run():
     x = torch.rand(1, 3, 8, 8)
-    with pytest.raises(ValueError, match="impl must be one of .*was 'fast'"):
+    with pytest.raises(ValueError, match=r"impl must be one of .*was 'fast'"):
         blur_pool(x, 4, impl="fast")
     with pytest.raises(RuntimeError, match="impl='triton' is not available: blur_pool has no such implementation"):
         blur_pool(x, 4, impl="triton")
-    with pytest.raises(RuntimeError, match="impl='cpp' of blur_pool is not available: it runs on the CPU.*'meta'"):
+    with pytest.raises(RuntimeError, match=r"impl='cpp' of blur_pool is not available: it runs on the CPU.*'meta'"):
         blur_pool(x.to("meta"), 4, impl="cpp")
 
 
@@ -281,20 +289,48 @@ X = torch.zeros(1, 3, 8, 8)
         (ValueError, r"x must have shape \(N, C, H, W\), was \(3, 8, 8\)", (X[0], 4)),
         (TypeError, "x must be a floating-point tensor, was torch.uint8", (X.byte(), 4)),
         (ValueError, r"x must have H and W divisible by the factor, 3, had shape \(1, 3, 8, 8\)", (X, 3)),
-        (ValueError, r"x must have H and W divisible by the factor, 4, had shape \(1, 3, 8, 6\)", (X[..., :6], 4)),
+        (
+            ValueError,
+            r"x must have H and W divisible by the factor, 4, had shape \(1, 3, 8, 6\)",
+            (X[..., :6], 4),
+        ),
         (ValueError, "x must have H and W greater than the padding of 4 taps, 1, had", (X[:, :, :0], 2)),
-        (ValueError, "x must have H and W greater than the padding of 18 taps, 8, had", (X, 2, [1 / 18] * 18)),
+        (
+            ValueError,
+            "x must have H and W greater than the padding of 18 taps, 8, had",
+            (X, 2, [1 / 18] * 18),
+        ),
         (TypeError, "factor must be an int, was float", (X, 4.0)),
         (TypeError, "factor must be an int, was bool", (X, True)),
         (ValueError, "factor must be positive, was 0", (X, 0)),
         (ValueError, "factor must be positive, was -2", (X, -2)),
         (ValueError, "filter must be 'binomial' or a sequence of taps, was 'gauss'", (X, 4, "gauss")),
-        (TypeError, "filter must be 'binomial', a 1-D tensor or a sequence of floats, was NoneType", (X, 4, None)),
-        (TypeError, "filter must be 'binomial', a 1-D tensor or a sequence of floats, was list", (X, 2, ["a", "b"])),
+        (
+            TypeError,
+            "filter must be 'binomial', a 1-D tensor or a sequence of floats, was NoneType",
+            (X, 4, None),
+        ),
+        (
+            TypeError,
+            "filter must be 'binomial', a 1-D tensor or a sequence of floats, was list",
+            (X, 2, ["a", "b"]),
+        ),
         (ValueError, r"filter must be one-dimensional, had shape \(2, 2\)", (X, 2, torch.ones(2, 2))),
-        (ValueError, "filter must have an even number of taps, at least 4, for factor 4, had 5", (X, 4, [0.2] * 5)),
-        (ValueError, "filter must have an even number of taps, at least 4, for factor 4, had 2", (X, 4, [0.5] * 2)),
-        (ValueError, "filter must have an odd number of taps, at least 1, for factor 1, had 2", (X, 1, [0.5] * 2)),
+        (
+            ValueError,
+            "filter must have an even number of taps, at least 4, for factor 4, had 5",
+            (X, 4, [0.2] * 5),
+        ),
+        (
+            ValueError,
+            "filter must have an even number of taps, at least 4, for factor 4, had 2",
+            (X, 4, [0.5] * 2),
+        ),
+        (
+            ValueError,
+            "filter must have an odd number of taps, at least 1, for factor 1, had 2",
+            (X, 1, [0.5] * 2),
+        ),
         (ValueError, "filter must be symmetric, was", (X, 2, [0.25, 0.75])),
         (ValueError, "filter must sum to 1, summed to 0.8", (X, 2, [0.4, 0.4])),
         (ValueError, "filter must sum to 1, summed to nan", (X, 2, [math.nan] * 2)),

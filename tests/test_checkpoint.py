@@ -272,9 +272,7 @@ def test_nothing_is_unpickled(tmp_path: Path) -> None:
     torch.save({"bad": Path("x")}, folder / "state.pt")
     (folder / "manifest.json").unlink()
     checkpoint._write_manifest(folder, "net", 1)
-    with pytest.raises(
-        CheckpointError, match=r"was not written by andfast: state\.pt: Weights only load failed"
-    ):
+    with pytest.raises(CheckpointError, match=r"was not written by andfast: state\.pt: Weights only load failed"):
         load_checkpoint(folder)
 
 
@@ -295,9 +293,7 @@ def test_a_full_disk_leaves_the_earlier_checkpoints(tmp_path: Path, big: str) ->
     state: dict[str, Any] = {"x": torch.zeros(100_000)} if big == "state" else {}
     weights = {"generator": {"x": torch.zeros(100_000 if big == "weights" else 1)}}
     with (
-        pytest.raises(
-            CheckpointError, match=r"net-00000010 could not be written, earlier ones are intact: .*MB free"
-        ),
+        pytest.raises(CheckpointError, match=r"net-00000010 could not be written, earlier ones are intact: .*MB free"),
         files_limited_to(50_000),
     ):
         save_checkpoint(tmp_path, state, weights, stage="net", step=10, keep=1)
@@ -346,9 +342,7 @@ def test_kill_9_at_any_moment_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
     seeded = random.Random(0)
     for attempt in range(2):
         output = tmp_path / str(attempt)
-        with subprocess.Popen(
-            [sys.executable, "-c", WRITER, str(output)], stdout=subprocess.PIPE, text=True
-        ) as writer:
+        with subprocess.Popen([sys.executable, "-c", WRITER, str(output)], stdout=subprocess.PIPE, text=True) as writer:
             assert writer.stdout is not None
             lines = [writer.stdout.readline() for _ in range(3)]
             time.sleep(seeded.uniform(0, 0.1))
@@ -360,11 +354,7 @@ def test_kill_9_at_any_moment_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
         found = load_checkpoint(newest)
         assert found.step in (said, said + 1)
         assert found.state["step"] == found.step
-        assert (
-            set(found.state["x"].tolist())
-            == {float(found.step)}
-            == set(found.weights["generator"]["w"].tolist())
-        )
+        assert set(found.state["x"].tolist()) == {float(found.step)} == set(found.weights["generator"]["w"].tolist())
         save(output, found.step + 1, keep=2)
         assert hidden(output) == []
         assert len(names(output)) == 2

@@ -41,9 +41,7 @@ def written(folder: Path, text: str) -> str:
 
 def test_defaults_are_the_papers() -> None:
     config = config_of()
-    assert config == TrainConfig(
-        output=Path("runs/x"), data=dataclasses.replace(config.data, train=["photos"])
-    )
+    assert config == TrainConfig(output=Path("runs/x"), data=dataclasses.replace(config.data, train=["photos"]))
     assert (config.batch_size, config.data.patch_size, config.adversary.steps, config.loss.gan) == (
         48,
         256,
@@ -214,9 +212,7 @@ def test_an_empty_file_changes_nothing(tmp_path: Path) -> None:
 def test_output_and_photographs_are_required() -> None:
     with pytest.raises(ConfigError, match=r"^--output must be given"):
         read_command_line([])
-    with pytest.raises(
-        ConfigError, match=r"data\.train must name at least one folder with photographs, was \[\]"
-    ):
+    with pytest.raises(ConfigError, match=r"data\.train must name at least one folder with photographs, was \[\]"):
         read_command_line(["--output", "x"])
 
 
@@ -314,9 +310,7 @@ tricky = st.sampled_from(
     ]
 )  # fmt: skip
 texts = st.lists(text | tricky, min_size=1, max_size=3)
-names = (text | tricky).filter(
-    lambda name: not config_yaml.means_null(name)
-)  # such a one is refused in a file
+names = (text | tricky).filter(lambda name: not config_yaml.means_null(name))  # such a one is refused in a file
 paths = st.lists(names, min_size=1, max_size=3).map("/".join).map(Path)
 
 
@@ -380,9 +374,7 @@ def test_any_configuration_is_read_back(tmp_path: Path, config: TrainConfig) -> 
 
 def test_digest_and_differences_see_what_matters_and_nothing_else() -> None:
     config = config_of()
-    free = config_of(
-        "--output=y", "--data.workers=1", "--net.steps=7", "--validation.every=3", "--log_every=1"
-    )
+    free = config_of("--output=y", "--data.workers=1", "--net.steps=7", "--validation.every=3", "--log_every=1")
     assert digest(free) == digest(config)
     assert differences(config, free) == {}
     other = config_of("--net.lr=1", "--batch_size=24", "--loss.perceptual_layers={conv5_4: 1}")

@@ -146,9 +146,7 @@ def test_possible_values_are_taken(arguments: list[str]) -> None:
 def test_the_device_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     assert resolve_device("auto") == resolve_device("cpu") == "cpu"
-    with pytest.raises(
-        ValueError, match="device must be 'auto' or 'cpu' here, was 'cuda': PyTorch sees no CUDA"
-    ):
+    with pytest.raises(ValueError, match="device must be 'auto' or 'cpu' here, was 'cuda': PyTorch sees no CUDA"):
         resolve_device("cuda")
     with pytest.raises(ValueError, match="device must be 'auto', 'cpu' or 'cuda', was 'tpu'"):
         resolve_device("tpu")

@@ -123,9 +123,7 @@ def test_tiff_whose_white_is_zero_is_turned_round(tmp_path, dtype):
 
 def test_tiff_of_separate_planes(tmp_path):
     pixels = photo()
-    tifffile.imwrite(
-        tmp_path / "a.tif", pixels.transpose(2, 0, 1), photometric="rgb", planarconfig="separate"
-    )
+    tifffile.imwrite(tmp_path / "a.tif", pixels.transpose(2, 0, 1), photometric="rgb", planarconfig="separate")
     np.testing.assert_array_equal(decode(tmp_path / "a.tif"), pixels)
     deep = photo(3, np.uint16).transpose(2, 0, 1)
     tifffile.imwrite(tmp_path / "b.tif", deep, photometric="rgb", planarconfig="separate")

@@ -266,9 +266,7 @@ def test_prefetcher_on_the_gpu(dataset, workers):
             assert batch.device.type == "cuda"
             assert batch.is_contiguous(memory_format=torch.channels_last)
             busy = torch.randn(2000, 2000, device="cuda")
-            kept.append(
-                (batch * 255 + 0 * (busy @ busy).mean()).round().to(torch.uint8)
-            )  # used late on the stream
+            kept.append((batch * 255 + 0 * (busy @ busy).mean()).round().to(torch.uint8))  # used late on the stream
             del batch
             assert kept[-1].shape == raw.shape
     for raw, used in zip(expected, kept, strict=True):

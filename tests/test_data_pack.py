@@ -172,9 +172,7 @@ def test_changed_new_and_removed_files(photos, tmp_path):
     assert (report.packed, report.reused, report.removed) == (2, 2, 1)
     check(tmp_path / "pack", pixels)
     total = sum(one.size for one in pixels.values())
-    assert (
-        sum(path.stat().st_size for path in (tmp_path / "pack").glob("pixels-*")) == total
-    )  # space is reclaimed
+    assert sum(path.stat().st_size for path in (tmp_path / "pack").glob("pixels-*")) == total  # space is reclaimed
 
 
 def test_a_file_touched_or_replaced_at_equal_size_is_packed_again(tmp_path):
@@ -268,9 +266,7 @@ def test_real_photographs(tmp_path):
 
 def test_many_shards(tmp_path, monkeypatch):
     monkeypatch.setattr(store, "SHARD_BYTES", 5000)
-    pixels = {
-        f"{i}.png": save(tmp_path / f"photos/{i}.png", (20, 30), i) for i in range(9)
-    }  # 1800 bytes each
+    pixels = {f"{i}.png": save(tmp_path / f"photos/{i}.png", (20, 30), i) for i in range(9)}  # 1800 bytes each
     build(tmp_path / "photos", tmp_path / "pack")
     assert len(list((tmp_path / "pack").glob("pixels-*"))) == 5
     check(tmp_path / "pack", pixels)
@@ -385,9 +381,7 @@ def wait_for(process, output, finished):
 
 
 @pytest.mark.parametrize(("finished", "workers"), [(0, 0), (1, 2), (4, 0)])
-def test_kill_in_the_middle_leaves_the_old_pack_and_the_rest_is_done_later(
-    tmp_path, monkeypatch, finished, workers
-):
+def test_kill_in_the_middle_leaves_the_old_pack_and_the_rest_is_done_later(tmp_path, monkeypatch, finished, workers):
     monkeypatch.setattr(store, "SHARD_BYTES", 4000)
     folder, output = tmp_path / "photos", tmp_path / "pack"
     old = {"0.png": save(folder / "0.png", seed=100)}

@@ -29,9 +29,7 @@ def vgg_names(size: int) -> dict[str, tuple[int, ...]]:
         shapes[f"conv{i}_0.weight"] = (cout, channels[i - 1] if i else 3, 3, 3)
         shapes[f"conv{i}_1.weight"] = (cout, cout, 4, 4)
         for norm in (f"bn{i}_0", f"bn{i}_1")[0 if i else 1 :]:
-            shapes |= {
-                f"{norm}.{part}": (cout,) for part in ("weight", "bias", "running_mean", "running_var")
-            }
+            shapes |= {f"{norm}.{part}": (cout,) for part in ("weight", "bias", "running_mean", "running_var")}
             shapes[f"{norm}.num_batches_tracked"] = ()
     return shapes
 
@@ -89,9 +87,7 @@ def test_vgg_gradients_reach_everything() -> None:
 
 @pytest.mark.parametrize("shape", [(1, 3, 256, 256), (1, 3, 128, 256), (1, 1, 128, 128), (3, 128, 128)])
 def test_vgg_names_a_wrong_image(shape: tuple[int, ...]) -> None:
-    with pytest.raises(
-        ValueError, match=r"x must have shape \(N, 3, 128, 128\) for a discriminator of size 128, was "
-    ):
+    with pytest.raises(ValueError, match=r"x must have shape \(N, 3, 128, 128\) for a discriminator of size 128, was "):
         VGGDiscriminator(128, features=2)(torch.rand(shape))
 
 

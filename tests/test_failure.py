@@ -16,9 +16,7 @@ from andfast.training.signals import GracefulStop
 
 def test_the_error_names_loss_step_dump_and_the_way_to_reproduce_it(tmp_path: Path) -> None:
     dump = dump_failure(tmp_path, stage="gan", step=12, name="perceptual", state={})
-    error = NonFiniteLossError(
-        "perceptual", float("nan"), stage="gan", step=12, dump=dump, reproduce="do this"
-    )
+    error = NonFiniteLossError("perceptual", float("nan"), stage="gan", step=12, dump=dump, reproduce="do this")
     text = str(error)
     assert "\n" not in text
     for part in ("loss 'perceptual' is nan in step 12 of stage gan", "weights are from before it", str(dump)):
@@ -31,9 +29,7 @@ def test_the_error_names_loss_step_dump_and_the_way_to_reproduce_it(tmp_path: Pa
 
 def test_the_dump_comes_back(tmp_path: Path) -> None:
     hr = torch.tensor([float("nan"), 1.0])
-    path = dump_failure(
-        tmp_path, stage="net", step=3, name="l1", state={"hr": hr, "theta": (hr, [hr]), "seed": 7}
-    )
+    path = dump_failure(tmp_path, stage="net", step=3, name="l1", state={"hr": hr, "theta": (hr, [hr]), "seed": 7})
     assert path == tmp_path / "failures" / "net-00000003-l1.pt"
     found = load_failure(path)
     assert (found["stage"], found["step"], found["name"], found["rank"]) == ("net", 3, "l1", 0)
@@ -67,9 +63,7 @@ def test_a_dump_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_the_first_signal_asks_and_the_second_stops(
-    number: signal.Signals, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_the_first_signal_asks_and_the_second_stops(number: signal.Signals, capfd: pytest.CaptureFixture[str]) -> None:
     earlier = [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)]
     with GracefulStop() as stop:
         assert not stop
@@ -125,8 +119,6 @@ with GracefulStop() as stop:
 
 
 def test_a_forked_worker_outlives_sigint_and_dies_of_sigterm() -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", FORKED], capture_output=True, text=True, check=True, timeout=60
-    )
+    done = subprocess.run([sys.executable, "-c", FORKED], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout.split() == ["alive", "-15", "False"]
     assert done.stderr == ""

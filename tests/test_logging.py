@@ -105,9 +105,7 @@ def test_a_new_run_does_not_append_to_an_old_one(tmp_path: Path) -> None:
 def test_a_foreign_line_is_an_error_that_names_it(tmp_path: Path, bad: str) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"stage": "net", "step": 1}\n' + bad + "\n")
-    with pytest.raises(
-        ValueError, match=r"metrics\.jsonl, line 2: must be a JSON object with a stage and a step"
-    ):
+    with pytest.raises(ValueError, match=r"metrics\.jsonl, line 2: must be a JSON object with a stage and a step"):
         MetricsLog(tmp_path, tensorboard=False, resume_from=("net", 5))
     assert bad in path.read_text()
 
@@ -146,9 +144,7 @@ def test_tensorboard_shows_the_steps_that_count(tmp_path: Path) -> None:
     assert set(net.Tags()["scalars"]) == {"loss", "timing/seconds"}
 
 
-def test_without_tensorboard_the_error_says_what_to_do(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_tensorboard_the_error_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     log = MetricsLog(tmp_path, tensorboard=True)
     with pytest.raises(ModuleNotFoundError, match="install it or set tensorboard to false"):
@@ -173,9 +169,7 @@ def test_run_info(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert load(tmp_path / "config.yaml") == config
     first = json.loads((tmp_path / "versions.json").read_text())
     assert first["torch"] == torch.__version__.partition("+")[0] or first["torch"] == torch.__version__
-    assert {"andfast", "triton", "numpy", "python", "platform", "device", "cuda", "commit", "changed"} <= set(
-        first
-    )
+    assert {"andfast", "triton", "numpy", "python", "platform", "device", "cuda", "commit", "changed"} <= set(first)
     assert first["device"]
     write_run_info(tmp_path, config)
     assert json.loads((tmp_path / "versions.json").read_text()) == first

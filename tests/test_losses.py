@@ -131,9 +131,7 @@ def test_works_on_fake_tensors_without_a_host_synchronisation():
         value = loss(x, loss.features(torch.rand(2, 3, 32, 32)))
         logits = torch.rand(2, 1, requires_grad=True)
         for kind in ("vanilla", "relativistic", "least_squares"):
-            value = (
-                value + GANLoss(kind).generator(logits, logits) + GANLoss(kind).discriminator(logits, logits)
-            )
+            value = value + GANLoss(kind).generator(logits, logits) + GANLoss(kind).discriminator(logits, logits)
         (gradient,) = torch.autograd.grad(value, x)
         assert gradient.shape == x.shape
 
@@ -300,9 +298,7 @@ def test_files_of_other_vggs_are_refused_though_they_begin_alike(config, tmp_pat
     with torch.device("meta"):
         features = make_layers(cfgs[config[0]], batch_norm=config.endswith("bn"))
     file = tmp_path / "other.pth"
-    torch.save(
-        {f"features.{k}": torch.zeros(()).expand(v.shape) for k, v in features.state_dict().items()}, file
-    )
+    torch.save({f"features.{k}": torch.zeros(()).expand(v.shape) for k, v in features.state_dict().items()}, file)
     with pytest.raises(ValueError, match="without batch normalisation"):
         PerceptualLoss(SHALLOW, weights=file)
 
@@ -355,9 +351,7 @@ def test_relativistic_average_is_esrgans(shape):
 def test_least_squares(shape):
     loss, real, fake = GANLoss("least_squares"), logits(shape, 0), logits(shape, 1)
     one = torch.ones(shape)
-    torch.testing.assert_close(
-        loss.discriminator(real, fake), F.mse_loss(real, one) + F.mse_loss(fake, 0 * one)
-    )
+    torch.testing.assert_close(loss.discriminator(real, fake), F.mse_loss(real, one) + F.mse_loss(fake, 0 * one))
     torch.testing.assert_close(loss.generator(fake), F.mse_loss(fake, one))
     assert not loss.needs_real
 
@@ -388,14 +382,10 @@ def test_gan_is_fp32_and_finite_far_out(kind):
 
 
 def test_gan_refuses_what_it_cannot_take():
-    with pytest.raises(
-        ValueError, match="kind must be one of 'vanilla', 'relativistic', 'least_squares', was 'wgan'"
-    ):
+    with pytest.raises(ValueError, match="kind must be one of 'vanilla', 'relativistic', 'least_squares', was 'wgan'"):
         GANLoss("wgan")
     loss = GANLoss()
-    with pytest.raises(
-        ValueError, match=r"fake_logits must have shape \(N, 1\) or \(N, 1, H, W\), was \(4,\)"
-    ):
+    with pytest.raises(ValueError, match=r"fake_logits must have shape \(N, 1\) or \(N, 1, H, W\), was \(4,\)"):
         loss.generator(torch.zeros(4))
     with pytest.raises(TypeError, match="real_logits must be a floating-point tensor"):
         loss.discriminator(torch.zeros(4, 1, dtype=torch.int64), torch.zeros(4, 1))

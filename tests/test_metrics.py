@@ -50,9 +50,7 @@ def test_parity_with_scikit_image(name, border, y_range):
     )
     options = {"crop_border": border, "y_range": y_range}
     assert psnr_y(tensor(sr), tensor(hr), **options).item() == pytest.approx(psnr, rel=1e-10)
-    assert ssim_y(tensor(sr), tensor(hr), **options).item() == pytest.approx(
-        ssim_map[5:-5, 5:-5].mean(), rel=1e-10
-    )
+    assert ssim_y(tensor(sr), tensor(hr), **options).item() == pytest.approx(ssim_map[5:-5, 5:-5].mean(), rel=1e-10)
 
 
 @pytest.mark.parametrize("name", PHOTOGRAPHS)
@@ -156,9 +154,7 @@ def test_bounds_and_symmetry(height, width, border, noise, seed):
 
 def test_the_protocol_is_said():
     assert protocol() == "Y of studio-range BT.601, unrounded, border 0"
-    assert (
-        protocol(crop_border=4, y_range="full", rounded=True) == "Y of full-range BT.601, rounded, border 4"
-    )
+    assert protocol(crop_border=4, y_range="full", rounded=True) == "Y of full-range BT.601, rounded, border 4"
 
 
 @pytest.mark.parametrize("metric", [psnr_y, ssim_y])

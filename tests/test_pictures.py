@@ -87,9 +87,7 @@ def test_titles_captions_and_heading_leave_ink_and_keep_off_the_pictures(tmp_pat
         page = np.asarray(sheet)
         inks.append(page.shape[0] * page.shape[1] - count(sheet, (255, 255, 255)) - 2 * 256 * 256)
         # Nothing runs over the edge.
-        frame = np.concatenate(
-            [page[:4].reshape(-1, 3), page[-4:].reshape(-1, 3), page[:, :4].reshape(-1, 3)]
-        )
+        frame = np.concatenate([page[:4].reshape(-1, 3), page[-4:].reshape(-1, 3), page[:, :4].reshape(-1, 3)])
         assert (frame == 255).all()
         assert (page[:, -4:] == 255).all()
     assert inks[0] == 0
@@ -208,9 +206,7 @@ def drawn(monkeypatch):
 
 
 def lines(axis):
-    return {
-        line.get_label(): line.get_xydata() for line in axis.lines if not line.get_label().startswith("_")
-    }
+    return {line.get_label(): line.get_xydata() for line in axis.lines if not line.get_label().startswith("_")}
 
 
 def test_curve_has_a_column_a_stage_with_losses_and_lr_psnr(tmp_path, drawn):

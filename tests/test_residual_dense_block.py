@@ -255,9 +255,7 @@ def test_compiles_to_one_graph(backend: str, frozen: bool) -> None:
     compiled = torch.compile(twice, fullgraph=True, backend=backend)
     found, wanted = compiled(x), twice(x)
     assert_same((found,), (wanted,), 1e-5)
-    assert_same(
-        torch.autograd.grad(found.sum(), arguments), torch.autograd.grad(wanted.sum(), arguments), 1e-5
-    )
+    assert_same(torch.autograd.grad(found.sum(), arguments), torch.autograd.grad(wanted.sum(), arguments), 1e-5)
 
 
 def test_compiles_for_dynamic_shapes() -> None:
@@ -267,14 +265,10 @@ def test_compiles_for_dynamic_shapes() -> None:
         assert_same((compiled(x, weights, biases),), (residual_dense_block_reference(x, weights, biases),))
 
 
-@pytest.mark.parametrize(
-    ("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 1e-2), (torch.float16, 1e-2)]
-)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 1e-2), (torch.float16, 1e-2)])
 @pytest.mark.parametrize("memory_format", FORMATS)
 def test_precision(dtype: torch.dtype, tolerance: float, memory_format: torch.memory_format) -> None:
-    arguments = [
-        one for group in make(2, 16, 8, 9, 11) for one in ([group] if isinstance(group, Tensor) else group)
-    ]
+    arguments = [one for group in make(2, 16, 8, 9, 11) for one in ([group] if isinstance(group, Tensor) else group)]
     stored = [one.detach().to(dtype) for one in arguments]
     stored[0] = stored[0].contiguous(memory_format=memory_format)
     grad = torch.randn(2, 16, 9, 11).to(dtype)
@@ -357,9 +351,7 @@ def test_meta_and_fake_tensors(frozen: bool, memory_format: torch.memory_format)
 
 def test_differentiable_once() -> None:
     x, weights, biases = make()
-    (grad,) = torch.autograd.grad(
-        residual_dense_block(x, weights, biases).square().sum(), x, create_graph=True
-    )
+    (grad,) = torch.autograd.grad(residual_dense_block(x, weights, biases).square().sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match="residual_dense_block_backward"):
         grad.sum().backward()
 

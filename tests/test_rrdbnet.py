@@ -65,9 +65,7 @@ def test_costs_what_the_design_says() -> None:
 
 @pytest.mark.parametrize("scale", [1, 2, 4])
 @pytest.mark.parametrize(("features", "blocks", "growth"), [(16, 1, 32), (24, 3, 32)])
-def test_spandrel_draws_the_same_picture(
-    scale: int, features: int, blocks: int, growth: int, tmp_path: Path
-) -> None:
+def test_spandrel_draws_the_same_picture(scale: int, features: int, blocks: int, growth: int, tmp_path: Path) -> None:
     """From the file of weights alone; spandrel's ESRGAN knows a growth of 32 only."""
     network = lively(small(scale, features=features, blocks=blocks, growth=growth)).eval()
     file = tmp_path / "weights.safetensors"
@@ -90,9 +88,7 @@ def test_initialised_as_basicsr() -> None:
         for dense in block.children():
             for name, convolution in dense.named_children():
                 fan_in = convolution.weight[0].numel()
-                assert convolution.weight.std().item() == pytest.approx(
-                    0.1 * math.sqrt(2 / fan_in), rel=0.1
-                ), name
+                assert convolution.weight.std().item() == pytest.approx(0.1 * math.sqrt(2 / fan_in), rel=0.1), name
                 assert not convolution.bias.any()
     assert network.conv_first.bias.any()  # PyTorch's default, uniform within 1 / sqrt(fan in)
     bound = 1 / math.sqrt(32 * 9)

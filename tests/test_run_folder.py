@@ -40,9 +40,7 @@ def test_every_generator_goes_on_where_it_was() -> None:
 def test_stage_weights_have_their_places(tmp_path: Path) -> None:
     assert weights_path(tmp_path, "net") == tmp_path / "weights" / "andnet.safetensors"
     assert weights_path(tmp_path, "gan", best=True) == tmp_path / "weights" / "andgan_best.safetensors"
-    path = save_stage_weights(
-        tmp_path, "gan", {"conv_first.weight": torch.ones(2, 2)}, {"scale": "4"}, best=True
-    )
+    path = save_stage_weights(tmp_path, "gan", {"conv_first.weight": torch.ones(2, 2)}, {"scale": "4"}, best=True)
     assert path == weights_path(tmp_path, "gan", best=True)
     assert path.is_file()
 
@@ -57,9 +55,7 @@ def test_two_runs_are_not_mixed(tmp_path: Path) -> None:
     assert open_run(output, resume=False, overwrite=False) == "new"
     save_checkpoint(output, {}, stage="net", step=5, keep=1)
     (output / "metrics.jsonl").write_text("")
-    with pytest.raises(
-        FileExistsError, match=r"run' holds a run already: --resume goes on .*, --overwrite deletes"
-    ):
+    with pytest.raises(FileExistsError, match=r"run' holds a run already: --resume goes on .*, --overwrite deletes"):
         open_run(output, resume=False, overwrite=False)
     assert open_run(output, resume=True, overwrite=False) == "resumed"
     assert latest(output) is not None

@@ -78,9 +78,7 @@ def test_crops_lie_inside_and_reach_the_borders():
 
 def test_fewer_crops_than_photographs_are_spread_over_them():
     images = [np.full((16, 16, 3), i, np.uint8) for i in range(10)]
-    found = ValidationSet.from_photographs(
-        images, [str(i) for i in range(10)], crop_size=16, crops=4, scale=2, seed=0
-    )
+    found = ValidationSet.from_photographs(images, [str(i) for i in range(10)], crop_size=16, crops=4, scale=2, seed=0)
     assert found.names == ("0", "2", "5", "7")
 
 
@@ -257,9 +255,7 @@ def test_values_of_one_image_are_its_share_of_the_score():
 def test_quantize_clamps_and_rounds_to_8_bits():
     x = torch.tensor([-0.5, 0.0, 0.501 / 255, 127.4 / 255, 1.0, 2.0])
     assert (quantize(x) * 255).round().tolist() == [0, 0, 1, 127, 255, 255]
-    assert torch.equal(
-        quantize(torch.tensor([7], dtype=torch.uint8)), torch.tensor([7 / 255], dtype=torch.float64)
-    )
+    assert torch.equal(quantize(torch.tensor([7], dtype=torch.uint8)), torch.tensor([7 / 255], dtype=torch.float64))
 
 
 # ---------------------------------------------------------------------------------------------------- bicubic

@@ -110,9 +110,7 @@ def test_prefixes_are_stripped(prefix: str, tmp_path: Path) -> None:
     assert_equal(read_weights(tmp_path / "a.pth"), state)
     torch.save({prefix + name: one for name, one in first_release(state).items()}, tmp_path / "b.pth")
     assert_equal(read_weights(tmp_path / "b.pth"), state)
-    torch.save(
-        {name.replace("body.0.", "body.0._orig_mod."): one for name, one in state.items()}, tmp_path / "c.pth"
-    )
+    torch.save({name.replace("body.0.", "body.0._orig_mod."): one for name, one in state.items()}, tmp_path / "c.pth")
     assert_equal(read_weights(tmp_path / "c.pth"), state)
 
 
@@ -174,9 +172,7 @@ def test_truncated_and_damaged_files_are_named(suffix: str, tmp_path: Path) -> N
 
 def test_truncated_old_pickle_is_named(tmp_path: Path) -> None:
     file = tmp_path / "weights.pth"
-    torch.save(
-        generator(features=2, blocks=1, growth=1).state_dict(), file, _use_new_zipfile_serialization=False
-    )
+    torch.save(generator(features=2, blocks=1, growth=1).state_dict(), file, _use_new_zipfile_serialization=False)
     whole = file.read_bytes()
     for size in range(0, len(whole) - 1, len(whole) // 60):
         file.write_bytes(whole[:size])
@@ -208,18 +204,14 @@ def test_paths_that_are_no_files_are_named(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="must be a file"):
             read(tmp_path)
     (tmp_path / "weights.onnx").write_bytes(b"x")
-    with pytest.raises(
-        ValueError, match=r"weights\.onnx: weights must end in \.safetensors, \.pth.*was '\.onnx'"
-    ):
+    with pytest.raises(ValueError, match=r"weights\.onnx: weights must end in \.safetensors, \.pth.*was '\.onnx'"):
         read_weights(tmp_path / "weights.onnx")
 
 
 # -------------------------------------------------------------------------------------------------- generator
 
 
-@pytest.mark.parametrize(
-    ("scale", "features", "blocks", "growth"), [(1, 8, 1, 4), (2, 5, 2, 3), (4, 4, 11, 2)]
-)
+@pytest.mark.parametrize(("scale", "features", "blocks", "growth"), [(1, 8, 1, 4), (2, 5, 2, 3), (4, 4, 11, 2)])
 def test_sizes_are_inferred(scale: int, features: int, blocks: int, growth: int, tmp_path: Path) -> None:
     network = generator(scale, features=features, blocks=blocks, growth=growth)
     save_weights(tmp_path / "g.safetensors", network)
@@ -345,9 +337,7 @@ def test_saving_again_replaces_the_file_and_leaves_nothing_beside_it(tmp_path: P
 
 
 @pytest.mark.parametrize("failing", ["fsync", "replace"])
-def test_a_failed_save_leaves_the_old_file(
-    failing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failed_save_leaves_the_old_file(failing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "g.safetensors"
     save_weights(file, {"a": torch.zeros(3)})
 

@@ -49,7 +49,7 @@ class Ball:
         rows = []
         for group, start, radius in zip(theta, identity, self.radii, strict=True):
             length = _norm([one - zero for one, zero in zip(group, start, strict=True)])
-            rows.append(length / radius if radius else torch.where(length > 0, math.inf, 0.0))
+            rows.append(length / radius if radius else torch.where(length == 0, length, length * math.inf))
         return torch.stack(rows)
 
     def overshoot(self, theta: Theta, identity: Theta) -> Tensor:
@@ -65,10 +65,9 @@ class Ball:
         lengths = torch.stack([_norm(group) * radius for group, radius in zip(gradient, self.radii, strict=True)])
         if self.joint:
             lengths = lengths.square().sum(0, keepdim=True).sqrt().expand_as(lengths)
-        lengths = lengths.clamp_min(torch.finfo(lengths.dtype).tiny)
         moved = []
         for group, slope, length, radius in zip(theta, gradient, lengths, self.radii, strict=True):
-            scaled = step_size * radius * radius / length
+            scaled = torch.where(length > 0, step_size * radius * radius / length, 0.0)
             moved.append(
                 tuple(torch.addcmul(one, up, _like(scaled, one)) for one, up in zip(group, slope, strict=True))
             )
@@ -76,7 +75,9 @@ class Ball:
 
 
 def project(theta: Theta, identity: Theta, ball: Ball) -> Theta:
-    """The nearest point of the ball, an image at a time: shrinks what is outside, leaves what is inside as it is.
+    """The nearest point of the ball in u, an image at a time: shrinks what is outside, leaves what is inside as it is.
+
+    A group of radius 0 has no coordinate in u: it goes back to its identity, and the other groups do not pay for it.
 
     Args:
         theta, identity: of N networks each.
@@ -85,11 +86,16 @@ def project(theta: Theta, identity: Theta, ball: Ball) -> Theta:
     Returns:
         A new Theta; no tensor of the arguments is changed.
     """
-    inside = ball.overshoot(theta, identity).clamp_min(1).reciprocal()
-    factors = inside.expand(len(GROUPS), -1)
+    norms = ball.norms(theta, identity)
+    zero = torch.zeros_like(norms[0])
+    used = torch.stack([row if radius else zero for row, radius in zip(norms, ball.radii, strict=True)])
+    if ball.joint:
+        used = used.square().sum(0, keepdim=True).sqrt().expand_as(used)
+    inside = used.clamp_min(1).reciprocal()
+    factors = [row if radius else zero for row, radius in zip(inside, ball.radii, strict=True)]
     return Theta(
         *(
-            tuple(torch.lerp(zero, one, _like(factor, one)) for one, zero in zip(group, start, strict=True))
+            tuple(torch.lerp(center, one, _like(factor, one)) for one, center in zip(group, start, strict=True))
             for group, start, factor in zip(theta, identity, factors, strict=True)
         )
     )

@@ -72,12 +72,22 @@ def sample_identity(
     )
 
 
-def _check(  # noqa: PLR0917
-    n: int, height: int, width: int, scale: int, channels: int, noise: str, slope: str, offset: int, total: int
+def _check(
+    n: int,
+    height: int,
+    width: int,
+    scale: int,
+    channels: int,
+    noise: str,
+    slope: str,
+    offset: int,
+    total: int,
 ) -> None:
     if n < 0:
         raise ValueError(f"n must be 0 or more, was {n}")
-    if scale < 1 or height % scale or width % scale or min(height, width) < scale:
+    if scale < 1:
+        raise ValueError(f"scale must be at least 1, was {scale}")
+    if height % scale or width % scale or min(height, width) < scale:
         raise ValueError(f"hr_size must be positive multiples of scale {scale}, was {(height, width)}")
     if channels < IMAGE_CHANNELS:
         raise ValueError(f"channels must be at least {IMAGE_CHANNELS}, or no inverse exists, was {channels}")

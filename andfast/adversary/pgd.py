@@ -1,5 +1,6 @@
 """Projected gradient ascent on theta: the paper's adversary (section 4.3, K = 5)."""
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -47,12 +48,12 @@ def ascend(
         loss_scale: factor on the objective's gradient against underflow in float16; the normalisation removes it.
 
     Raises:
-        ValueError: steps or step_size is negative.
+        ValueError: steps or step_size is negative, or step_size is not finite.
     """
     if steps < 0:
         raise ValueError(f"steps must be 0 or more, was {steps}")
-    if not step_size >= 0:
-        raise ValueError(f"step_size must be 0 or more, was {step_size}")
+    if not (math.isfinite(step_size) and step_size >= 0):
+        raise ValueError(f"step_size must be finite and 0 or more, was {step_size}")
     theta = identity.detach()
     losses = []
     for _ in range(steps):

@@ -77,9 +77,7 @@ class CropDataset(Dataset[Tensor]):
         if orientation & 2:
             crop = crop[::-1]
         if orientation & 4:
-            crop = crop.swapaxes(
-                0, 1
-            )  # together with the flips: the four quarter turns and their mirror images
+            crop = crop.swapaxes(0, 1)  # together with the flips: the four quarter turns and their mirror images
         return torch.from_numpy(crop.copy(order="C")).permute(2, 0, 1)
 
     def _permutation(self, epoch: int) -> NDArray[np.int64]:

@@ -32,9 +32,7 @@ def default_workers() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def decode_files(
-    paths: Sequence[str], *, min_size: int, workers: int | None
-) -> Generator[Decoded, None, None]:
+def decode_files(paths: Sequence[str], *, min_size: int, workers: int | None) -> Generator[Decoded, None, None]:
     """Decode files in parallel and yield their pixels, or the reason why not, in the order of ``paths``.
 
     Args:
@@ -121,9 +119,7 @@ class _Worker:
         try:
             self._read(process, images.HEADER.size)
         except EOFError:
-            raise RuntimeError(
-                f"the image decoder {sys.executable} {images.__file__} {self._end()}"
-            ) from None
+            raise RuntimeError(f"the image decoder {sys.executable} {images.__file__} {self._end()}") from None
         return process
 
     @staticmethod

@@ -37,9 +37,7 @@ DECODER_VERSION = 1
 FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP")
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".tif", ".tiff", ".bmp"})
 
-HEADER = struct.Struct(
-    "<cII"
-)  # a reply of the worker: kind, then height and width, or the length of a reason and 0
+HEADER = struct.Struct("<cII")  # a reply of the worker: kind, then height and width, or the length of a reason and 0
 READY, PIXELS, REASON = b"r", b"p", b"e"
 
 _PHOTOMETRIC, _PLANAR, _ORIENTATION, _BITS = 262, 284, 274, 258  # TIFF and EXIF tags
@@ -86,9 +84,7 @@ def decode(path: str | Path, *, min_size: int = 1) -> NDArray[np.uint8]:
 
 def _decode(path: str | Path, min_size: int) -> NDArray[np.uint8]:
     if ImageFile.LOAD_TRUNCATED_IMAGES:
-        raise UnusableImageError(
-            "PIL.ImageFile.LOAD_TRUNCATED_IMAGES is set, which would let truncated files pass"
-        )
+        raise UnusableImageError("PIL.ImageFile.LOAD_TRUNCATED_IMAGES is set, which would let truncated files pass")
     with _open(path) as image:
         width, height = image.size
         if min(width, height) < min_size:
@@ -122,12 +118,8 @@ def _deep_samples(path: str | Path, image: ImageFile.ImageFile) -> NDArray[np.ui
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         deep = max(image.tag_v2.get(_BITS, (1,))) > 8
         if deep and image.tag_v2.get(_PLANAR, 1) == 2:
-            raise UnusableImageError(
-                "a TIFF of 16 bits in separate planes: save it with interleaved channels"
-            )
-    if (
-        raw == "LA;16B"
-    ):  # four bytes a pixel: read as four channels, they are high and low bytes, side by side
+            raise UnusableImageError("a TIFF of 16 bits in separate planes: save it with interleaved channels")
+    if raw == "LA;16B":  # four bytes a pixel: read as four channels, they are high and low bytes, side by side
         pairs = _load_as(image, "RGBA").astype(np.uint16)
         return pairs[..., 0::2] * 256 + pairs[..., 1::2]
     if not raw.startswith(_DEEP_RAW_MODES):

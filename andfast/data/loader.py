@@ -53,9 +53,7 @@ class TrainingLoader:
             # More workers than cores are of use where storage is slow. Python 3.12 warns of forking a process
             # that has threads; the workers use none of the parent's and run no parallel code.
             warnings.filterwarnings("ignore", message="This DataLoader will create", category=UserWarning)
-            warnings.filterwarnings(
-                "ignore", message=".*multi-threaded, use of fork", category=DeprecationWarning
-            )
+            warnings.filterwarnings("ignore", message=".*multi-threaded, use of fork", category=DeprecationWarning)
             self._iterator = iter(make())
         # Registered after DataLoader's own: so called first, and the workers are told to stop, not killed.
         reference = weakref.ref(self)
@@ -209,9 +207,7 @@ class DevicePrefetcher:
             raise StopIteration
         current = torch.cuda.current_stream(self.device)
         current.wait_stream(self._stream)
-        batch.record_stream(
-            current
-        )  # its memory belongs to the side stream, which must not use it again too early
+        batch.record_stream(current)  # its memory belongs to the side stream, which must not use it again too early
         self._copy_ahead(self._stream)
         return batch
 

@@ -262,9 +262,7 @@ def _old_indices(output: Path) -> tuple[Index, Index]:
         before = empty
     except PackError:
         # Of another version, or damaged: pack anew, under names that were never used.
-        numbers = [
-            int(number) for shard in shards if (number := shard.stem.removeprefix("pixels-")).isdecimal()
-        ]
+        numbers = [int(number) for shard in shards if (number := shard.stem.removeprefix("pixels-")).isdecimal()]
         return empty, replace(empty, next_shard=max(numbers, default=-1) + 1)
     try:
         cut_off = store.read_index(output / store.PROGRESS)
@@ -274,9 +272,7 @@ def _old_indices(output: Path) -> tuple[Index, Index]:
     entries = {}
     for index in (before, cut_off):
         if index.decoder == DECODER_VERSION:
-            whole = {
-                name: length for name, length in index.shards.items() if _length(output / name) == length
-            }
+            whole = {name: length for name, length in index.shards.items() if _length(output / name) == length}
             usable.update(whole)
             entries.update({(e.path, e.size, e.mtime_ns): e for e in index.images if e.shard in whole})
     next_shard = max(before.next_shard, cut_off.next_shard)

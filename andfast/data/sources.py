@@ -45,9 +45,7 @@ def resolve_source(source: str | Path) -> Path:
         return path
     name, _, inside = text.removeprefix(PACKAGE).partition("/")
     if not name.isidentifier():
-        raise ValueError(
-            f"source {text!r} must be package:NAME/folder with a top-level package's NAME, was {name!r}"
-        )
+        raise ValueError(f"source {text!r} must be package:NAME/folder with a top-level package's NAME, was {name!r}")
     spec = importlib.util.find_spec(name)
     if spec is None or spec.submodule_search_locations is None:
         raise FileNotFoundError(f"source {text!r} names the package {name!r}, which is not installed")

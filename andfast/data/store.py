@@ -163,9 +163,7 @@ class ShardWriter:
     def abandon(self, *, everything: bool) -> None:
         """Delete the unfinished shard, or all new ones."""
         if self._file is not None:
-            with contextlib.suppress(
-                OSError
-            ):  # on a full disk closing fails too, and the file goes in any case
+            with contextlib.suppress(OSError):  # on a full disk closing fails too, and the file goes in any case
                 self._file.close()
             self._file = None
             (self._folder / self._name).unlink(missing_ok=True)
@@ -210,9 +208,7 @@ class PackedImages:
                 if attempt == 2:
                     raise
         self.names = [entry.name for entry in index.images]
-        self.sizes = np.array([(entry.height, entry.width) for entry in index.images], np.int64).reshape(
-            -1, 2
-        )
+        self.sizes = np.array([(entry.height, entry.width) for entry in index.images], np.int64).reshape(-1, 2)
         self._places = [(entry.shard, entry.offset, entry.height, entry.width) for entry in index.images]
 
     def _map(self) -> dict[str, NDArray[np.uint8]]:
@@ -222,9 +218,7 @@ class PackedImages:
             try:
                 found = file.stat().st_size
                 if found != length:
-                    raise PackError(
-                        f"{file} has {found} bytes instead of {length}: delete {self.path} and pack again"
-                    )
+                    raise PackError(f"{file} has {found} bytes instead of {length}: delete {self.path} and pack again")
                 maps[name] = np.asarray(np.memmap(file, np.uint8, "r"))
             except FileNotFoundError:
                 raise PackError(f"{file} is missing: delete {self.path} and pack again") from None

@@ -20,7 +20,7 @@ def tensor(name: str, value: object) -> None:
 def images(name: str, value: Tensor) -> None:
     """Refuse what is not a floating-point (N, C, H, W) tensor."""
     tensor(name, value)
-    if value.dim() != 4:  # noqa: PLR2004
+    if value.dim() != 4:
         raise ValueError(f"{name} must have shape (N, C, H, W), was {shape(value)}")
     floating(name, value)
 

@@ -11,7 +11,7 @@ IMPLEMENTATIONS: Final = ("auto", "reference", "triton", "cuda", "cpp")
 """The names that an op's ``impl`` argument takes."""
 
 WhyNot = Callable[[str], str | None]
-"""Maps a device type ("cpu", "cuda", ...) to the reason why an implementation cannot run there, or to None if it can."""
+"""Maps a device type ("cpu", "cuda", ...) to why an implementation cannot run there, or to None if it can."""
 
 _TABLE: dict[str, dict[str, WhyNot]] = {}
 

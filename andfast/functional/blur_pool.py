@@ -4,9 +4,9 @@ With taps t of length T and p = (T - factor) / 2 samples of reflection padding o
 
     y[n, c, i, j] = sum over k, l of t[k] * t[l] * x[n, c, r(factor * i + k - p), r(factor * j + l - p)]
 
-where r mirrors an index into the image without repeating the border. T and the factor are both even or both odd, so the
-window is centred on the block of samples that an output pixel stands for: LR is not shifted against HR. The taps sum to 1,
-so a constant image stays constant. The op is linear; its backward is the transposed map, and an op of its own.
+where r mirrors an index into the image without repeating the border. T and the factor are both even or both odd, so
+the window is centred on the block of samples that an output pixel stands for: LR is not shifted against HR. The taps
+sum to 1, so a constant image stays constant. The op is linear; its backward is the transposed map, an op of its own.
 
 The paper (section 3.1) names average pooling in the middle of F; docs/method.md says why it is this one.
 """
@@ -46,22 +46,22 @@ def blur_pool(
     x: Tensor,
     factor: int,
     *,
-    filter: str | Sequence[float] | Tensor = "binomial",  # noqa: A002
+    filter: str | Sequence[float] | Tensor = "binomial",
     impl: str = "auto",
 ) -> Tensor:
     """Filter ``x`` with a symmetric low-pass filter and keep every ``factor``-th sample, centred.
 
-    Differentiable in x, any number of times. Sums are kept in fp32 for half types. Autocast does not change the dtype: the
-    op reads and writes x's own (as F.avg_pool2d does), because it moves bytes, and a cast would move more.
+    Differentiable in x, any number of times. Sums are kept in fp32 for half types. Autocast does not change the dtype:
+    the op reads and writes x's own (as F.avg_pool2d does), because it moves bytes, and a cast would move more.
 
     Args:
         x: images or features (N, C, H, W), floating point, H and W divisible by the factor and greater than the padding
             (taps - factor) / 2; any value range. N may be 0. Both memory formats.
         factor: the subsampling factor, a positive integer; 2, 3 and 4 are the fast ones.
-        filter: "binomial": the binomial coefficients of 2 * factor taps for an even factor, 2 * factor - 1 for an odd one
-            (x4: 8 taps, x3: 5, x2: 4), or the taps themselves: 1-D, symmetric, sum 1, at least ``factor`` of them, even in
-            number for an even factor and odd for an odd one. A tensor of taps is read to the host and gets no gradient;
-            under torch.compile pass a sequence of floats.
+        filter: "binomial": the binomial coefficients of 2 * factor taps for an even factor, 2 * factor - 1 for an odd
+            one (x4: 8 taps, x3: 5, x2: 4), or the taps themselves: 1-D, symmetric, sum 1, at least ``factor`` of them,
+            even in number for an even factor and odd for an odd one. A tensor of taps is read to the host and gets no
+            gradient; under torch.compile pass a sequence of floats.
         impl: "auto" or the name of an implementation, see :mod:`andfast.functional`.
 
     Returns:
@@ -246,7 +246,8 @@ def _flops(n: int, channels: int, height: int, width: int, taps: int, factor: in
 
 @register_flop_formula(torch.ops.andfast.blur_pool)
 def _flops_forward(x_shape: Any, taps: Any, factor: int, *_args: Any, **_kwargs: Any) -> int:
-    return _flops(*x_shape, len(taps), factor)
+    n, channels, height, width = x_shape
+    return _flops(n, channels, height, width, len(taps), factor)
 
 
 @register_flop_formula(torch.ops.andfast.blur_pool_backward)

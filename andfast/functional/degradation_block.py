@@ -37,8 +37,8 @@ def degradation_block(
 ) -> Tensor:
     """``leaky_relu(conv2d(pad(x), weight), slope) + noise``, with weights, slopes and noise of every image's own.
 
-    Differentiable once in x, weight, slope and noise. Inside an autocast region x and weight are cast to its dtype;
-    slope and noise are read as they are.
+    Differentiable once in x, weight, slope and noise. Inside an autocast region x and weight are cast to its dtype
+    (but for float64); slope and noise are read as they are.
 
     Args:
         x: images or features, (N, Cin, H, W), floating point, H and W at least 1.
@@ -57,11 +57,13 @@ def degradation_block(
     """
     _check.images("x", x)
     if not isinstance(slope, Tensor):
+        if not isinstance(slope, int | float):
+            raise TypeError(f"slope must be a number or a torch.Tensor, was {type(slope).__name__}")
         slope = torch.full((), slope, dtype=torch.promote_types(x.dtype, torch.float32), device=x.device)
     _check.tensor("weight", weight)
     amp = _check.autocast_dtype(x.device.type)
     if amp is not None:
-        x, weight = x.to(amp), weight.to(amp)
+        x, weight = (one if one.dtype == torch.float64 else one.to(amp) for one in (x, weight))
     _check_arguments(x, weight, slope, noise, padding)
     chosen = _dispatch.resolve(OP, impl, x.device.type)
     inputs = (x, weight, slope) if noise is None else (x, weight, slope, noise)
@@ -74,8 +76,8 @@ def _check_arguments(x: Tensor, weight: Tensor, slope: Tensor, noise: Tensor | N
     n, c_in, height, width = x.shape
     _check.like("weight", weight, "x", x)
     ending = (c_in, _KERNEL, _KERNEL)
-    per_image = weight.dim() == 5 and weight.shape[0] == n  # noqa: PLR2004
-    if tuple(weight.shape[-3:]) != ending or not (per_image or weight.dim() == 4):  # noqa: PLR2004
+    per_image = weight.dim() == 5 and weight.shape[0] == n
+    if tuple(weight.shape[-3:]) != ending or not (per_image or weight.dim() == 4):
         raise ValueError(
             f"weight must have shape (N, Cout, Cin, 3, 3) or (Cout, Cin, 3, 3), here ({n}, Cout, {c_in}, 3, 3) or "
             f"(Cout, {c_in}, 3, 3), was {_check.shape(weight)}"
@@ -100,7 +102,7 @@ def degradation_block_reference(
     """The definition composed of differentiable PyTorch ops, one image at a time: the oracle of the tests."""
     mode = "replicate" if padding == "replicate" else "constant"
     padded = F.pad(x, (1, 1, 1, 1), mode=mode)
-    kernels = weight if weight.dim() == 5 else weight.expand(x.shape[0], *weight.shape)  # noqa: PLR2004
+    kernels = weight if weight.dim() == 5 else weight.expand(x.shape[0], *weight.shape)
     z = torch.cat([F.conv2d(one[None], kernel) for one, kernel in zip(padded, kernels, strict=True)])
     out = torch.where(z > 0, z, z * _over_pixels(slope).to(z.dtype))
     return out if noise is None else out + noise.to(z.dtype)
@@ -113,7 +115,7 @@ def degradation_block_reference(
 def _forward(
     x: Tensor, weight: Tensor, slope: Tensor, noise: Tensor | None, padding: str, save: bool, impl: str
 ) -> tuple[Tensor, Tensor]:
-    """Return the output and what the backward pass needs of the activation (for the reference: z); empty if not save."""
+    """Return the output, and if ``save`` what the backward pass needs of the activation (for the reference: z)."""
     z = _convolve(x, weight, padding).to(x.dtype)
     # Half types are activated in fp32: the slope keeps its precision, and there is one rounding less.
     wide = z.to(torch.promote_types(z.dtype, torch.float32))
@@ -134,7 +136,7 @@ def _(
 
 
 @torch.library.custom_op("andfast::degradation_block_backward", mutates_args=())
-def _backward(  # noqa: PLR0917
+def _backward(
     grad: Tensor,
     x: Tensor,
     weight: Tensor,
@@ -166,7 +168,7 @@ def _backward(  # noqa: PLR0917
 
 
 @_backward.register_fake
-def _(  # noqa: PLR0917
+def _(
     grad: Tensor,
     x: Tensor,
     weight: Tensor,
@@ -253,7 +255,7 @@ def _convolve(x: Tensor, weight: Tensor, padding: str) -> Tensor:
         return x.new_zeros((n, c_out, height, width)).to(memory_format=memory_format)
     x, weight = _computable(x), _computable(weight)
     padded = _pad(x, padding)
-    if weight.dim() == 4:  # noqa: PLR2004
+    if weight.dim() == 4:
         z = F.conv2d(padded, weight)
     else:
         stacked = padded.reshape(1, n * c_in, height + 2, width + 2)
@@ -262,8 +264,14 @@ def _convolve(x: Tensor, weight: Tensor, padding: str) -> Tensor:
     return z.contiguous(memory_format=memory_format)
 
 
-def _convolve_backward(  # noqa: PLR0917
-    grad_z: Tensor, x: Tensor, weight: Tensor, padding: str, want_x: bool, want_weight: bool, empty: list[Tensor]
+def _convolve_backward(
+    grad_z: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    padding: str,
+    want_x: bool,
+    want_weight: bool,
+    empty: list[Tensor],
 ) -> tuple[Tensor, Tensor]:
     """Gradients of :func:`_convolve` to x and weight; one that is not wanted is not computed."""
     n, c_in, height, width = x.shape
@@ -275,7 +283,7 @@ def _convolve_backward(  # noqa: PLR0917
     grad_z, x, weight = _computable(grad_z), _computable(x), _computable(weight)
     padded = _pad(x, padding)
     groups, kernels, stacked = 1, weight, padded
-    if weight.dim() == 5:  # noqa: PLR2004
+    if weight.dim() == 5:
         groups = n
         kernels = weight.reshape(n * c_out, c_in, _KERNEL, _KERNEL)
         stacked = padded.reshape(1, n * c_in, height + 2, width + 2)
@@ -312,5 +320,5 @@ def _flops_forward(x_shape, weight_shape, *_args, **_kwargs) -> int:  # type: ig
 
 
 @register_flop_formula(torch.ops.andfast.degradation_block_backward)
-def _flops_backward(_grad, x_shape, weight_shape, _slope, _saved, _ns, _nd, _padding, wanted, *_args, **_kwargs) -> int:  # type: ignore[no-untyped-def]  # noqa: PLR0917
+def _flops_backward(_grad, x_shape, weight_shape, _slope, _saved, _ns, _nd, _padding, wanted, *_args, **_kwargs) -> int:  # type: ignore[no-untyped-def]
     return 2 * _macs(x_shape, weight_shape) * sum(bool(one) for one in wanted[:2])

@@ -108,9 +108,7 @@ def _checked(
     features = x.shape[1]
     growth = weights[0].shape[0] if weights[0].dim() > 0 else 0
     if growth < 1:
-        raise ValueError(
-            f"weights[0] must have shape (G, F, 3, 3) with G at least 1, was {_check.shape(weights[0])}"
-        )
+        raise ValueError(f"weights[0] must have shape (G, F, 3, 3) with G at least 1, was {_check.shape(weights[0])}")
     for k, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
         last = k == CONVOLUTIONS - 1
         cin, cout = features + k * growth, features if last else growth
@@ -124,9 +122,7 @@ def _checked(
 
 def _five_tensors(name: str, value: Sequence[Tensor]) -> None:
     if isinstance(value, Tensor) or not isinstance(value, Sequence):
-        raise TypeError(
-            f"{name} must be a list or tuple of {CONVOLUTIONS} tensors, was {type(value).__name__}"
-        )
+        raise TypeError(f"{name} must be a list or tuple of {CONVOLUTIONS} tensors, was {type(value).__name__}")
     if len(value) != CONVOLUTIONS:
         raise ValueError(f"{name} must hold {CONVOLUTIONS} tensors, held {len(value)}")
     for k, one in enumerate(value):
@@ -218,9 +214,7 @@ def _backward_reference(
         go_on, before = needs.below(k), None
         if needs.weights[k]:
             together = [go_on and first == 0, True, needs.biases[k]]
-            before, grad_weights[k], grad_biases[k] = _convolution_backward(
-                after, saved[:, :end], weights[k], together
-            )
+            before, grad_weights[k], grad_biases[k] = _convolution_backward(after, saved[:, :end], weights[k], together)
         elif needs.biases[k]:
             grad_biases[k] = after.sum((0, 2, 3))
         if not go_on:
@@ -308,9 +302,7 @@ def backward_op(
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     """Return the gradients to x, weights and biases; those not needed as tensors without elements."""
     needs = _Needs(x_needed, weights_needed, biases_needed)
-    grad_x, grad_weights, grad_biases = _IMPLEMENTATIONS[impl].backward(
-        grad, saved, weights, slope, scale, needs
-    )
+    grad_x, grad_weights, grad_biases = _IMPLEMENTATIONS[impl].backward(grad, saved, weights, slope, scale, needs)
     # An op returns tensors, not None, and always of the same strides, which the fake below can foretell.
     return (
         grad.new_empty(0) if grad_x is None else grad_x,
@@ -341,9 +333,7 @@ def _backward(ctx: Any, grad: Tensor, _grad_saved: Tensor | None) -> tuple[Any, 
     saved, *weights = ctx.saved_tensors
     x_needed, weights_needed, biases_needed = ctx.needs_input_grad[:3]
     if any(weights_needed) and not ctx.features_kept:
-        raise RuntimeError(
-            "gradients to the weights of residual_dense_block need keep_features=True in the forward op"
-        )
+        raise RuntimeError("gradients to the weights of residual_dense_block need keep_features=True in the forward op")
     grad_x, grad_weights, grad_biases = backward_op(
         grad,
         saved,
@@ -380,16 +370,12 @@ def _forward_operations(x_shape: Any, weight_shapes: Any, *_args: Any, **_kwargs
 
 
 @register_flop_formula(torch.ops.andfast.residual_dense_block_backward)
-def _backward_operations(
-    grad_shape: Any, _saved_shape: Any, weight_shapes: Any, *others: Any, **_kwargs: Any
-) -> int:
+def _backward_operations(grad_shape: Any, _saved_shape: Any, weight_shapes: Any, *others: Any, **_kwargs: Any) -> int:
     _slope, _scale, x_needed, weights_needed, biases_needed, *_ = others
     needs = _Needs(x_needed, weights_needed, biases_needed)
     first = 0 if x_needed else weight_shapes[-1][0]
     to_input = sum(
-        _operations(grad_shape, shape[1] - first, shape[0])
-        for k, shape in enumerate(weight_shapes)
-        if needs.below(k)
+        _operations(grad_shape, shape[1] - first, shape[0]) for k, shape in enumerate(weight_shapes) if needs.below(k)
     )
     to_weights = sum(
         _operations(grad_shape, shape[1], shape[0])

@@ -19,9 +19,7 @@ class BlurPool(nn.Module):
         impl: Implementation, see :mod:`andfast.functional`.
     """
 
-    def __init__(
-        self, factor: int, *, filter: str | Sequence[float] | Tensor = "binomial", impl: str = "auto"
-    ) -> None:
+    def __init__(self, factor: int, *, filter: str | Sequence[float] | Tensor = "binomial", impl: str = "auto") -> None:
         super().__init__()
         self.factor = factor
         self.filter = tuple(filter.tolist()) if isinstance(filter, Tensor) else filter

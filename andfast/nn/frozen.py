@@ -22,13 +22,13 @@ def frozen(*modules: nn.Module | None) -> Iterator[None]:
     parameters = [one for module in present for one in module.parameters() if one.requires_grad]
     buffers = [one for module in present for one in module.buffers()]
     before = [one.clone() for one in buffers]
-    for one in parameters:
-        one.requires_grad_(False)
+    for parameter in parameters:
+        parameter.requires_grad_(False)
     try:
         yield
     finally:
-        for one in parameters:
-            one.requires_grad_(True)
+        for parameter in parameters:
+            parameter.requires_grad_(True)
         with torch.no_grad():
             for one, old in zip(buffers, before, strict=True):
                 one.copy_(old)

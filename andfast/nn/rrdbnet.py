@@ -89,8 +89,7 @@ class RRDBNet(nn.Module):
             raise ValueError(f"x must have shape (N, {self.in_channels}, H, W), was {tuple(x.shape)}")
         if x.shape[2] % self.unshuffle or x.shape[3] % self.unshuffle:
             raise ValueError(
-                f"x must have H and W divisible by {self.unshuffle} for scale {self.scale}, "
-                f"was {tuple(x.shape)}"
+                f"x must have H and W divisible by {self.unshuffle} for scale {self.scale}, was {tuple(x.shape)}"
             )
         if self.unshuffle > 1:
             x = F.pixel_unshuffle(x, self.unshuffle)

@@ -74,9 +74,7 @@ class UNetDiscriminator(nn.Module):
         quarter = _activate(self.conv2(half))
         up = _activate(self.conv3(quarter))
         for convolution, skip in ((self.conv4, quarter), (self.conv5, half), (self.conv6, full)):
-            up = _activate(
-                convolution(F.interpolate(up, scale_factor=2, mode="bilinear", align_corners=False))
-            )
+            up = _activate(convolution(F.interpolate(up, scale_factor=2, mode="bilinear", align_corners=False)))
             if self.skip_connection:
                 up = up + skip
         logits: Tensor = self.conv9(_activate(self.conv8(_activate(self.conv7(up)))))

@@ -46,9 +46,7 @@ class VGGDiscriminator(nn.Module):
             self.add_module(f"conv{stage}_0", nn.Conv2d(before, channels, 3, padding=1, bias=stage == 0))
             if stage > 0:  # the first layer sees the image as it is
                 self.add_module(f"bn{stage}_0", nn.BatchNorm2d(channels))
-            self.add_module(
-                f"conv{stage}_1", nn.Conv2d(channels, channels, 4, stride=2, padding=1, bias=False)
-            )
+            self.add_module(f"conv{stage}_1", nn.Conv2d(channels, channels, 4, stride=2, padding=1, bias=False))
             self.add_module(f"bn{stage}_1", nn.BatchNorm2d(channels))
             before = channels
         self.linear1 = nn.Linear(before * _LAST_SIZE**2, _HIDDEN)

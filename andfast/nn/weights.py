@@ -49,9 +49,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     elif path.suffix in PICKLED:
         found = _read_pickled(path)
     else:
-        raise ValueError(
-            f"{path}: weights must end in .safetensors, {', '.join(PICKLED)}, was {path.suffix!r}"
-        )
+        raise ValueError(f"{path}: weights must end in .safetensors, {', '.join(PICKLED)}, was {path.suffix!r}")
     return _basicsr_names(_without_prefixes(_state_dict(found, path), path), path)
 
 
@@ -135,9 +133,7 @@ def save_weights(
             raise TypeError(f"{path}: {key} must be a tensor, was {type(value).__name__}")
     for key, text in (metadata or {}).items():
         if not isinstance(key, str) or not isinstance(text, str):
-            raise TypeError(
-                f"{path}: metadata must map strings to strings, {key!r} was {type(text).__name__}"
-            )
+            raise TypeError(f"{path}: metadata must map strings to strings, {key!r} was {type(text).__name__}")
     tensors = {key: _stored(value) for key, value in _without_prefixes(state, path).items()}
     _write_atomically(path, to_safetensors(tensors, {"format": "pt", **(metadata or {})}))
 
@@ -249,9 +245,7 @@ def _basicsr_names(state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
 
 def _from_first_release(state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
     """Translate ``model.{i}``: one sequence that numbers every layer, activation and enlargement."""
-    top = sorted(
-        {int(match[1]) for key in state if (match := re.match(r"model\.(\d+)\.(weight|bias)$", key))}
-    )
+    top = sorted({int(match[1]) for key in state if (match := re.match(r"model\.(\d+)\.(weight|bias)$", key))})
     layers = ["conv_first", "conv_up1", "conv_up2", "conv_hr", "conv_last"]
     if len(top) != len(layers):
         raise ValueError(
@@ -300,9 +294,7 @@ def _infer_sizes(state: Mapping[str, Any], name: str) -> dict[str, int]:
 
 
 def _unknown_architecture(name: str, missing: list[str], unexpected: list[str]) -> str:
-    differences = [
-        f"{word} {_some(keys)}" for word, keys in (("missing", missing), ("unexpected", unexpected)) if keys
-    ]
+    differences = [f"{word} {_some(keys)}" for word, keys in (("missing", missing), ("unexpected", unexpected)) if keys]
     return f"{name}: not the weights of an RRDBNet: {'; '.join(differences)}"
 
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from andfast.adversary import PRESETS, Ball
+from andfast.adversary import GROUPS, PRESETS, Ball
 from andfast.config import STAGES, DiscriminatorConfig, Stage, TrainConfig
 from andfast.losses import GANLoss, PerceptualLoss
 from andfast.nn import DegradationNetwork, RRDBNet, UNetDiscriminator, VGGDiscriminator
@@ -24,14 +24,10 @@ def build_generator(config: TrainConfig) -> RRDBNet:
     Raises:
         ValueError: the weights are of another architecture than the configuration's.
     """
-    wanted = {
-        "scale": config.scale,
-        "features": config.generator.features,
-        "blocks": config.generator.blocks,
-        "growth": config.generator.growth,
-    }
+    sizes = config.generator
     if config.init_weights is None:
-        return RRDBNet(**wanted)
+        return RRDBNet(config.scale, features=sizes.features, blocks=sizes.blocks, growth=sizes.growth)
+    wanted = {"scale": config.scale, "features": sizes.features, "blocks": sizes.blocks, "growth": sizes.growth}
     found = generator_from_weights(config.init_weights)
     for name, value in wanted.items():
         field = name if name == "scale" else f"generator.{name}"
@@ -56,13 +52,12 @@ def build_adversary(config: TrainConfig) -> Adversary:
     if settings.radius_joint is not None:
         factor = settings.radius_joint / ball.convolution
         ball = Ball(settings.radius_joint, ball.noise * factor, ball.slope * factor, joint=True)
-    replaced = {
-        "convolution": settings.radius_convolution,
-        "noise": settings.radius_noise,
-        "slope": settings.radius_slope,
-    }
+    for group in GROUPS:
+        radius = getattr(settings, f"radius_{group}")
+        if radius is not None:
+            ball = replace(ball, **{group: radius})
     return Adversary(
-        ball=replace(ball, **{name: radius for name, radius in replaced.items() if radius is not None}),
+        ball=ball,
         steps=settings.steps,
         step_size=preset.step_size if settings.step_size is None else settings.step_size,
         channels=config.degradation.channels,

@@ -39,7 +39,7 @@ _NAME: Final = re.compile(rf"({'|'.join(STAGES)})-(\d{{8,}})")
 _TEMPORARY: Final = ".tmp-"
 _WRITTEN_BY_RUNS: Final = (
     "weights", "checkpoints", "failures", "tensorboard", "samples",
-    "metrics.jsonl", "config.yaml", "versions.json", "summary.json",
+    "metrics.jsonl", "config.yaml", "versions.json", "summary.json", "sheet.png", "loss_curve.png",
 )  # fmt: skip
 
 
@@ -102,9 +102,7 @@ def save_checkpoint(
         _delete_temporary(folder)
         temporary.mkdir()
         for name, tensors in (weights or {}).items():
-            save_file(
-                {key: _portable(tensor) for key, tensor in tensors.items()}, temporary / f"{name}.safetensors"
-            )
+            save_file({key: _portable(tensor) for key, tensor in tensors.items()}, temporary / f"{name}.safetensors")
         torch.save(plain, temporary / "state.pt")
         _write_manifest(temporary, stage, step)
         _put_in_place(temporary, final)
@@ -112,8 +110,7 @@ def save_checkpoint(
         shutil.rmtree(temporary, ignore_errors=True)
         reason = " ".join(str(error).split())
         raise CheckpointError(
-            f"checkpoint {final} could not be written, earlier ones are intact: {reason} "
-            f"({_free_space(output)})"
+            f"checkpoint {final} could not be written, earlier ones are intact: {reason} ({_free_space(output)})"
         ) from error
     _prune(folder, keep)
     return final
@@ -147,10 +144,7 @@ def damage_of(folder: Path) -> str | None:
     """What is wrong with a checkpoint's files, or None if they are what was written."""
     try:
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-        files = {
-            str(name): (int(entry["bytes"]), str(entry["sha256"]))
-            for name, entry in manifest["files"].items()
-        }
+        files = {str(name): (int(entry["bytes"]), str(entry["sha256"])) for name, entry in manifest["files"].items()}
         written_by = manifest["format"]
     except FileNotFoundError:
         return "manifest.json is missing"
@@ -187,14 +181,8 @@ def load_checkpoint(folder: Path) -> Checkpoint:
         state = torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         reason = str(error).partition(". ")[0]
-        raise CheckpointError(
-            f"checkpoint {folder} was not written by andfast: state.pt: {reason}"
-        ) from error
-    weights = {
-        Path(name).stem: load_file(folder / name)
-        for name in manifest["files"]
-        if name.endswith(".safetensors")
-    }
+        raise CheckpointError(f"checkpoint {folder} was not written by andfast: state.pt: {reason}") from error
+    weights = {Path(name).stem: load_file(folder / name) for name in manifest["files"] if name.endswith(".safetensors")}
     return Checkpoint(manifest["stage"], manifest["step"], state, weights)
 
 
@@ -314,9 +302,7 @@ def plain_state(value: object, name: str) -> Any:
     if isinstance(value, Mapping):
         for key in value:
             if type(key) not in (str, int):
-                raise TypeError(
-                    f"{name} must have text or integers for keys, was {key!r} ({type(key).__name__})"
-                )
+                raise TypeError(f"{name} must have text or integers for keys, was {key!r} ({type(key).__name__})")
         return {key: plain_state(item, f"{name}[{key!r}]") for key, item in value.items()}
     if isinstance(value, list | tuple) and type(value) in (list, tuple):
         items = [plain_state(item, f"{name}[{index}]") for index, item in enumerate(value)]
@@ -344,10 +330,7 @@ def _sha256(path: Path) -> str:
 
 def _write_manifest(folder: Path, stage: str, step: int) -> None:
     """List the files, and sync everything to disk."""
-    files = {
-        path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)}
-        for path in sorted(folder.iterdir())
-    }
+    files = {path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in sorted(folder.iterdir())}
     for name in files:
         sync_file(folder / name)
     manifest = {"format": FORMAT, "stage": stage, "step": step, "files": files}

@@ -53,7 +53,11 @@ def processes(device: str) -> Iterator[Processes]:
     """
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     if world_size == 1:
-        yield Processes(0, 1, torch.device(device, torch.cuda.current_device()) if device == "cuda" else torch.device(device))
+        yield Processes(
+            0,
+            1,
+            torch.device(device, torch.cuda.current_device()) if device == "cuda" else torch.device(device),
+        )
         return
     local = int(os.environ["LOCAL_RANK"])
     if device == "cuda":

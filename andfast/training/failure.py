@@ -34,9 +34,7 @@ class NonFiniteLossError(RuntimeError):
         )
 
 
-def dump_failure(
-    output: Path, *, stage: str, step: int, name: str, state: Mapping[str, object], rank: int = 0
-) -> Path:
+def dump_failure(output: Path, *, stage: str, step: int, name: str, state: Mapping[str, object], rank: int = 0) -> Path:
     """Write what went into a failed step to OUTPUT/failures/{stage}-{step:08d}-{name}.pt; return that path.
 
     Args:

@@ -193,9 +193,7 @@ def _lines(path: Path) -> Iterable[tuple[dict[str, Any], bytes]]:
             entry = json.loads(line)
             position(entry["stage"], int(entry["step"]))
         except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(
-                f"{path}, line {number}: must be a JSON object with a stage and a step"
-            ) from error
+            raise ValueError(f"{path}, line {number}: must be a JSON object with a stage and a step") from error
         yield entry, line
 
 
@@ -340,9 +338,7 @@ class Progress:
             lr_psnr: adversarial against clean LR, in dB.
             loss_gain: loss on the adversarial case minus loss on the clean one.
         """
-        self._bar.set_postfix_str(
-            describe(loss, images_per_second, ascent_share, lr_psnr, loss_gain), refresh=False
-        )
+        self._bar.set_postfix_str(describe(loss, images_per_second, ascent_share, lr_psnr, loss_gain), refresh=False)
 
     def advance(self, steps: int = 1) -> None:
         """Count steps."""

@@ -42,7 +42,7 @@ from andfast.training.validation import ValidationSet, restore, score
 from andfast.training.worst_case import input_images
 
 
-class Stopped(Exception):  # noqa: N818  (not an error: the run was asked to stop, and has saved)
+class Stopped(Exception):
     """The run ended early on a signal; its text says how to go on."""
 
 
@@ -110,7 +110,8 @@ class Run:
             )
         if self.checkpoint.state["world_size"] != self.group.world_size:
             raise CheckpointError(
-                f"--resume must go on with {self.checkpoint.state['world_size']} processes, were {self.group.world_size}"
+                f"--resume must go on with {self.checkpoint.state['world_size']} processes, as before, "
+                f"were {self.group.world_size}"
             )
 
     def _pack(self) -> PackedImages:
@@ -202,9 +203,7 @@ class Run:
         with DevicePrefetcher(loader, self.group.device) as batches:
             yield batches
 
-    def _step(
-        self, state: StageState, batches: DevicePrefetcher, log: MetricsLog, bar: Progress, total: int
-    ) -> None:
+    def _step(self, state: StageState, batches: DevicePrefetcher, log: MetricsLog, bar: Progress, total: int) -> None:
         """One optimizer step, and what is due after it."""
         begun, waited = time.perf_counter(), batches.waited_seconds
         buffers = state.buffers()
@@ -303,9 +302,7 @@ class Run:
         }
         return save_stage_weights(self.output, state.name, state.average.module, metadata, best=best)
 
-    def _fail(
-        self, state: StageState, hr: list[Tensor], name: str, values: dict[str, float], log: MetricsLog
-    ) -> None:
+    def _fail(self, state: StageState, hr: list[Tensor], name: str, values: dict[str, float], log: MetricsLog) -> None:
         """Save what led to a loss that is not finite, and the weights from before it; then raise."""
         contents = {
             "config": dump(self.config),
@@ -316,7 +313,12 @@ class Run:
             "world_size": self.group.world_size,
         }
         path = dump_failure(
-            self.output, stage=state.name, step=state.done + 1, name=name, state=contents, rank=self.group.rank
+            self.output,
+            stage=state.name,
+            step=state.done + 1,
+            name=name,
+            state=contents,
+            rank=self.group.rank,
         )
         self._save(state, log)
         raise NonFiniteLossError(

@@ -116,14 +116,10 @@ def _same_size(name: str, row: Sequence[Tensor]) -> list[NDArray[np.uint8]]:
             )
     # The window is cut on a grid that all the pictures share, so that they show the same part of the scene.
     grid = math.lcm(*factors)
-    tall, wide = (
-        side if side <= _LARGEST_CELL else _LARGEST_CELL // grid * grid or grid for side in (height, width)
-    )
+    tall, wide = (side if side <= _LARGEST_CELL else _LARGEST_CELL // grid * grid or grid for side in (height, width))
     top, left = ((side - cut) // 2 // grid * grid for side, cut in ((height, tall), (width, wide)))
     return [
-        _pixels(image[:, top // f : (top + tall) // f, left // f : (left + wide) // f])
-        .repeat(f, 0)
-        .repeat(f, 1)
+        _pixels(image[:, top // f : (top + tall) // f, left // f : (left + wide) // f]).repeat(f, 0).repeat(f, 1)
         for image, f in zip(row, factors, strict=True)
     ]
 
@@ -199,9 +195,7 @@ def loss_curve(
         from matplotlib.figure import Figure  # noqa: PLC0415
         from matplotlib.ticker import MaxNLocator, StrMethodFormatter  # noqa: PLC0415
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            f'the loss curve needs matplotlib, pip install "andfast[demo]" ({error})'
-        ) from error
+        raise ModuleNotFoundError(f'the loss curve needs matplotlib, pip install "andfast[demo]" ({error})') from error
 
     figure = Figure(figsize=(1.2 + 5.4 * len(stages), 6.4), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
@@ -255,18 +249,14 @@ def _stages(path: Path, keys: tuple[str, ...]) -> dict[str, dict[int, dict[str, 
         if numbers and "stage" in record and "step" in record:
             found.setdefault(str(record["stage"]), {})[int(record["step"])] = numbers
     if not found:
-        raise ValueError(
-            f'{path} must have lines with "stage", "step" and one of {", ".join(keys)}; it has none'
-        )
+        raise ValueError(f'{path} must have lines with "stage", "step" and one of {", ".join(keys)}; it has none')
     return found
 
 
 def _draw_losses(axis: "Axes", steps: NDArray[Any], clean: NDArray[Any], adversarial: NDArray[Any]) -> None:
     low = _draw_line(axis, steps, clean, _CLEAN, "clean case")
     high = _draw_line(axis, steps, adversarial, _ADVERSARIAL, "adversarial case")
-    axis.fill_between(
-        steps, low, high, color=_ADVERSARIAL, alpha=0.10, linewidth=0, label="gain of the ascent"
-    )
+    axis.fill_between(steps, low, high, color=_ADVERSARIAL, alpha=0.10, linewidth=0, label="gain of the ascent")
     drawn = np.concatenate([low, high])
     drawn = drawn[np.isfinite(drawn)]
     if drawn.size and drawn.min() > 0 and drawn.max() > 20 * drawn.min():
@@ -275,9 +265,7 @@ def _draw_losses(axis: "Axes", steps: NDArray[Any], clean: NDArray[Any], adversa
         axis.set_ylim(bottom=0)
 
 
-def _draw_line(
-    axis: "Axes", steps: NDArray[Any], points: NDArray[Any], colour: str, label: str
-) -> NDArray[Any]:
+def _draw_line(axis: "Axes", steps: NDArray[Any], points: NDArray[Any], colour: str, label: str) -> NDArray[Any]:
     """Draw one series, as a running mean over its points if there are many; returns what the line shows."""
     if not np.isfinite(points).any():
         return points

@@ -178,19 +178,20 @@ class TrainingStep:
                 sr = model(lr)
                 terms = self.objective.terms(sr, targets)
                 loss = self.objective.total(terms)
-            self.scale_loss(loss / micro_batches).backward()  # type: ignore[no-untyped-call]
+            self.scale_loss(loss / micro_batches).backward()
         return sr, {"loss": loss.detach(), **{name: term.detach() for name, term in terms.items()}}
 
     def _train_discriminator(self, hr: Tensor, sr: Tensor, micro_batches: int, last: bool) -> dict[str, Tensor]:
         """Sub-step 4: D's gradients, on HR as real and SR as fake."""
         model = self.discriminator_parallel or self.discriminator
         gan_loss = self.objective.gan_loss
-        assert model is not None and gan_loss is not None
+        assert model is not None
+        assert gan_loss is not None
         with _synchronised(model, last):
             with self.mixed(hr):
                 real, fake = model(hr), model(sr)
                 loss = gan_loss.discriminator(real, fake)
-            self.scale_loss(loss / micro_batches).backward()  # type: ignore[no-untyped-call]
+            self.scale_loss(loss / micro_batches).backward()
         return {
             "discriminator": loss.detach(),
             "real_logit": real.detach().float().mean(),
@@ -199,9 +200,9 @@ class TrainingStep:
 
     def _run_degradation(self, hr: Tensor, theta: Theta) -> Tensor:
         if self.autocast is None or self.degradation_autocast:
-            return self.degradation(hr, theta)  # type: ignore[no-any-return]
+            return self.degradation(hr, theta)
         with torch.autocast(hr.device.type, enabled=False):
-            return self.degradation(hr, theta)  # type: ignore[no-any-return]
+            return self.degradation(hr, theta)
 
     def mixed(self, x: Tensor) -> AbstractContextManager[object]:
         """The autocast region of the run's precision, for the device of x."""

@@ -59,7 +59,11 @@ class Summary:
 
 
 def held_out_quality(
-    config: TrainConfig, step: TrainingStep, generator: nn.Module, validation: ValidationSet, sheet: Path | None
+    config: TrainConfig,
+    step: TrainingStep,
+    generator: nn.Module,
+    validation: ValidationSet,
+    sheet: Path | None,
 ) -> dict[str, float]:
     """PSNR-Y in dB of bicubic and of ``generator``, on clean and on adversarially degraded held-out crops.
 
@@ -135,7 +139,9 @@ def table(summary: Summary, output: Path) -> str:
                 values_text = f"{quality[f'bicubic_{name}']:>10.2f}{quality[f'sr_{name}']:>10.2f}"
                 lines.append(f"{f'stage {stage}, {label}':<30}{values_text}")
     steps = ", ".join(f"{found['steps']} of stage {stage}" for stage, found in summary.stages.items())
-    lines.append(f"steps: {steps}, in {summary.seconds:.0f} s of training, {summary.data_wait:.1%} of it waiting for data")
+    lines.append(
+        f"steps: {steps}, in {summary.seconds:.0f} s of training, {summary.data_wait:.1%} of it waiting for data"
+    )
     lines.append("ops: " + ", ".join(f"{op} {impl}" for op, impl in summary.ops.items()))
     lines += [f"note: {note}" for note in summary.notes]
     for name in ("weights", "sheet.png", "loss_curve.png", "metrics.jsonl", "tensorboard", "summary.json"):

@@ -76,9 +76,7 @@ class ValidationSet:
         if crop_size % scale:
             raise ValueError(f"crop_size must be a multiple of scale, {scale}, was {crop_size}")
         if not images or len(images) != len(names):
-            raise ValueError(
-                f"images must be one or more, as many as names, was {len(images)} for {len(names)} names"
-            )
+            raise ValueError(f"images must be one or more, as many as names, was {len(images)} for {len(names)} names")
         for image, name in zip(images, names, strict=True):
             _check_photograph(image, name, crop_size)
 
@@ -90,9 +88,7 @@ class ValidationSet:
                 image = images[position]
                 spare = [side - crop_size for side in image.shape[:2]]
                 if number:
-                    places = np.random.default_rng([seed % 2**64, position, number]).integers(
-                        0, spare, endpoint=True
-                    )
+                    places = np.random.default_rng([seed % 2**64, position, number]).integers(0, spare, endpoint=True)
                     top, left = (int(place) for place in places)
                 else:
                     top, left = spare[0] // 2, spare[1] // 2
@@ -119,9 +115,7 @@ class ValidationSet:
                 f"every picture needs its pair under the same name: {name} is in {there}, not in {missing}"
             )
         if not hr_names:
-            raise ValueError(
-                f"hr_folder must hold pictures ({', '.join(sorted(SUFFIXES))}), {hr_folder} holds none"
-            )
+            raise ValueError(f"hr_folder must hold pictures ({', '.join(sorted(SUFFIXES))}), {hr_folder} holds none")
         names, hr, lr = tuple(sorted(hr_names)), [], []
         for name in names:
             high, low = _read(Path(hr_folder) / name), _read(Path(lr_folder) / name)
@@ -135,9 +129,7 @@ class ValidationSet:
         return cls(names, tuple(hr), tuple(lr), scale)
 
 
-def evaluate(
-    generator: nn.Module, lr: Images, hr: Images, *, batch: int = 8, crop_border: int = 0
-) -> dict[str, float]:
+def evaluate(generator: nn.Module, lr: Images, hr: Images, *, batch: int = 8, crop_border: int = 0) -> dict[str, float]:
     """How well G restores HR from LR: `score` of `restore`.
 
     Args:
@@ -216,9 +208,7 @@ def bicubic(lr: Tensor, scale: int) -> Tensor:
     x = lr.float() / 255 if lr.dtype == torch.uint8 else lr.float()
     # antialias=True does nothing to an enlargement but choose a = -0.5; without it PyTorch's cubic has a =
     # -0.75.
-    return F.interpolate(
-        x, scale_factor=float(scale), mode="bicubic", align_corners=False, antialias=True
-    ).clamp(0, 1)
+    return F.interpolate(x, scale_factor=float(scale), mode="bicubic", align_corners=False, antialias=True).clamp(0, 1)
 
 
 def _batches(images: Images, size: int) -> Iterator[Tensor]:
@@ -235,9 +225,7 @@ def _batches(images: Images, size: int) -> Iterator[Tensor]:
 
 def _pairs(sr: Images, hr: Images) -> Iterator[tuple[Tensor, Tensor]]:
     if len(sr) != len(hr) or not len(hr):
-        raise ValueError(
-            f"sr and hr must hold equally many images, one at least, was {len(sr)} and {len(hr)}"
-        )
+        raise ValueError(f"sr and hr must hold equally many images, one at least, was {len(sr)} and {len(hr)}")
     return zip(sr, hr, strict=True)
 
 

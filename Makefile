@@ -1,0 +1,35 @@
+# make help lists what there is. PYTHON=/path/to/python3.11 chooses the interpreter, JOBS the processes that test.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.PHONY: help setup setup-newest demo test test-newest bench clean
+
+JOBS ?= 2
+PYTEST_ARGS ?=
+export PYTHON
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+setup: ## a virtual environment in .venv: pinned packages, the extension built
+	@bash .ci/setup.sh .venv requirements/reference.txt editable
+
+setup-newest:
+	@bash .ci/setup.sh .venv-newest requirements/newest.txt copy
+
+demo: setup ## train on scikit-image's photographs, both stages; results in runs/demo
+	.venv/bin/python -m andfast.train --config configs/demo.yaml --output runs/demo --overwrite
+
+test: setup ## all tests that this machine can run
+	.venv/bin/python -m pytest --benchmark-disable -n $(JOBS) $(PYTEST_ARGS)
+
+# PYTHONSAFEPATH keeps the checkout, whose extension is built for the other torch, off the path.
+test-newest: setup-newest ## the fast tests with the newest torch that is supported, in .venv-newest
+	PYTHONSAFEPATH=1 .venv-newest/bin/python -m pytest --benchmark-disable -n $(JOBS) -m "not slow and not gpu" $(PYTEST_ARGS)
+
+bench: setup ## the benchmarks; results in runs/benchmarks.json
+	@mkdir -p runs
+	.venv/bin/python -m pytest benchmarks --benchmark-group-by=group --benchmark-columns=min,median,ops \
+		--benchmark-json=runs/benchmarks.json $(PYTEST_ARGS)
+
+clean: ## remove what was built, the environments included; runs/ stays
+	rm -rf .venv .venv-newest build dist *.egg-info andfast/_C.*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,162 @@
+"""What people install: the source distribution, the wheel built from it, and setup.py's switches."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import andfast
+
+ROOT = Path(__file__).resolve().parent.parent
+NOT_SOURCES = (".*", "runs", "build", "dist", "*.egg-info", "*.so", "__pycache__")
+SWITCHES = ("ANDFAST_CPU_ONLY", "ANDFAST_CUDA_ARCHS", "ANDFAST_REQUIRE_EXT", "CXX")
+SHOW_KERNELS = """
+import os, torch, andfast, andfast._C, andfast.kernels
+from andfast.functional import blur_pool
+x = torch.rand(2, 3, 16, 16)
+torch.testing.assert_close(blur_pool(x, 4, impl="cpp"), blur_pool(x, 4, impl="reference"))
+folder = os.path.dirname(andfast.kernels.__file__)
+assert not os.path.islink(folder), folder
+print(andfast.__file__, andfast._C.__file__, folder, andfast.__version__, sep="\\n")
+"""
+SHOW_REASON = """
+import torch
+from andfast.functional import blur_pool
+x = torch.ones(1, 3, 8, 8)
+assert torch.equal(blur_pool(x, 4), torch.ones(1, 3, 2, 2))
+blur_pool(x, 4, impl="cpp")
+"""
+
+
+def run(*command, cwd, **variables):
+    """Run Python; the switches are those given and no others."""
+    environment = {name: value for name, value in os.environ.items() if name not in SWITCHES} | variables
+    return subprocess.run(
+        [sys.executable, *map(str, command)], cwd=cwd, env=environment, capture_output=True, text=True, check=False
+    )
+
+
+def run_well(*command, cwd, **variables):
+    done = run(*command, cwd=cwd, **variables)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory):
+    """A copy of the checkout, links kept, so that building leaves nothing in the real one."""
+    target = tmp_path_factory.mktemp("packaging") / "checkout"
+    shutil.copytree(ROOT, target, symlinks=True, ignore=shutil.ignore_patterns(*NOT_SOURCES))
+    return target
+
+
+@pytest.fixture(scope="module")
+def sdist(checkout):
+    run_well("-m", "build", "--no-isolation", "--sdist", "--outdir", checkout.parent, ".", cwd=checkout)
+    (found,) = checkout.parent.glob("andfast-*.tar.gz")
+    return found
+
+
+def unpack(archive, target):
+    with tarfile.open(archive) as tar:
+        tar.extractall(target, filter="data")
+    (folder,) = target.iterdir()
+    return folder
+
+
+def build_wheel(source, target, **variables):
+    variables["ANDFAST_CPU_ONLY"] = "1"
+    said = run_well("-m", "build", "--no-isolation", "--wheel", "--outdir", target, ".", cwd=source, **variables)
+    (found,) = target.glob("andfast-*.whl")
+    return found, said
+
+
+def install(wheel, target):
+    run_well("-m", "pip", "install", "--no-index", "--no-deps", "--target", target, wheel, cwd=target.parent)
+
+
+@pytest.mark.slow
+def test_sdist_is_complete(sdist):
+    with tarfile.open(sdist) as tar:
+        members = {member.name.partition("/")[2]: member for member in tar.getmembers()}
+    wanted = {f"csrc/{path.name}" for path in (ROOT / "csrc").iterdir()}
+    wanted |= {f"andfast/kernels/{path.name}" for path in (ROOT / "kernels").glob("*.py")}
+    wanted |= {str(path.relative_to(ROOT)) for path in (ROOT / "andfast").rglob("*.py")}
+    wanted |= {"LICENSE", "README.md", "CHANGELOG.md", "setup.py", "pyproject.toml", "andfast/py.typed"}
+    assert wanted <= members.keys(), wanted - members.keys()
+    assert not any(member.issym() or member.islnk() for member in members.values())
+    assert not any(name.endswith(".so") or name.startswith("kernels") for name in members)
+
+
+@pytest.mark.slow
+def test_wheel_from_sdist_runs(sdist, tmp_path):
+    source = unpack(sdist, tmp_path / "source")
+    wheel, _ = build_wheel(source, tmp_path, ANDFAST_REQUIRE_EXT="1")
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+    packages = {name.split("/")[0] for name in names}
+    assert packages == {"andfast", f"andfast-{andfast.__version__}.dist-info"}
+    assert "andfast/kernels/__init__.py" in names
+    assert any(re.fullmatch(r"andfast/_C\..*\.so", name) for name in names)
+    site = tmp_path / "site"
+    install(wheel, site)
+    said = run_well("-c", SHOW_KERNELS, cwd=tmp_path, PYTHONPATH=str(site), PYTHONSAFEPATH="1").split()
+    assert all(Path(path).is_relative_to(site) for path in said[:3]), said
+    assert said[3] == andfast.__version__
+
+
+@pytest.mark.slow
+def test_without_a_compiler_python_alone_is_installed(checkout, tmp_path):
+    wheel, said = build_wheel(checkout, tmp_path, CXX="no-such-compiler")
+    assert "WARNING: installing without the compiled extension: no C++ compiler: no-such-compiler" in said
+    assert wheel.name.endswith("-py3-none-any.whl")
+    site = tmp_path / "site"
+    install(wheel, site)
+    done = run("-c", SHOW_REASON, cwd=tmp_path, PYTHONPATH=str(site), PYTHONSAFEPATH="1")
+    assert done.returncode == 1
+    assert "impl='cpp' of blur_pool is not available: no compiled extension: cannot import name '_C'" in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ({"ANDFAST_CPU_ONLY": "yes"}, "ANDFAST_CPU_ONLY must be 0 or 1, was 'yes'"),
+        ({"ANDFAST_CPU_ONLY": "1", "ANDFAST_CUDA_ARCHS": "8.0"}, "ANDFAST_CPU_ONLY=1 and ANDFAST_CUDA_ARCHS cont"),
+        ({"ANDFAST_CUDA_ARCHS": "A100"}, "ANDFAST_CUDA_ARCHS must be compute capabilities like 8.0;9.0, was 'A100'"),
+        ({"ANDFAST_REQUIRE_EXT": "1", "CXX": "no-such-compiler"}, "cannot be built: no C\\+\\+ compiler: no-such-comp"),
+        ({"ANDFAST_CUDA_ARCHS": "8.0", "CXX": "no-such-compiler"}, "asks for the CUDA part, and the extension cannot"),
+    ],
+)
+def test_switches_that_cannot_be_met(checkout, variables, message):
+    done = run("setup.py", "--version", cwd=checkout, **variables)
+    assert done.returncode == 1
+    assert re.search(message, done.stderr), done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(any((ROOT / "csrc").glob("*.cu")), reason="there are CUDA sources")
+def test_cuda_part_without_sources(checkout):
+    done = run("setup.py", "--version", cwd=checkout, ANDFAST_CUDA_ARCHS="8.0;9.0")
+    assert done.returncode == 1
+    assert "ANDFAST_CUDA_ARCHS='8.0;9.0' asks for the CUDA part, but csrc/ has no .cu files" in done.stderr
+
+
+def test_version_has_one_source():
+    from importlib.metadata import version  # noqa: PLC0415
+
+    assert version("andfast") == andfast.__version__
+    assert andfast.__version__ not in (ROOT / "pyproject.toml").read_text() + (ROOT / "setup.py").read_text()
+
+
+def test_requirements_name_no_places():
+    """Pinned names and versions; where packages come from is the machine's business."""
+    for path in (ROOT / "requirements").glob("*.txt"):
+        for line in path.read_text().splitlines():
+            assert re.fullmatch(r"(#.*|-r common\.txt|[A-Za-z0-9_-]+==[\w.]+|)", line), (path.name, line)
