@@ -28,6 +28,7 @@ from setuptools import setup
 
 ROOT = Path(__file__).resolve().parent
 DEFAULT_ARCHS = "8.0;9.0"
+ARCH = r"\d+\.\d+[a-z]?(\+PTX)?"
 
 
 def switched_on(name: str) -> bool:
@@ -43,36 +44,42 @@ def sources(pattern: str) -> list[str]:
     return sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "csrc").glob(pattern))
 
 
+def asked_archs() -> str:
+    """The compute capabilities that ANDFAST_CUDA_ARCHS asks for, or nothing; what cannot be met is an error."""
+    asked = os.environ.get("ANDFAST_CUDA_ARCHS", "")
+    if asked and switched_on("ANDFAST_CPU_ONLY"):
+        sys.exit("andfast: ANDFAST_CPU_ONLY=1 and ANDFAST_CUDA_ARCHS contradict each other; unset one of them")
+    if asked and not re.fullmatch(rf"{ARCH}(;{ARCH})*", asked):
+        sys.exit(f"andfast: ANDFAST_CUDA_ARCHS must be compute capabilities like 8.0;9.0, was {asked!r}")
+    if asked and not sources("*.cu"):
+        sys.exit(f"andfast: ANDFAST_CUDA_ARCHS={asked!r} asks for the CUDA part, but csrc/ has no .cu files")
+    return asked
+
+
 def missing() -> str | None:
     """Why the extension cannot be built here, or None."""
+    compiler = os.environ.get("CXX", "c++")  # torch.utils.cpp_extension's own default
+    if shutil.which(compiler.split()[-1]) is None:
+        return f"no C++ compiler: {compiler} is not on the PATH"
     try:
         import torch  # noqa: F401, PLC0415
     except ImportError as error:
         return f"torch cannot be imported ({error}); install it first and use pip's --no-build-isolation"
-    compiler = os.environ.get("CXX", "c++")  # torch.utils.cpp_extension's own default
-    if shutil.which(compiler.split()[-1]) is None:
-        return f"no C++ compiler: {compiler} is not on the PATH"
     return None
 
 
 def cuda_archs() -> str | None:
     """Compute capabilities to build the CUDA part for, or None to leave it out."""
-    asked = os.environ.get("ANDFAST_CUDA_ARCHS", "")
-    if switched_on("ANDFAST_CPU_ONLY"):
-        if asked:
-            sys.exit("andfast: ANDFAST_CPU_ONLY=1 and ANDFAST_CUDA_ARCHS contradict each other; unset one of them")
+    asked = asked_archs()
+    if switched_on("ANDFAST_CPU_ONLY") or not sources("*.cu"):
         return None
-    if asked and not re.fullmatch(r"\d+\.\d+[a-z]?(\+PTX)?(;\d+\.\d+[a-z]?(\+PTX)?)*", asked):
-        sys.exit(f"andfast: ANDFAST_CUDA_ARCHS must be compute capabilities like 8.0;9.0, was {asked!r}")
-    if asked and not sources("*.cu"):
-        sys.exit(f"andfast: ANDFAST_CUDA_ARCHS={asked!r} asks for the CUDA part, but csrc/ has no .cu files")
     from torch.utils.cpp_extension import CUDA_HOME  # noqa: PLC0415
 
-    if asked and CUDA_HOME is None:
-        sys.exit(
-            f"andfast: ANDFAST_CUDA_ARCHS={asked!r} asks for the CUDA part, but no toolkit was found; set CUDA_HOME"
-        )
-    if not sources("*.cu") or CUDA_HOME is None:
+    if CUDA_HOME is None:
+        if asked:
+            sys.exit(
+                f"andfast: ANDFAST_CUDA_ARCHS={asked!r} asks for the CUDA part, and no toolkit is there; set CUDA_HOME"
+            )
         return None
     return asked or DEFAULT_ARCHS
 
@@ -85,25 +92,19 @@ def extension() -> dict[str, Any]:
     # Without the last two, comparisons keep loops over half types from being vectorised; torch is built so too.
     cxx = ["-O3", "-std=c++20", "-fopenmp", "-fvisibility=hidden", "-Wall"]
     cxx += ["-fno-math-errno", "-fno-trapping-math"]
+    flags = {"cxx": cxx}
     archs = cuda_archs()
-    if archs is None:
-        built = CppExtension(
-            "andfast._C",
-            sources("*.cpp"),
-            depends=sources("*.h"),
-            extra_compile_args={"cxx": cxx},
-            extra_link_args=["-fopenmp", "-s"],
-        )
-    else:
+    if archs is not None:
+        flags["nvcc"] = ["-O3", "-std=c++20", "--expt-relaxed-constexpr"]
         os.environ["TORCH_CUDA_ARCH_LIST"] = archs
-        built = CUDAExtension(
-            "andfast._C",
-            sources("*.cpp") + sources("*.cu"),
-            depends=sources("*.h") + sources("*.cuh"),
-            define_macros=[("ANDFAST_WITH_CUDA", None)],
-            extra_compile_args={"cxx": cxx, "nvcc": ["-O3", "-std=c++20", "--expt-relaxed-constexpr"]},
-            extra_link_args=["-fopenmp", "-s"],
-        )
+    built = (CppExtension if archs is None else CUDAExtension)(
+        "andfast._C",
+        sources("*.cpp") + ([] if archs is None else sources("*.cu")),
+        depends=sources("*.h") + sources("*.cuh"),
+        define_macros=[] if archs is None else [("ANDFAST_WITH_CUDA", None)],
+        extra_compile_args=flags,
+        extra_link_args=["-fopenmp", "-s"],
+    )
     return {
         "ext_modules": [built],
         "cmdclass": {"build_ext": BuildExtension},
@@ -116,13 +117,14 @@ def arguments() -> dict[str, Any]:
     """The arguments to setup() that pyproject.toml does not hold."""
     if not (ROOT / "andfast" / "kernels" / "__init__.py").is_file():
         sys.exit("andfast: andfast/kernels must be a link to ../kernels (a checkout without symbolic links lacks it)")
+    switches = {name: switched_on(name) for name in ("ANDFAST_CPU_ONLY", "ANDFAST_REQUIRE_EXT")}  # all checked
+    asked, required = asked_archs(), switches["ANDFAST_REQUIRE_EXT"]
     reason = missing()
     if reason is None:
         return extension()
-    if switched_on("ANDFAST_REQUIRE_EXT"):
-        sys.exit(f"andfast: ANDFAST_REQUIRE_EXT=1, and the extension cannot be built: {reason}")
-    if os.environ.get("ANDFAST_CUDA_ARCHS"):
-        sys.exit(f"andfast: ANDFAST_CUDA_ARCHS asks for the CUDA part, and the extension cannot be built: {reason}")
+    if required or asked:
+        switch = "ANDFAST_REQUIRE_EXT=1" if required else f"ANDFAST_CUDA_ARCHS={asked!r}"
+        sys.exit(f"andfast: {switch}, and the extension cannot be built: {reason}")
     print(f"andfast: WARNING: installing without the compiled extension: {reason}", file=sys.stderr)
     return {}
 

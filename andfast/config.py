@@ -54,7 +54,7 @@ class DegradationConfig:
     precision: Literal["fp32", "mixed"] = "fp32"
     """fp32 runs F in fp32 whatever the run's precision; mixed follows the run's precision."""
     round_lr: bool = False
-    """Round the training pass's LR to 8 bits (straight-through gradient)."""
+    """Round the training pass's LR to 8 bits, as a file would; the ascent's LR never is."""
 
 
 @dataclass

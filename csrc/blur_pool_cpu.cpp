@@ -1,7 +1,7 @@
 // Anti-aliased pooling on the CPU.
 //
 // Both memory orders are one case: images of (H, W) pixels with `inner` contiguous values each. NCHW is N * C images
-// of one value a pixel, NHWC is N images of C. Every row of the result is computed on its own, so rows go to threads freely:
+// of one value a pixel, NHWC is N images of C. Every row of the result is computed on its own, by any thread:
 //
 //     forward    vertical sum of `n_taps` input rows, mirrored margins, horizontal sums
 //     backward   vertical sum of the few gradient rows that read this row, horizontal sums, margins folded back

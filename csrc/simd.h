@@ -98,8 +98,8 @@ ANDFAST_INLINE void combine(
 
 }  // namespace detail
 
-// out[j * to_step + i] = sum_k weights[k] * rows[k][j * from_step + i] for 0 <= i < length, 0 <= j < count. One overload
-// a pair of types, because a template cannot be compiled for several instruction sets.
+// out[j * to_step + i] = sum_k weights[k] * rows[k][j * from_step + i] for 0 <= i < length, 0 <= j < count.
+// One overload a pair of types, because a template cannot be compiled for several instruction sets.
 #define ANDFAST_COMBINE(In, Out)                                                          \
   ANDFAST_SIMD static void combine(                                                       \
       const In* const* rows, const acc_t<In>* weights, int64_t n_rows, int64_t length,    \

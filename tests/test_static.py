@@ -32,11 +32,3 @@ def test_kernels_is_a_relative_link():
     assert link.is_symlink()
     assert link.readlink() == Path("../kernels")
     assert link.resolve() == ROOT / "kernels"
-
-
-@pytest.mark.parametrize("pattern", ["andfast/**/*.py", "kernels/*.py", "csrc/*", "tests/*.py", "benchmarks/*.py"])
-def test_files_hold_one_idea(pattern):
-    """No file above 400 lines."""
-    files = [path for path in ROOT.glob(pattern) if path.is_file()]
-    assert files
-    assert {path.name: lines for path in files if (lines := len(path.read_text().splitlines())) > 400} == {}

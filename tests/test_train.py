@@ -69,7 +69,9 @@ def train(folder: Path, *arguments: str, expect: int = 0) -> subprocess.Complete
 
 def metrics(run: Path) -> list[dict[str, object]]:
     """All lines without what depends on the clock."""
-    return [{key: value for key, value in line.items() if key != "timing"} for line in read_metrics(run / "metrics.jsonl")]
+    return [
+        {key: value for key, value in line.items() if key != "timing"} for line in read_metrics(run / "metrics.jsonl")
+    ]
 
 
 def assert_same(ours: object, theirs: object, where: str = "") -> None:
@@ -93,7 +95,9 @@ def assert_same(ours: object, theirs: object, where: str = "") -> None:
 
 def assert_same_run(one: Path, other: Path) -> None:
     for name in ("andnet", "andgan"):
-        assert_same(load_file(one / "weights" / f"{name}.safetensors"), load_file(other / "weights" / f"{name}.safetensors"))
+        assert_same(
+            load_file(one / "weights" / f"{name}.safetensors"), load_file(other / "weights" / f"{name}.safetensors")
+        )
     newest = [latest(run) for run in (one, other)]
     assert newest[0] is not None
     assert newest[1] is not None
@@ -208,7 +212,7 @@ def test_a_run_is_not_overwritten_or_resumed_by_accident(whole: Path, tmp_path: 
         env=environment(), capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert changed.returncode == 2
-    assert "settings" in changed.stderr
+    assert "net.lr was 0.001, is 1e-05" in changed.stderr
     assert (whole / "summary.json").read_bytes() == before
 
 

@@ -154,9 +154,8 @@ def _backward(
     grad_x, grad_weight, grad_slope, grad_noise = empty
     wide = torch.promote_types(grad.dtype, torch.float32)
     if want_noise:
-        grad_noise = grad.sum_to_size(list(noise_shape)).to(noise_dtype)
-        if grad_noise.data_ptr() == grad.data_ptr():  # an op's result must not be one of its arguments
-            grad_noise = grad_noise.clone()
+        # A copy, as an op's result must not be one of its arguments, of strides that the fake below can foretell.
+        grad_noise = _empty(x, noise_shape, noise_dtype).copy_(grad.sum_to_size(list(noise_shape)))
     negative = ~(saved > 0)
     if want_slope:
         over_pixels = (torch.where(negative, saved, 0).to(wide) * grad.to(wide)).sum((2, 3))
@@ -185,11 +184,7 @@ def _(
         torch.empty_like(x, memory_format=_memory_format(x)) if want_x else grad.new_empty(0),
         weight.new_empty(weight.shape) if want_weight else grad.new_empty(0),
         slope.new_empty(slope.shape) if want_slope else grad.new_empty(0),
-        (
-            grad.new_empty(noise_shape, dtype=noise_dtype).to(memory_format=_memory_format(x))
-            if want_noise
-            else grad.new_empty(0)
-        ),
+        _empty(x, noise_shape, noise_dtype) if want_noise else grad.new_empty(0),
     )
 
 
@@ -223,6 +218,11 @@ def _memory_format(x: Tensor) -> torch.memory_format:
     if not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last):
         return torch.channels_last
     return torch.contiguous_format
+
+
+def _empty(x: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """An uninitialised tensor of that shape in x's memory format."""
+    return torch.empty(list(shape), dtype=dtype, device=x.device, memory_format=_memory_format(x))
 
 
 def _over_pixels(slope: Tensor) -> Tensor:
@@ -301,7 +301,7 @@ def _convolve_backward(
             grad_x = grad_padded[:, :, 1:-1, 1:-1]
         grad_x = grad_x.to(dtype, copy=True, memory_format=memory_format)
     if want_weight:
-        grad_weight = grad_kernels.reshape(weight.shape).to(dtype)
+        grad_weight = grad_kernels.reshape(weight.shape).to(dtype, memory_format=torch.contiguous_format)
     return grad_x, grad_weight
 
 

@@ -245,6 +245,13 @@ def open_run(output: Path, *, resume: bool, overwrite: bool) -> RunStart:
     return "new"
 
 
+def seed_everything(seed: int) -> None:
+    """Seed the global generators that :func:`rng_state` takes."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
 def rng_state() -> dict[str, object]:
     """The global generators of Python, NumPy, PyTorch and every CUDA device, as plain values."""
     version, internal, gauss = random.getstate()

@@ -1,5 +1,6 @@
 """A whole run: data, stages, and what happens between their steps."""
 
+import hashlib
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ from torch import Tensor
 from andfast import __version__
 from andfast.config import RunOptions, Stage, TrainConfig
 from andfast.config_checks import resolve_device
-from andfast.config_cli import digest, dump
+from andfast.config_cli import differences, digest, dump, load
 from andfast.data.crops import CropDataset
 from andfast.data.images import UnusableImageError, decode
 from andfast.data.loader import DevicePrefetcher, training_loader
@@ -29,6 +30,7 @@ from andfast.training.checkpoint import (
     position,
     save_checkpoint,
     save_stage_weights,
+    seed_everything,
     weights_path,
 )
 from andfast.training.distributed import Processes, processes
@@ -69,9 +71,11 @@ class Run:
         group.wait()
         folder = latest(self.output) if options.resume else None
         self.checkpoint: Checkpoint | None = load_checkpoint(folder) if folder is not None else None
-        self._check_same_run()
-        torch.manual_seed(config.seed)
+        seed_everything(config.seed)
         self.images = self._pack()
+        listing = [*self.images.names, *self.images.sizes.ravel().tolist()]
+        self.pictures = hashlib.sha256(repr(listing).encode()).hexdigest()
+        self._check_same_run()
         self.validation = self._validation_set()
         self.summary = Summary.read(self.output / "summary.json")
         self.summary.ops = ops_used(group.device.type)
@@ -100,18 +104,24 @@ class Run:
     # ------------------------------------------------------------------------------------------------ before a stage
 
     def _check_same_run(self) -> None:
+        """Refuse to resume where the steps to come would not be those of the run that was stopped."""
         if self.checkpoint is None:
             return
-        saved = self.checkpoint.state["digest"]
-        if saved != digest(self.config):
+        saved = self.checkpoint.state
+        if saved["digest"] != digest(self.config):
+            changed = differences(load(self.output / "config.yaml"), self.config)
+            found = "; ".join(f"{name} was {was}, is {now}" for name, (was, now) in changed.items())
             raise CheckpointError(
-                f"--resume must go on with the settings of the run in {self.output} (see its config.yaml), but some "
-                "that decide what is computed are different now"
+                f"--resume must go on with the settings of the run in {self.output}, but some that decide what is "
+                f"computed are different: {found or 'its config.yaml has been edited'}"
             )
-        if self.checkpoint.state["world_size"] != self.group.world_size:
+        if saved["world_size"] != self.group.world_size:
             raise CheckpointError(
-                f"--resume must go on with {self.checkpoint.state['world_size']} processes, as before, "
-                f"were {self.group.world_size}"
+                f"--resume must go on with {saved['world_size']} processes, as before, were {self.group.world_size}"
+            )
+        if saved["pictures"] != self.pictures:
+            raise CheckpointError(
+                f"--resume must go on with the photographs of the run in {self.output}, but data.train has others now"
             )
 
     def _pack(self) -> PackedImages:
@@ -157,7 +167,7 @@ class Run:
 
     def _stage_state(self, stage: Stage) -> StageState:
         """The stage's networks, fresh, from the stage before it, or from the checkpoint."""
-        torch.manual_seed(self.config.seed + position(stage, 0)[0])
+        seed_everything(self.config.seed + position(stage, 0)[0])
         if stage == "gan" and "net" in self.config.stages:
             generator = generator_from_weights(weights_path(self.output, "net"))
         else:
@@ -285,7 +295,12 @@ class Run:
         self._save_weights(state)
         save_checkpoint(
             self.output,
-            {**state.state(), "digest": digest(self.config), "world_size": self.group.world_size},
+            {
+                **state.state(),
+                "digest": digest(self.config),
+                "world_size": self.group.world_size,
+                "pictures": self.pictures,
+            },
             state.weights(),
             stage=state.name,
             step=state.done,
