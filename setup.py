@@ -68,24 +68,41 @@ def missing() -> str | None:
     return None
 
 
+def toolkit() -> bool:
+    """Whether there is a CUDA toolkit. CUDA_HOME is set to it, because nvcc on the PATH may be a wrapper elsewhere.
+
+    To be called before torch.utils.cpp_extension is imported, which takes the folder above any nvcc for the toolkit.
+    """
+    given, nvcc = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH"), shutil.which("nvcc")
+    homes = [given] if given else [*([Path(nvcc).resolve().parent.parent] if nvcc else []), "/usr/local/cuda"]
+    for home in map(Path, homes):
+        if (home / "include" / "cuda_runtime.h").is_file():
+            os.environ["CUDA_HOME"] = str(home)
+            return True
+    return False
+
+
 def cuda_archs() -> str | None:
     """Compute capabilities to build the CUDA part for, or None to leave it out."""
     asked = asked_archs()
     if switched_on("ANDFAST_CPU_ONLY") or not sources("*.cu"):
         return None
-    from torch.utils.cpp_extension import CUDA_HOME  # noqa: PLC0415
+    import torch  # noqa: PLC0415
 
-    if CUDA_HOME is None:
-        if asked:
-            sys.exit(
-                f"andfast: ANDFAST_CUDA_ARCHS={asked!r} asks for the CUDA part, and no toolkit is there; set CUDA_HOME"
-            )
+    lacking = None if toolkit() else "no CUDA toolkit found; set CUDA_HOME"
+    if torch.version.cuda is None:
+        lacking = f"torch {torch.__version__} is a build without CUDA"
+    if lacking and asked:
+        sys.exit(f"andfast: ANDFAST_CUDA_ARCHS={asked!r} asks for the CUDA part: {lacking}")
+    if lacking:
+        print(f"andfast: building the CPU part only: {lacking}", file=sys.stderr)
         return None
     return asked or DEFAULT_ARCHS
 
 
 def extension() -> dict[str, Any]:
     """The arguments to setup() that build the extension."""
+    archs = cuda_archs()
     import torch  # noqa: PLC0415
     from torch.utils.cpp_extension import BuildExtension, CppExtension, CUDAExtension  # noqa: PLC0415
 
@@ -93,7 +110,6 @@ def extension() -> dict[str, Any]:
     cxx = ["-O3", "-std=c++20", "-fopenmp", "-fvisibility=hidden", "-Wall"]
     cxx += ["-fno-math-errno", "-fno-trapping-math"]
     flags = {"cxx": cxx}
-    archs = cuda_archs()
     if archs is not None:
         flags["nvcc"] = ["-O3", "-std=c++20", "--expt-relaxed-constexpr"]
         os.environ["TORCH_CUDA_ARCH_LIST"] = archs

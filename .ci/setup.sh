@@ -20,10 +20,12 @@ die() { printf 'andfast: error: %s\n' "$*" >&2; exit 1; }
 
 suits() { "$1" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' >/dev/null 2>&1; }
 
+version_of() { "$1" --version 2>/dev/null | head -n 1 | grep . || echo "nothing that runs"; }
+
 find_python() {
   local name
   if [ -n "${PYTHON:-}" ]; then
-    suits "$PYTHON" || die "PYTHON=$PYTHON is not a Python 3.11, 3.12 or 3.13, but: $("$PYTHON" --version 2>&1 | head -n 1)"
+    suits "$PYTHON" || die "PYTHON=$PYTHON is not a Python 3.11, 3.12 or 3.13, but $(version_of "$PYTHON")"
     command -v "$PYTHON"
     return
   fi
@@ -33,7 +35,7 @@ find_python() {
       return
     fi
   done
-  die "no Python 3.11, 3.12 or 3.13 on the PATH, only: $(python3 --version 2>&1 | head -n 1);" \
+  die "no Python 3.11, 3.12 or 3.13 on the PATH (python3 is $(version_of python3));" \
     "install one, or name it: make PYTHON=/path/to/python3.11"
 }
 

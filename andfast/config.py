@@ -25,6 +25,9 @@ class GeneratorConfig:
     """Number of residual-in-residual dense blocks."""
     growth: int = 32
     """Channels that each convolution of a dense block adds."""
+    start: Literal["random", "interpolation"] = "random"
+    """random: ESRGAN's initialisation; interpolation: it too, but upsampling bilinearly from the first step on, for
+    runs of minutes (scale 4 only). Without effect where init_weights are given."""
 
 
 @dataclass

@@ -136,6 +136,10 @@ def _networks(config: TrainConfig) -> None:
     _at_least("generator.features", config.generator.features, 1)
     _at_least("generator.blocks", config.generator.blocks, 1)
     _at_least("generator.growth", config.generator.growth, 1)
+    if config.generator.start == "interpolation":
+        if config.scale != 4:
+            raise ValueError(f"generator.start must be 'random' unless scale is 4, was 'interpolation' at {config.scale}")
+        _at_least("generator.features", config.generator.features, _RGB)
     _at_least("discriminator.features", config.discriminator.features, 1)
     _at_least("degradation.channels", config.degradation.channels, _RGB)
     shared = config.degradation.images_per_network

@@ -68,7 +68,7 @@ def _load_padded(
 def _load_activated(
     g,  # image n of the incoming gradient
     bits,  # image n of the sign bits
-    slope,  # [1, K/8, 8] in fp32
+    slope,  # [K] in fp32
     row,  # [P] row of p
     column,  # [P] column of p
     valid,  # [P] whether p exists and counts
@@ -78,20 +78,21 @@ def _load_activated(
     stride_c,  # strides of g, in values
     stride_h,
     stride_w,
-    BLOCK_K: tl.constexpr,  # output channels in the block
+    PIXELS: tl.constexpr,  # P
+    BLOCK_K: tl.constexpr,  # K, output channels in the block
 ):  # type: ignore[no-untyped-def]
-    """(g, gz) in fp32, each [P, K/8, 8]: a byte of sign bits meets the eight channels that it is about."""
-    byte = tl.arange(0, BLOCK_K // BITS)
-    bit = tl.arange(0, BITS)
-    channel = first + byte[None, :, None] * BITS + bit[None, None, :]
-    offset = (row * stride_h + column * stride_w)[:, None, None] + channel * stride_c
-    grad = tl.load(g + offset, mask=valid[:, None, None] & (channel < c_out), other=0.0).to(tl.float32)
+    """(g, gz) in fp32, each [P, K]; the comparison is made as [P, K/8, 8], where a byte meets the channels it is about."""
+    channel = first + tl.arange(0, BLOCK_K)
+    offset = (row * stride_h + column * stride_w)[:, None] + (channel * stride_c)[None, :]
+    grad = tl.load(g + offset, mask=valid[:, None] & (channel < c_out)[None, :], other=0.0).to(tl.float32)
     c_bytes = (c_out + BITS - 1) // BITS
-    index = first // BITS + byte
-    where = ((row * width + column) * c_bytes)[:, None] + index[None, :]
-    packed = tl.load(bits + where, mask=valid[:, None] & (index < c_bytes)[None, :], other=0).to(tl.int32)
-    positive = (packed[:, :, None] >> bit[None, None, :]) & 1
-    return grad, tl.where(positive != 0, grad, grad * slope)
+    byte = first // BITS + tl.arange(0, BLOCK_K // BITS)
+    at_byte = ((row * width + column) * c_bytes)[:, None] + byte[None, :]
+    packed = tl.load(bits + at_byte, mask=valid[:, None] & (byte < c_bytes)[None, :], other=0).to(tl.int32)
+    positive = (packed[:, :, None] >> tl.arange(0, BITS)[None, None, :]) & 1
+    by_byte = tl.reshape(grad, (PIXELS, BLOCK_K // BITS, BITS))
+    scaled = tl.reshape(grad * slope[None, :], (PIXELS, BLOCK_K // BITS, BITS))
+    return grad, tl.reshape(tl.where(positive != 0, by_byte, scaled), (PIXELS, BLOCK_K))
 
 
 @triton.jit
@@ -102,10 +103,8 @@ def _load_slope(
     c_out,  # number of output channels
     BLOCK_K: tl.constexpr,  # output channels in the block
 ):  # type: ignore[no-untyped-def]
-    """The slopes of a block of channels as [1, K/8, 8] in fp32."""
-    byte = tl.arange(0, BLOCK_K // BITS)
-    bit = tl.arange(0, BITS)
-    channel = first + byte[None, :, None] * BITS + bit[None, None, :]
+    """The slopes of a block of channels, [K] in fp32."""
+    channel = first + tl.arange(0, BLOCK_K)
     return tl.load(slope + channel * stride_c, mask=channel < c_out, other=0.0).to(tl.float32)
 
 
@@ -146,6 +145,7 @@ def _forward_kernel(
     BLOCK_W: tl.constexpr,  # columns of a pixel tile
     BLOCK_IN: tl.constexpr,  # input channels a step
     BLOCK_OUT: tl.constexpr,  # output channels a program
+    ONE_STEP: tl.constexpr,  # whether BLOCK_IN holds all input channels
     PRECISION: tl.constexpr,  # tl.dot's input_precision
 ):  # type: ignore[no-untyped-def]
     """One program: BLOCK_OUT channels of one pixel tile. Channel blocks, then tiles, then images are neighbours."""
@@ -159,30 +159,30 @@ def _forward_kernel(
     x = x_ptr + n * x_stride_n
     w = w_ptr + n * w_stride_n
     acc = tl.zeros((BLOCK_H * BLOCK_W, BLOCK_OUT), dtype=tl.float32)
-    for first in range(0, c_in, BLOCK_IN):
-        i = first + tl.arange(0, BLOCK_IN)
-        w_mask = (i < c_in)[:, None] & (o < c_out)[None, :]
-        for tap in tl.static_range(TAPS):
+    for tap in tl.static_range(TAPS):
+        for first in range(0, BLOCK_IN if ONE_STEP else c_in, BLOCK_IN):
+            i = first + tl.arange(0, BLOCK_IN)
             a = _load_padded(
                 x, row + (tap // 3 - 1), column + (tap % 3 - 1), inside, i, c_in, height, width,
                 x_stride_c, x_stride_h, x_stride_w, replicate,
             )  # fmt: skip
-            b = tl.load(w + ((tap * c_in + i) * c_out)[:, None] + o[None, :], mask=w_mask, other=0.0)
+            mask = (i < c_in)[:, None] & (o < c_out)[None, :]
+            b = tl.load(w + ((tap * c_in + i) * c_out)[:, None] + o[None, :], mask=mask, other=0.0)
             acc = tl.dot(a, b, acc, input_precision=PRECISION)
 
     slope = tl.load(slope_ptr + n * slope_stride_n + o * slope_stride_c, mask=o < c_out, other=0.0).to(tl.float32)
     positive = acc > 0
     out = tl.where(positive, acc, acc * slope[None, :])
-    mask = inside[:, None] & (o < c_out)[None, :]
+    store = inside[:, None] & (o < c_out)[None, :]
     if noise_form == 1:
-        offset = (row * noise_stride_h + column * noise_stride_w)[:, None] + (o * noise_stride_c)[None, :]
-        out += tl.load(noise_ptr + n * noise_stride_n + offset, mask=mask, other=0.0).to(tl.float32)
+        at = (row * noise_stride_h + column * noise_stride_w)[:, None] + (o * noise_stride_c)[None, :]
+        out += tl.load(noise_ptr + n * noise_stride_n + at, mask=store, other=0.0).to(tl.float32)
     if noise_form == 2:
-        offset = row * noise_stride_h + column * noise_stride_w
-        one_map = tl.load(noise_ptr + n * noise_stride_n + offset, mask=inside, other=0.0).to(tl.float32)
+        at_pixel = row * noise_stride_h + column * noise_stride_w
+        one_map = tl.load(noise_ptr + n * noise_stride_n + at_pixel, mask=inside, other=0.0).to(tl.float32)
         out += one_map[:, None]
     offset = (row * out_stride_h + column * out_stride_w)[:, None] + (o * out_stride_c)[None, :]
-    tl.store(out_ptr + n * out_stride_n + offset, out.to(out_ptr.dtype.element_ty), mask=mask)
+    tl.store(out_ptr + n * out_stride_n + offset, out.to(out_ptr.dtype.element_ty), mask=store)
 
     pixel = row * width + column
     if save >= 1:
@@ -191,11 +191,31 @@ def _forward_kernel(
         c_bytes = (c_out + BITS - 1) // BITS
         byte = (program % blocks) * (BLOCK_OUT // BITS) + tl.arange(0, BLOCK_OUT // BITS)
         bits = bits_ptr + n * height * width * c_bytes
-        offset = (pixel * c_bytes)[:, None] + byte[None, :]
-        tl.store(bits + offset, packed.to(tl.uint8), mask=inside[:, None] & (byte < c_bytes)[None, :])
+        at_byte = (pixel * c_bytes)[:, None] + byte[None, :]
+        tl.store(bits + at_byte, packed.to(tl.uint8), mask=inside[:, None] & (byte < c_bytes)[None, :])
     if save == 2:
         z = z_ptr + n * height * width * c_out
-        tl.store(z + (pixel * c_out)[:, None] + o[None, :], acc.to(z_ptr.dtype.element_ty), mask=mask)
+        tl.store(z + (pixel * c_out)[:, None] + o[None, :], acc.to(z_ptr.dtype.element_ty), mask=store)
+
+
+@triton.jit
+def _dot_taps_weight(
+    gz,  # [P, BLOCK_OUT] in fp32
+    w,  # image n of the weights, (9, Cout, Cin)
+    acc,  # [P, BLOCK_IN]
+    tap,  # index of the tap
+    first,  # first output channel
+    i,  # [BLOCK_IN] input channels
+    c_in,  # number of input channels
+    c_out,  # number of output channels
+    BLOCK_OUT: tl.constexpr,  # output channels in the block
+    PRECISION: tl.constexpr,  # tl.dot's input_precision
+):  # type: ignore[no-untyped-def]
+    """acc plus gz times the weights of one tap."""
+    o = first + tl.arange(0, BLOCK_OUT)
+    mask = (o < c_out)[:, None] & (i < c_in)[None, :]
+    b = tl.load(w + ((tap * c_out + o) * c_in)[:, None] + i[None, :], mask=mask, other=0.0)
+    return tl.dot(gz.to(w.dtype.element_ty), b, acc, input_precision=PRECISION)
 
 
 @triton.jit(do_not_specialize=["height", "width", "tiles", "tiles_w", "replicate", "sum_noise"])
@@ -229,6 +249,7 @@ def _grad_input_kernel(
     BLOCK_W: tl.constexpr,  # columns of a pixel tile
     BLOCK_IN: tl.constexpr,  # input channels a program
     BLOCK_OUT: tl.constexpr,  # output channels a step
+    ONE_STEP: tl.constexpr,  # whether BLOCK_OUT holds all output channels
     PRECISION: tl.constexpr,  # tl.dot's input_precision
 ):  # type: ignore[no-untyped-def]
     """One program: BLOCK_IN channels of one tile of input pixels q; tap k reads gz at p = q - k.
@@ -252,56 +273,59 @@ def _grad_input_kernel(
     w = w_ptr + n * w_stride_n
     bits = bits_ptr + n * height * width * ((c_out + BITS - 1) // BITS)
     acc = tl.zeros((BLOCK_H * BLOCK_W, BLOCK_IN), dtype=tl.float32)
-    total = tl.zeros((BLOCK_H * BLOCK_W,), dtype=tl.float32)
     inside = (row < height) & (column < width)
-    for first in range(0, c_out, BLOCK_OUT):
-        slope = _load_slope(slope_ptr + n * slope_stride_n, slope_stride_c, first, c_out, BLOCK_OUT)
-        o = first + tl.arange(0, BLOCK_OUT)
-        w_mask = (o < c_out)[:, None] & (i < c_in)[None, :]
-        for tap in tl.static_range(TAPS):
-            p_row = row - (tap // 3 - 1)
-            p_column = column - (tap % 3 - 1)
-            row_ok = inside & (p_row >= 0) & (p_row < height)
-            column_ok = inside & (p_column >= 0) & (p_column < width)
-            grad, gz = _load_activated(
-                g, bits, slope, p_row, p_column, row_ok & column_ok, first, c_out, width,
-                g_stride_c, g_stride_h, g_stride_w, BLOCK_OUT,
+    for tap in tl.static_range(TAPS):
+        p_row = row - (tap // 3 - 1)
+        p_column = column - (tap % 3 - 1)
+        valid = inside & (p_row >= 0) & (p_row < height) & (p_column >= 0) & (p_column < width)
+        for first in range(0, BLOCK_OUT if ONE_STEP else c_out, BLOCK_OUT):
+            slope = _load_slope(slope_ptr + n * slope_stride_n, slope_stride_c, first, c_out, BLOCK_OUT)
+            _, gz = _load_activated(
+                g, bits, slope, p_row, p_column, valid, first, c_out, width,
+                g_stride_c, g_stride_h, g_stride_w, BLOCK_H * BLOCK_W, BLOCK_OUT,
             )  # fmt: skip
-            if tap == 4:
-                if sum_noise != 0:
-                    total += tl.sum(tl.sum(grad, axis=2), axis=1)
-            else:
-                if fold:
-                    # Where q is on the border that tap k's frame is copied from, p = q itself reaches the frame pixel.
-                    edge_row = inside & (row == (0 if tap < 3 else height - 1))
-                    edge_column = inside & (column == (0 if tap % 3 == 0 else width - 1))
-                    if tap // 3 != 1:
-                        _, more = _load_activated(
-                            g, bits, slope, row, p_column, edge_row & column_ok, first, c_out, width,
-                            g_stride_c, g_stride_h, g_stride_w, BLOCK_OUT,
-                        )  # fmt: skip
-                        gz += more
-                    if tap % 3 != 1:
-                        _, more = _load_activated(
-                            g, bits, slope, p_row, column, row_ok & edge_column, first, c_out, width,
-                            g_stride_c, g_stride_h, g_stride_w, BLOCK_OUT,
-                        )  # fmt: skip
-                        gz += more
-                    if tap // 3 != 1:
-                        if tap % 3 != 1:
-                            _, more = _load_activated(
-                                g, bits, slope, row, column, edge_row & edge_column, first, c_out, width,
-                                g_stride_c, g_stride_h, g_stride_w, BLOCK_OUT,
-                            )  # fmt: skip
-                            gz += more
-            a = tl.reshape(gz, (BLOCK_H * BLOCK_W, BLOCK_OUT)).to(w_ptr.dtype.element_ty)
-            b = tl.load(w + ((tap * c_out + o) * c_in)[:, None] + i[None, :], mask=w_mask, other=0.0)
-            acc = tl.dot(a, b, acc, input_precision=PRECISION)
+            acc = _dot_taps_weight(gz, w, acc, tap, first, i, c_in, c_out, BLOCK_OUT, PRECISION)
+    if fold:
+        # Frame pixel q + s, for q on the border beside it: reached along s by the taps with k = s only.
+        for s_row in range(-1, 2):
+            for s_column in range(-1, 2):
+                beside_row = (s_row == 0) | (row == tl.where(s_row < 0, 0, height - 1))
+                beside_column = (s_column == 0) | (column == tl.where(s_column < 0, 0, width - 1))
+                beside = inside & beside_row & beside_column & ((s_row != 0) | (s_column != 0))
+                if tl.max(beside.to(tl.int32), axis=0) != 0:
+                    last_row = tl.where(s_row == 0, 1, s_row)
+                    last_column = tl.where(s_column == 0, 1, s_column)
+                    for k_row in range(tl.where(s_row == 0, -1, s_row), last_row + 1):
+                        for k_column in range(tl.where(s_column == 0, -1, s_column), last_column + 1):
+                            f_row = row + s_row - k_row
+                            f_column = column + s_column - k_column
+                            f_valid = beside & (f_row >= 0) & (f_row < height)
+                            f_valid = f_valid & (f_column >= 0) & (f_column < width)
+                            for f_first in range(0, BLOCK_OUT if ONE_STEP else c_out, BLOCK_OUT):
+                                f_slope = _load_slope(
+                                    slope_ptr + n * slope_stride_n, slope_stride_c, f_first, c_out, BLOCK_OUT
+                                )
+                                _, f_gz = _load_activated(
+                                    g, bits, f_slope, f_row, f_column, f_valid, f_first, c_out, width,
+                                    g_stride_c, g_stride_h, g_stride_w, BLOCK_H * BLOCK_W, BLOCK_OUT,
+                                )  # fmt: skip
+                                f_tap = (k_row + 1) * 3 + k_column + 1
+                                acc = _dot_taps_weight(
+                                    f_gz, w, acc, f_tap, f_first, i, c_in, c_out,
+                                    BLOCK_OUT, PRECISION,
+                                )  # fmt: skip
 
     offset = (row * gx_stride_h + column * gx_stride_w)[:, None] + (i * gx_stride_c)[None, :]
     mask = inside[:, None] & (i < c_in)[None, :]
     tl.store(gx_ptr + n * gx_stride_n + offset, acc.to(gx_ptr.dtype.element_ty), mask=mask)
-    if sum_noise != 0 and program % blocks == 0:
+    if (sum_noise != 0) & (program % blocks == 0):
+        # The tile's own gradients again, which the middle tap has just brought into L1.
+        total = tl.zeros((BLOCK_H * BLOCK_W,), dtype=tl.float32)
+        for n_first in range(0, BLOCK_OUT if ONE_STEP else c_out, BLOCK_OUT):
+            n_o = n_first + tl.arange(0, BLOCK_OUT)
+            n_offset = (row * g_stride_h + column * g_stride_w)[:, None] + (n_o * g_stride_c)[None, :]
+            grad = tl.load(g + n_offset, mask=inside[:, None] & (n_o < c_out)[None, :], other=0.0)
+            total += tl.sum(grad.to(tl.float32), axis=1)
         gnoise = gnoise_ptr + n * height * width
         tl.store(gnoise + row * width + column, total.to(gnoise_ptr.dtype.element_ty), mask=inside)
 
@@ -367,22 +391,21 @@ def _grad_weight_kernel(
     left = tl.zeros((BLOCK_OUT, BLOCK_IN), dtype=tl.float32)
     middle = tl.zeros((BLOCK_OUT, BLOCK_IN), dtype=tl.float32)
     right = tl.zeros((BLOCK_OUT, BLOCK_IN), dtype=tl.float32)
-    gslope = tl.zeros((BLOCK_OUT // BITS, BITS), dtype=tl.float32)
+    gslope = tl.zeros((BLOCK_OUT,), dtype=tl.float32)
     each = tl.cdiv(tiles, splits)
     for tile in range(split * each, tl.minimum((split + 1) * each, tiles)):
         row, column = _tile(tile, tiles_w, BLOCK_H, BLOCK_W)
         inside = (row < height) & (column < width)
         grad, gz = _load_activated(
             g, bits, slope, row, column, inside, first, c_out, width,
-            g_stride_c, g_stride_h, g_stride_w, BLOCK_OUT,
+            g_stride_c, g_stride_h, g_stride_w, BLOCK_H * BLOCK_W, BLOCK_OUT,
         )  # fmt: skip
         if reduce_slope:
-            channel = first + tl.arange(0, BLOCK_OUT // BITS)[None, :, None] * BITS + tl.arange(0, BITS)[None, None, :]
-            offset = ((row * width + column) * c_out)[:, None, None] + channel
-            z = tl.load(z_image + offset, mask=inside[:, None, None] & (channel < c_out), other=0.0).to(tl.float32)
+            offset = ((row * width + column) * c_out)[:, None] + o[None, :]
+            z = tl.load(z_image + offset, mask=inside[:, None] & (o < c_out)[None, :], other=0.0).to(tl.float32)
             gslope += tl.sum(tl.where(z > 0, 0.0, z) * grad, axis=0)
         if WANT_WEIGHT:
-            a = tl.trans(tl.reshape(gz, (BLOCK_H * BLOCK_W, BLOCK_OUT)).to(x_ptr.dtype.element_ty))
+            a = tl.trans(gz.to(x_ptr.dtype.element_ty))
             x_row = row + kernel_row - 1
             b = _load_padded(
                 x, x_row, column - 1, inside, i, c_in, height, width, x_stride_c, x_stride_h, x_stride_w, replicate
@@ -405,8 +428,7 @@ def _grad_weight_kernel(
         tl.store(gw + c_out * c_in + offset, middle, mask=mask)
         tl.store(gw + 2 * c_out * c_in + offset, right, mask=mask)
     if reduce_slope:
-        gslope_flat = tl.reshape(gslope, (BLOCK_OUT,))
-        tl.store(gslope_ptr + part.to(tl.int64) * c_out + o, gslope_flat, mask=o < c_out)
+        tl.store(gslope_ptr + part.to(tl.int64) * c_out + o, gslope, mask=o < c_out)
 
 
 # ----------------------------------------------------------------------------------------------------------- launchers
@@ -493,6 +515,7 @@ def forward(
         *x.stride(), w_stride_n, *_slope_strides(slope), *read.stride(), *out.stride(),
         int(replicate), form, save,
         BLOCK_H=config.block_h, BLOCK_W=config.block_w, BLOCK_IN=channel_block(c_in), BLOCK_OUT=block_out,
+        ONE_STEP=c_in <= channel_block(c_in),
         PRECISION=_dot_precision(x.dtype, tf32), num_warps=config.warps, num_stages=config.stages,
     )  # fmt: skip
     return out, saved
@@ -530,6 +553,7 @@ def grad_input(
             *grad.stride(), w_stride_n, *_slope_strides(slope), *grad_x.stride(),
             int(replicate), int(grad_noise is not None),
             BLOCK_H=config.block_h, BLOCK_W=config.block_w, BLOCK_IN=block_in, BLOCK_OUT=channel_block(c_out),
+            ONE_STEP=c_out <= channel_block(c_out),
             PRECISION=_dot_precision(x.dtype, tf32), num_warps=config.warps, num_stages=config.stages,
         )  # fmt: skip
     return grad_x, grad_noise

@@ -149,6 +149,11 @@ NO_COMPILER = {"CXX": "no-such-compiler"}
         (0, {"ANDFAST_CUDA_ARCHS": "8.0;9.0"}, "'8.0;9.0' asks for the CUDA part, but csrc/ has no .cu files"),
         (
             1,
+            {"ANDFAST_CUDA_ARCHS": "8.0", "CUDA_HOME": "/no/such/folder"},
+            "asks for the CUDA part: no CUDA toolkit found",
+        ),
+        (
+            1,
             {"ANDFAST_CUDA_ARCHS": "8.0", **NO_COMPILER},
             "ANDFAST_CUDA_ARCHS='8.0', and the extension cannot be built",
         ),

@@ -122,7 +122,8 @@ def _forward(
     out = torch.where(wide > 0, wide, wide * _over_pixels(slope).to(wide.dtype))
     if noise is not None:
         out = out + noise.to(out.dtype)
-    return out.to(x.dtype, memory_format=_memory_format(x)), z if save else z.new_empty(0)
+    memory_format = _memory_format(x)
+    return _in_format(out.to(x.dtype), memory_format), _in_format(z, memory_format) if save else z.new_empty(0)
 
 
 @_forward.register_fake
@@ -131,8 +132,7 @@ def _(
 ) -> tuple[Tensor, Tensor]:
     n, _, height, width = x.shape
     shape = (n, weight.shape[-4], height, width)
-    out = x.new_empty(shape).to(memory_format=_memory_format(x))
-    return out, (x.new_empty(shape).to(memory_format=_memory_format(x)) if save else x.new_empty(0))
+    return _empty(x, shape, x.dtype), _empty(x, shape, x.dtype) if save else x.new_empty(0)
 
 
 @torch.library.custom_op("andfast::degradation_block_backward", mutates_args=())
@@ -225,6 +225,14 @@ def _empty(x: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     return torch.empty(list(shape), dtype=dtype, device=x.device, memory_format=_memory_format(x))
 
 
+def _in_format(value: Tensor, memory_format: torch.memory_format) -> Tensor:
+    """The values in that format, with its strides also where a size of one leaves a stride free."""
+    wanted = torch.empty(value.shape, device="meta", memory_format=memory_format).stride()
+    if value.stride() == wanted:
+        return value
+    return torch.empty(value.shape, dtype=value.dtype, device=value.device, memory_format=memory_format).copy_(value)
+
+
 def _over_pixels(slope: Tensor) -> Tensor:
     """Slopes (), (N,) or (N, C) shaped so that they broadcast over (N, C, H, W)."""
     return slope.reshape(tuple(slope.shape) + (1,) * (4 - slope.dim())) if slope.dim() else slope
@@ -301,7 +309,7 @@ def _convolve_backward(
             grad_x = grad_padded[:, :, 1:-1, 1:-1]
         grad_x = grad_x.to(dtype, copy=True, memory_format=memory_format)
     if want_weight:
-        grad_weight = grad_kernels.reshape(weight.shape).to(dtype, memory_format=torch.contiguous_format)
+        grad_weight = _in_format(grad_kernels.reshape(weight.shape).to(dtype), torch.contiguous_format)
     return grad_x, grad_weight
 
 

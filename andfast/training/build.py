@@ -9,6 +9,7 @@ from andfast.adversary import GROUPS, PRESETS, Ball
 from andfast.config import STAGES, DiscriminatorConfig, Stage, TrainConfig
 from andfast.losses import GANLoss, PerceptualLoss
 from andfast.nn import DegradationNetwork, RRDBNet, UNetDiscriminator, VGGDiscriminator
+from andfast.nn.interpolation_start import start_as_interpolation
 from andfast.nn.weights import generator_from_weights
 from andfast.training.distributed import Processes
 from andfast.training.objective import Objective
@@ -26,7 +27,10 @@ def build_generator(config: TrainConfig) -> RRDBNet:
     """
     sizes = config.generator
     if config.init_weights is None:
-        return RRDBNet(config.scale, features=sizes.features, blocks=sizes.blocks, growth=sizes.growth)
+        generator = RRDBNet(config.scale, features=sizes.features, blocks=sizes.blocks, growth=sizes.growth)
+        if sizes.start == "interpolation":
+            start_as_interpolation(generator)
+        return generator
     wanted = {"scale": config.scale, "features": sizes.features, "blocks": sizes.blocks, "growth": sizes.growth}
     found = generator_from_weights(config.init_weights)
     for name, value in wanted.items():
