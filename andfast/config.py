@@ -26,7 +26,7 @@ class GeneratorConfig:
     growth: int = 32
     """Channels that each convolution of a dense block adds."""
     start: Literal["random", "interpolation"] = "random"
-    """random: ESRGAN's initialisation; interpolation: it too, but upsampling bilinearly from the first step on, for
+    """random: ESRGAN's initialisation; interpolation: it too, but a plain interpolator at the first step, for
     runs of minutes (scale 4 only). Without effect where init_weights are given."""
 
 

@@ -138,7 +138,7 @@ def _networks(config: TrainConfig) -> None:
     _at_least("generator.growth", config.generator.growth, 1)
     if config.generator.start == "interpolation":
         if config.scale != 4:
-            raise ValueError(f"generator.start must be 'random' unless scale is 4, was 'interpolation' at {config.scale}")
+            raise ValueError(f"generator.start must be 'random' for scale {config.scale}, was 'interpolation'")
         _at_least("generator.features", config.generator.features, _RGB)
     _at_least("discriminator.features", config.discriminator.features, 1)
     _at_least("degradation.channels", config.degradation.channels, _RGB)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from test_train import environment, write_config
 
 from andfast.adversary import PRESETS
 from andfast.nn import DegradationNetwork, RRDBNet
@@ -14,7 +15,6 @@ from andfast.training.distributed import Processes, processes
 from andfast.training.logging import read_metrics
 from andfast.training.objective import Objective
 from andfast.training.step import Adversary, Place, TrainingStep
-from test_train import environment, write_config
 
 pytestmark = pytest.mark.slow
 

@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 from spandrel import ModelLoader
 from torch import Tensor, nn
 
+from andfast import files
 from andfast.nn import RRDBNet, VGGDiscriminator
-from andfast.nn import weights as module
 from andfast.nn.weights import generator_from_weights, read_metadata, read_weights, save_weights
 
 
@@ -344,7 +344,7 @@ def test_a_failed_save_leaves_the_old_file(failing: str, tmp_path: Path, monkeyp
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(*((module.os, "fsync") if failing == "fsync" else (Path, "replace")), full)
+    monkeypatch.setattr(*((files.os, "fsync") if failing == "fsync" else (files.os, "replace")), full)
     with pytest.raises(OSError, match="No space left"):
         save_weights(file, {"a": torch.ones(3)})
     monkeypatch.undo()

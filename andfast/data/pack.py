@@ -19,6 +19,8 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from andfast.files import sync_folder
+
 from . import store
 from .decoding import decode_files
 from .images import DECODER_VERSION
@@ -216,12 +218,12 @@ class _Run:
             if images != self.before.images or self.writer.shards:
                 self._write(store.INDEX, images)
         # From here on the new pack is the pack.
-        store.sync_folder(self.output)
+        sync_folder(self.output)
         (self.output / store.PROGRESS).unlink(missing_ok=True)
         _delete_strays(self.output, keep={entry.shard for entry in images})
 
     def _write(self, name: str, images: list[Entry]) -> None:
-        store.sync_folder(self.output)
+        sync_folder(self.output)
         lengths = {**self.old.shards, **self.writer.shards}
         shards = {shard: lengths[shard] for shard in sorted({entry.shard for entry in images})}
         store.write_index(self.output / name, Index(DECODER_VERSION, self.writer.next_shard, shards, images))

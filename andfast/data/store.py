@@ -25,6 +25,8 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from andfast.files import atomic_file
+
 FORMAT, VERSION = "andfast-pack", 1
 INDEX, PROGRESS, LOCK = "index.json", "progress.json", "pack.lock"
 SHARD_PATTERN = "pixels-*.bin"
@@ -102,25 +104,8 @@ def write_index(path: Path, index: Index) -> None:
         "columns": [field.name for field in fields(Entry)],
         "images": [list(asdict(entry).values()) for entry in index.images],
     }
-    partial = path.with_name(path.name + ".part")
-    try:
-        with open(partial, "w", encoding="ascii") as file:
-            json.dump(data, file, separators=(",", ":"))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
-
-
-def sync_folder(folder: Path) -> None:
-    """Make the names in a folder last through a power cut."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    with atomic_file(path) as file:
+        file.write(json.dumps(data, separators=(",", ":")).encode("ascii"))
 
 
 class ShardWriter:

@@ -17,13 +17,14 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from andfast.functional import _check, _dispatch
+from andfast.functional import _check, _degradation_block_triton, _dispatch
 
 OP = "degradation_block"
 PADDINGS = ("replicate", "zeros")
 _KERNEL = 3
 
-_dispatch.register(OP, {"reference": _dispatch.everywhere})
+# Triton stands behind the reference, where "auto" does not take it, until a GPU run has verified it; then it goes first.
+_dispatch.register(OP, {"reference": _dispatch.everywhere, "triton": _degradation_block_triton.why_not})
 
 
 def degradation_block(
@@ -66,9 +67,13 @@ def degradation_block(
         x, weight = (one if one.dtype == torch.float64 else one.to(amp) for one in (x, weight))
     _check_arguments(x, weight, slope, noise, padding)
     chosen = _dispatch.resolve(OP, impl, x.device.type)
+    if chosen == "triton" and x.dtype not in _degradation_block_triton.DTYPES:
+        raise TypeError(f"x must be float32, bfloat16 or float16 with impl='triton', was {x.dtype}")
     inputs = (x, weight, slope) if noise is None else (x, weight, slope, noise)
     save = torch.is_grad_enabled() and any(one.requires_grad for one in inputs)
-    out: Tensor = torch.ops.andfast.degradation_block(x, weight, slope, noise, padding, save, chosen)[0]
+    out: Tensor = torch.ops.andfast.degradation_block(
+        x, weight, slope, noise, padding, save, chosen, slope.requires_grad
+    )[0]
     return out
 
 
@@ -113,9 +118,23 @@ def degradation_block_reference(
 
 @torch.library.custom_op("andfast::degradation_block", mutates_args=())
 def _forward(
-    x: Tensor, weight: Tensor, slope: Tensor, noise: Tensor | None, padding: str, save: bool, impl: str
+    x: Tensor,
+    weight: Tensor,
+    slope: Tensor,
+    noise: Tensor | None,
+    padding: str,
+    save: bool,
+    impl: str,
+    save_z: bool = True,
 ) -> tuple[Tensor, Tensor]:
-    """Return the output, and if ``save`` what the backward pass needs of the activation (for the reference: z)."""
+    """Return the output, and if ``save`` what the backward pass needs of the activation.
+
+    The reference keeps z. Triton keeps the signs of z, and z itself only with ``save_z``, for the slope's gradient.
+    """
+    if impl == "triton":
+        return _degradation_block_triton.forward(
+            x, weight, slope, noise, padding, save, save_z, memory_format=_memory_format(x)
+        )
     z = _convolve(x, weight, padding).to(x.dtype)
     # Half types are activated in fp32: the slope keeps its precision, and there is one rounding less.
     wide = z.to(torch.promote_types(z.dtype, torch.float32))
@@ -128,10 +147,20 @@ def _forward(
 
 @_forward.register_fake
 def _(
-    x: Tensor, weight: Tensor, slope: Tensor, noise: Tensor | None, padding: str, save: bool, impl: str
+    x: Tensor,
+    weight: Tensor,
+    slope: Tensor,
+    noise: Tensor | None,
+    padding: str,
+    save: bool,
+    impl: str,
+    save_z: bool = True,
 ) -> tuple[Tensor, Tensor]:
     n, _, height, width = x.shape
     shape = (n, weight.shape[-4], height, width)
+    if impl == "triton":
+        size = _degradation_block_triton.saved_shape(x, weight, save, save_z)
+        return _empty(x, shape, x.dtype), x.new_empty(size, dtype=torch.uint8)
     return _empty(x, shape, x.dtype), _empty(x, shape, x.dtype) if save else x.new_empty(0)
 
 
@@ -152,6 +181,14 @@ def _backward(
     want_x, want_weight, want_slope, want_noise = wanted
     empty = [grad.new_empty(0) for _ in range(4)]
     grad_x, grad_weight, grad_slope, grad_noise = empty
+    if impl == "triton" and x.numel() and weight.numel():
+        made = _degradation_block_triton.backward(
+            grad, x, weight, slope, saved, noise_shape, noise_dtype, padding, wanted, _memory_format(x)
+        )
+        grad_x, grad_weight, over, grad_noise = (
+            none if one is None else one for one, none in zip(made, empty, strict=True)
+        )
+        return grad_x, grad_weight, _reduce_slope(over, slope) if want_slope else empty[2], grad_noise
     wide = torch.promote_types(grad.dtype, torch.float32)
     if want_noise:
         # A copy, as an op's result must not be one of its arguments, of strides that the fake below can foretell.
@@ -189,7 +226,7 @@ def _(
 
 
 def _setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
-    x, weight, slope, noise, ctx.padding, _, ctx.impl = inputs
+    x, weight, slope, noise, ctx.padding, _, ctx.impl, _ = inputs
     ctx.noise = None if noise is None else (list(noise.shape), noise.dtype)
     ctx.save_for_backward(x, weight, slope, output[1])
     ctx.set_materialize_grads(False)
@@ -197,14 +234,18 @@ def _setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
 
 def _autograd(ctx, grad, _grad_saved):  # type: ignore[no-untyped-def]
     if grad is None:
-        return (None,) * 7
+        return (None,) * 8
     x, weight, slope, saved = ctx.saved_tensors
     wanted = list(ctx.needs_input_grad[:4])
     noise_shape, noise_dtype = ctx.noise or ([0], grad.dtype)
+    grad_noise = None
+    if ctx.impl == "triton" and wanted[3] and noise_shape == list(grad.shape) and noise_dtype == grad.dtype:
+        grad_noise, wanted[3] = grad, False  # they are equal: autograd may hand it on, where an op would have to copy
     grads = torch.ops.andfast.degradation_block_backward(
         grad, x, weight, slope, saved, noise_shape, noise_dtype, ctx.padding, wanted, ctx.impl
     )
-    return *(one if want else None for one, want in zip(grads, wanted, strict=True)), None, None, None
+    grad_x, grad_weight, grad_slope, made = (one if want else None for one, want in zip(grads, wanted, strict=True))
+    return grad_x, grad_weight, grad_slope, made if grad_noise is None else grad_noise, None, None, None, None
 
 
 _forward.register_autograd(_autograd, setup_context=_setup_context)

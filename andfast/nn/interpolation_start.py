@@ -6,11 +6,13 @@ from torch import Tensor, nn
 from andfast.nn.rrdbnet import RRDBNet
 
 _BILINEAR = (0.25, 0.5, 0.25)  # after nearest upsampling by 2 this is bilinear upsampling, pixel centers aligned
+# Against the blur of bilinear upsampling; 0.2 came out best on photographs, and about as good as bicubic.
+_SHARPEN = (-0.2, 1.4, -0.2)
 
 
 @torch.no_grad()
 def start_as_interpolation(generator: RRDBNet) -> None:
-    """Let the first three features carry RGB through the network untouched, so that it upsamples bilinearly.
+    """Let the first three features carry RGB through the network, so that it sharpens, then upsamples bilinearly.
 
     What feeds these three features elsewhere is set to zero; all other features keep their random weights and begin
     to contribute through the gradients of the last layer. The network remains an ordinary RRDBNet.
@@ -31,9 +33,9 @@ def start_as_interpolation(generator: RRDBNet) -> None:
             f"{generator.conv_last.out_channels} and {generator.conv_first.out_channels}"
         )
     one = torch.tensor([0.0, 1.0, 0.0])
-    blur = torch.tensor(_BILINEAR)
+    blur, sharpen = torch.tensor(_BILINEAR), torch.tensor(_SHARPEN)
     for convolution, taps in (
-        (generator.conv_first, one),
+        (generator.conv_first, sharpen),
         (generator.conv_up1, blur),
         (generator.conv_up2, blur),
         (generator.conv_hr, one),

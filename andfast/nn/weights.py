@@ -5,7 +5,6 @@ tensor, a number, a string or a container of them.
 """
 
 import errno
-import os
 import pickle
 import re
 import struct
@@ -18,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
+from andfast.files import atomic_file
 from andfast.nn.rrdbnet import SCALES, RRDBNet
 
 PICKLED: Final = (".pth", ".pt", ".ckpt")
@@ -135,7 +135,8 @@ def save_weights(
         if not isinstance(key, str) or not isinstance(text, str):
             raise TypeError(f"{path}: metadata must map strings to strings, {key!r} was {type(text).__name__}")
     tensors = {key: _stored(value) for key, value in _without_prefixes(state, path).items()}
-    _write_atomically(path, to_safetensors(tensors, {"format": "pt", **(metadata or {})}))
+    with atomic_file(path) as file:
+        file.write(to_safetensors(tensors, {"format": "pt", **(metadata or {})}))
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -312,22 +313,3 @@ def _stored(tensor: Tensor) -> Tensor:
     """A contiguous copy on the CPU, fp32 if floating-point; a copy, as safetensors refuses shared memory."""
     dtype = torch.float32 if tensor.is_floating_point() else tensor.dtype
     return tensor.detach().to("cpu", dtype, copy=True, memory_format=torch.contiguous_format)
-
-
-def _write_atomically(path: Path, content: bytes) -> None:
-    """Write beside ``path``, flush to the disk, move into place."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with beside.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
-    except BaseException:
-        beside.unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)  # the move itself
-    finally:
-        os.close(folder)

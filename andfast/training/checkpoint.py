@@ -31,7 +31,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from andfast.config import STAGES
-from andfast.training.files import atomic_file, sync_file, sync_folder
+from andfast.files import atomic_file, sync_file, sync_folder
 
 FORMAT: Final = 1
 WEIGHTS_NAMES: Final = {"net": "andnet", "gan": "andgan"}

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
+from andfast.files import atomic_file
 from andfast.training.checkpoint import plain_state
-from andfast.training.files import atomic_file
 
 
 class NonFiniteLossError(RuntimeError):

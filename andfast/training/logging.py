@@ -23,8 +23,8 @@ from tqdm import tqdm
 
 from andfast.config import STAGES, TrainConfig
 from andfast.config_cli import dump
+from andfast.files import atomic_file
 from andfast.training.checkpoint import position
-from andfast.training.files import atomic_file
 
 Value = float | int | str | bool | None | Tensor
 """What a metric can be; a tensor has one element."""

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from andfast.files import atomic_file
 from andfast.functional import _check
-from andfast.training.files import atomic_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
