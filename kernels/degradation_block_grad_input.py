@@ -167,12 +167,15 @@ def grad_input(
     memory_format: torch.memory_format,
     config: Config | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """The gradient to x in ``memory_format``; with ``noise_map`` also that of a (N, 1, H, W) noise, in that dtype."""
+    """The gradient to x in ``memory_format``; with ``noise_map`` also that of a (N, 1, H, W) noise, in that dtype.
+
+    Where x is empty no kernel runs, and None stands for the noise's gradient, wanted or not.
+    """
     n, c_in, height, width = x.shape
     c_out = weight.shape[-4]
     grad_x = torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=memory_format)
     grad_noise = None
-    if noise_map is not None:
+    if noise_map is not None and grad_x.numel():
         shape = (n, 1, height, width)
         grad_noise = torch.empty(shape, dtype=noise_map, device=x.device, memory_format=memory_format)
     for name, value in (("grad", grad), ("x", grad_x)):

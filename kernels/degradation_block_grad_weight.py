@@ -145,12 +145,13 @@ def grad_weight(
     rows, in_blocks = (3, triton.cdiv(c_in, block_in)) if want_weight else (1, 1)
     groups = n * rows * in_blocks * triton.cdiv(c_out, block_out)
     splits = min(max(triton.cdiv(config.programs, max(groups, 1)), 1), max(tiles, 1))
-    gw = x.new_empty((n, splits, 9, c_out, c_in) if want_weight else 0, dtype=torch.float32)
-    gslope = x.new_empty((n, splits, c_out) if want_slope else 0, dtype=torch.float32)
+    new = x.new_empty if groups else x.new_zeros  # every value is written, if a kernel runs
+    gw = new((n, splits, 9, c_out, c_in) if want_weight else 0, dtype=torch.float32)
+    gslope = new((n, splits, c_out) if want_slope else 0, dtype=torch.float32)
     for name, value in (("grad", grad), ("x", x)):
         refuse_huge(name, value)
     bits, z = split_saved(saved, n * height * width, c_out, x.dtype)
-    if want_slope and z is None:
+    if want_slope and z is None and groups:
         raise ValueError("the slope's gradient needs z, and only sign bits were saved")
     if groups:
         _grad_weight_kernel[groups * splits,](

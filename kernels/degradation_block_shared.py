@@ -155,5 +155,6 @@ def tile_counts(height: int, width: int, config: Config) -> tuple[int, int]:
 
 def taps_first(weight: Tensor, *order: int) -> tuple[Tensor, int]:
     """Weights as (N or 1, 9, ...), contiguous, channels in the given order, and the stride of an image, 0 if shared."""
-    packed = weight.flatten(-2).reshape(-1, *weight.shape[-4:-2], 9).permute(0, 3, *order).contiguous()
-    return packed, packed.stride(0) if weight.dim() == 5 else 0
+    shared = weight.dim() == 4
+    packed = (weight.unsqueeze(0) if shared else weight).flatten(-2).permute(0, 3, *order).contiguous()
+    return packed, 0 if shared else packed.stride(0)

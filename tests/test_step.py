@@ -37,6 +37,15 @@ def crops(n: int = 4, size: int = SIZE) -> Tensor:
     return torch.stack([torch.from_numpy(one.copy()).permute(2, 0, 1).float() / 255 for one in found])
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Tiny tensors are faster so: several threads wait for each other longer than they work."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def make(
     discriminator: str | None = None,
     gan: Any = "vanilla",

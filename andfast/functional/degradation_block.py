@@ -23,7 +23,7 @@ OP = "degradation_block"
 PADDINGS = ("replicate", "zeros")
 _KERNEL = 3
 
-# Triton stands behind the reference, where "auto" does not take it, until a GPU run has verified it; then it goes first.
+# Triton stands behind the reference, where "auto" does not take it, until a GPU run has verified it; then first.
 _dispatch.register(OP, {"reference": _dispatch.everywhere, "triton": _degradation_block_triton.why_not})
 
 
@@ -181,7 +181,7 @@ def _backward(
     want_x, want_weight, want_slope, want_noise = wanted
     empty = [grad.new_empty(0) for _ in range(4)]
     grad_x, grad_weight, grad_slope, grad_noise = empty
-    if impl == "triton" and x.numel() and weight.numel():
+    if impl == "triton":
         made = _degradation_block_triton.backward(
             grad, x, weight, slope, saved, noise_shape, noise_dtype, padding, wanted, _memory_format(x)
         )

@@ -10,12 +10,14 @@ from regenerate import FILE, STEPS, differences, train
 def test_losses_are_reproduced() -> None:
     """Within what another processor's order of summation makes of them; see regenerate.py when they are meant to move.
 
-    A run without vector instructions was seen to differ by less than 1e-4 after 50 steps of each stage.
+    Other vector instructions (SSE, AVX2, AVX-512) were seen to move stage net by less than 1e-5, and stage gan, whose
+    ascent climbs over the kinks of a VGG, by up to 2e-4; another step size, 0.29 for 0.3, moves both by over 1e-3.
     """
     stored, found = json.loads(FILE.read_text())["losses"], train()
     assert found.keys() == stored.keys() == {"net", "gan"}
-    for stage in found:
-        by_step = differences(found[stage], stored[stage])
-        assert len(by_step) == STEPS
-        assert max(by_step[:10]) < 2e-5, (stage, by_step)
-        assert max(by_step) < 1e-4, (stage, by_step)
+    by_step = {stage: differences(found[stage], stored[stage]) for stage in found}
+    assert [len(steps) for steps in by_step.values()] == [STEPS, STEPS]
+    assert max(by_step["net"][:20]) < 1e-5, by_step
+    assert max(by_step["net"]) < 1e-4, by_step
+    assert max(by_step["gan"][:5]) < 5e-5, by_step
+    assert max(by_step["gan"]) < 1e-3, by_step
