@@ -20,11 +20,11 @@ demo: setup ## train on scikit-image's photographs, both stages; results in runs
 	.venv/bin/python -m andfast.train --config configs/demo.yaml --output runs/demo --overwrite
 
 test: setup ## all tests that this machine can run
-	.venv/bin/python -m pytest --benchmark-disable -n $(JOBS) $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest --benchmark-disable -n $(JOBS) $(PYTEST_ARGS)
 
 # PYTHONSAFEPATH keeps the checkout, whose extension is built for the other torch, off the path.
 test-newest: setup-newest ## the fast tests with the newest torch that is supported, in .venv-newest
-	PYTHONSAFEPATH=1 .venv-newest/bin/python -m pytest --benchmark-disable -n $(JOBS) -m "not slow and not gpu" $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 PYTHONSAFEPATH=1 .venv-newest/bin/python -m pytest --benchmark-disable -n $(JOBS) -m "not slow and not gpu" $(PYTEST_ARGS)
 
 bench: setup ## the benchmarks; results in runs/benchmarks.json
 	@mkdir -p runs

@@ -7,7 +7,7 @@ counts (:func:`channel_block`), so one entry serves every shape. Chosen by count
 
 from typing import Final, NamedTuple
 
-CHANNEL_BLOCKS: Final = (16, 32, 64)
+CHANNEL_BLOCKS: Final = (16, 64)
 """Channel block sizes; the matrix units take no less than 16."""
 
 PRECISIONS: Final = ("half", "tf32", "tf32x3")
@@ -29,20 +29,22 @@ class Config(NamedTuple):
     """Software pipeline depth; 1 keeps plain loads, which L1 caches; asynchronous copies bypass it."""
     programs: int = 0
     """Weight gradient only: programs to aim at, over which an image's pixel tiles are split."""
+    registers: int = 255
+    """Registers a thread may take; without a number ptxas spills a few for the next step of occupancy."""
 
 
 # fmt: off
 TABLE: Final[dict[str, dict[tuple[str, str], Config]]] = {
     "8.0": {
         ("forward", "half"): Config(8, 8, 32, 4, 1),
-        ("forward", "tf32"): Config(8, 8, 32, 8, 1),
+        ("forward", "tf32"): Config(8, 8, 16, 8, 1),
         ("forward", "tf32x3"): Config(8, 8, 16, 4, 1),
         ("grad_input", "half"): Config(8, 16, 32, 8, 1),
         ("grad_input", "tf32"): Config(8, 8, 32, 8, 1),
         ("grad_input", "tf32x3"): Config(8, 8, 16, 8, 1),
-        ("grad_weight", "half"): Config(4, 16, 64, 8, 1, 432),
+        ("grad_weight", "half"): Config(4, 8, 64, 8, 1, 432),
         ("grad_weight", "tf32"): Config(4, 8, 64, 8, 1, 432),
-        ("grad_weight", "tf32x3"): Config(4, 8, 32, 4, 1, 432),
+        ("grad_weight", "tf32x3"): Config(4, 4, 32, 4, 1, 432),
     },
     "9.0": {
         ("forward", "half"): Config(8, 8, 64, 8, 1),
@@ -53,7 +55,7 @@ TABLE: Final[dict[str, dict[tuple[str, str], Config]]] = {
         ("grad_input", "tf32x3"): Config(8, 8, 16, 8, 1),
         ("grad_weight", "half"): Config(4, 16, 64, 8, 1, 528),
         ("grad_weight", "tf32"): Config(4, 8, 64, 8, 1, 528),
-        ("grad_weight", "tf32x3"): Config(4, 8, 32, 4, 1, 528),
+        ("grad_weight", "tf32x3"): Config(4, 4, 32, 4, 1, 528),
     },
 }
 # fmt: on

@@ -60,7 +60,6 @@ def _forward_kernel(
     BLOCK_W: tl.constexpr,  # columns of a pixel tile
     BLOCK_IN: tl.constexpr,  # input channels a step
     BLOCK_OUT: tl.constexpr,  # output channels a program
-    ONE_STEP: tl.constexpr,  # whether BLOCK_IN holds all input channels
     PRECISION: tl.constexpr,  # tl.dot's input_precision
 ):
     """One program: BLOCK_OUT channels of one pixel tile. Channel blocks, then tiles, then images are neighbours."""
@@ -75,7 +74,7 @@ def _forward_kernel(
     w = w_ptr + n * w_stride_n
     acc = tl.zeros((BLOCK_H * BLOCK_W, BLOCK_OUT), dtype=tl.float32)
     for tap in tl.static_range(TAPS):
-        for first in range(0, BLOCK_IN if ONE_STEP else c_in, BLOCK_IN):
+        for first in range(0, c_in, BLOCK_IN):
             i = first + tl.arange(0, BLOCK_IN)
             a = load_padded(
                 x, row + (tap // 3 - 1), column + (tap % 3 - 1), inside, i, c_in, height, width,
@@ -150,7 +149,7 @@ def forward(
         *x.stride(), w_stride_n, *slope_strides(slope), *read.stride(), *out.stride(),
         int(replicate), form, save,
         BLOCK_H=config.block_h, BLOCK_W=config.block_w, BLOCK_IN=block_in, BLOCK_OUT=block_out,
-        ONE_STEP=c_in <= block_in, PRECISION=dot_precision(x.dtype, tf32),
-        num_warps=config.warps, num_stages=config.stages,
+        PRECISION=dot_precision(x.dtype, tf32),
+        num_warps=config.warps, num_stages=config.stages, maxnreg=config.registers,
     )  # fmt: skip
     return out, saved

@@ -73,7 +73,6 @@ def _grad_input_kernel(
     BLOCK_W: tl.constexpr,  # columns of a pixel tile
     BLOCK_IN: tl.constexpr,  # input channels a program
     BLOCK_OUT: tl.constexpr,  # output channels a step
-    ONE_STEP: tl.constexpr,  # whether BLOCK_OUT holds all output channels
     PRECISION: tl.constexpr,  # tl.dot's input_precision
 ):
     """One program: BLOCK_IN channels of one tile of input pixels q; tap k reads gz at p = q - k.
@@ -103,7 +102,7 @@ def _grad_input_kernel(
         p_row = row - (tap // 3 - 1)
         p_column = column - (tap % 3 - 1)
         valid = inside & (p_row >= 0) & (p_row < height) & (p_column >= 0) & (p_column < width)
-        for first in range(0, BLOCK_OUT if ONE_STEP else c_out, BLOCK_OUT):
+        for first in range(0, c_out, BLOCK_OUT):
             slope = load_slope(slope_ptr + n * slope_stride_n, slope_stride_c, first, c_out, BLOCK_OUT)
             _, gz = load_activated(
                 g, bits, slope, p_row, p_column, valid, first, c_out, width,
@@ -125,7 +124,7 @@ def _grad_input_kernel(
                             f_column = column + s_column - k_column
                             f_valid = beside & (f_row >= 0) & (f_row < height)
                             f_valid = f_valid & (f_column >= 0) & (f_column < width)
-                            for f_first in range(0, BLOCK_OUT if ONE_STEP else c_out, BLOCK_OUT):
+                            for f_first in range(0, c_out, BLOCK_OUT):
                                 f_slope = load_slope(
                                     slope_ptr + n * slope_stride_n, slope_stride_c, f_first, c_out, BLOCK_OUT
                                 )
@@ -145,7 +144,7 @@ def _grad_input_kernel(
     if (sum_noise != 0) & (program % blocks == 0):
         # The tile's own gradients again, which the middle tap has just brought into L1.
         total = tl.zeros((BLOCK_H * BLOCK_W,), dtype=tl.float32)
-        for n_first in range(0, BLOCK_OUT if ONE_STEP else c_out, BLOCK_OUT):
+        for n_first in range(0, c_out, BLOCK_OUT):
             n_o = n_first + tl.arange(0, BLOCK_OUT)
             n_offset = (row * g_stride_h + column * g_stride_w)[:, None] + (n_o * g_stride_c)[None, :]
             grad = tl.load(g + n_offset, mask=inside[:, None] & (n_o < c_out)[None, :], other=0.0)
@@ -192,7 +191,7 @@ def grad_input(
             *grad.stride(), w_stride_n, *slope_strides(slope), *grad_x.stride(),
             int(replicate), int(grad_noise is not None),
             BLOCK_H=config.block_h, BLOCK_W=config.block_w, BLOCK_IN=block_in, BLOCK_OUT=block_out,
-            ONE_STEP=c_out <= block_out, PRECISION=dot_precision(x.dtype, tf32),
-            num_warps=config.warps, num_stages=config.stages,
+        PRECISION=dot_precision(x.dtype, tf32),
+            num_warps=config.warps, num_stages=config.stages, maxnreg=config.registers,
         )  # fmt: skip
     return grad_x, grad_noise

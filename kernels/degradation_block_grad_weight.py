@@ -143,6 +143,7 @@ def grad_weight(
     tiles, tiles_w = tile_counts(height, width, config)
     block_in, block_out = channel_block(c_in, config.block_k), channel_block(c_out, config.block_k)
     rows, in_blocks = (3, triton.cdiv(c_in, block_in)) if want_weight else (1, 1)
+    block_in = block_in if want_weight else channel_block(0)  # of no meaning then: one compiled kernel will do
     groups = n * rows * in_blocks * triton.cdiv(c_out, block_out)
     splits = min(max(triton.cdiv(config.programs, max(groups, 1)), 1), max(tiles, 1))
     new = x.new_empty if groups else x.new_zeros  # every value is written, if a kernel runs
@@ -161,7 +162,7 @@ def grad_weight(
             int(replicate), int(want_slope),
             WANT_WEIGHT=want_weight, BLOCK_H=config.block_h, BLOCK_W=config.block_w, BLOCK_IN=block_in,
             BLOCK_OUT=block_out, PRECISION=dot_precision(x.dtype, tf32),
-            num_warps=config.warps, num_stages=config.stages,
+            num_warps=config.warps, num_stages=config.stages, maxnreg=config.registers,
         )  # fmt: skip
     summed = None
     if want_weight:

@@ -89,7 +89,8 @@ def load_activated(
     c_bytes = (c_out + BITS - 1) // BITS
     byte = first // BITS + tl.arange(0, BLOCK_K // BITS)
     at_byte = ((row * width + column) * c_bytes)[:, None] + byte[None, :]
-    packed = tl.load(bits + at_byte, mask=valid[:, None] & (byte < c_bytes)[None, :], other=0).to(tl.int32)
+    # Where there is no p the sign reads as positive: gz is zero there whatever the slope, infinity included.
+    packed = tl.load(bits + at_byte, mask=valid[:, None] & (byte < c_bytes)[None, :], other=255).to(tl.int32)
     positive = (packed[:, :, None] >> tl.arange(0, BITS)[None, None, :]) & 1
     by_byte = tl.reshape(grad, (PIXELS, BLOCK_K // BITS, BITS))
     scaled = tl.reshape(grad * slope[None, :], (PIXELS, BLOCK_K // BITS, BITS))

@@ -18,11 +18,8 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("andfast")
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    """Share the cores between the workers of pytest-xdist, instead of every worker taking all of them."""
-    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-    if workers > 1:
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))
+# One thread a process: on small tensors two threads that wait for each other on a busy machine cost minutes.
+torch.set_num_threads(1)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

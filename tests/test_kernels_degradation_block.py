@@ -111,7 +111,7 @@ if not INTERPRETED:
 
     def test_channel_blocks() -> None:
         blocks = [channel_block(channels) for channels in (0, 1, 16, 17, 32, 33, 64, 65, 1000)]
-        assert blocks == [16, 16, 16, 32, 32, 64, 64, 64, 64]
+        assert blocks == [16, 16, 16, 64, 64, 64, 64, 64, 64]
         assert channel_block(64, limit=16) == 16
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
@@ -232,8 +232,8 @@ if INTERPRETED:
             c_in, c_out = g.choice([(64, 3), (3, 64), (33, 65)])
         height, width = (g.choice([1, 1, 2, 3, 4, 5, 7, 8, 11, 13, 16]) for _ in range(2))
         config = g.choice(CONFIGS)
-        if height * width > 64 and config.block_h == 4:
-            config = CONFIGS[g.randrange(3)]  # many programs take long
+        if height * width > 64 and (config.block_h == 4 or g.random() < 0.5):
+            config = CONFIGS[2]  # many programs take long
         weight_shape = (c_out, c_in, 3, 3) if g.random() < 0.3 else (n, c_out, c_in, 3, 3)
         slope_shape = g.choice([(), (n,), (n, c_out)])
         slopes = torch.tensor([g.choice([-1.5, -0.25, 0.0, 0.2, 1.0, 1.0, 1.75]) for _ in range(n * c_out)])

@@ -69,6 +69,7 @@ class RRDBNet(nn.Module):
                 raise ValueError(f"{name} must be at least 1, was {size}")
         self.scale = scale
         self.in_channels = in_channels
+        self.features, self.blocks, self.growth = features, blocks, growth
         self.unshuffle = _ENLARGEMENT // scale
         self.conv_first = _convolution(in_channels * self.unshuffle**2, features)
         self.body = nn.Sequential(*(_RRDB(features, growth, impl) for _ in range(blocks)))
