@@ -1,5 +1,6 @@
 """Train AND on photographs: ``python -m andfast.train --config FILE --output DIR``; ``--help`` lists every setting."""
 
+import os
 import sys
 from collections.abc import Sequence
 
@@ -14,6 +15,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         stopped the run, which has saved and can be resumed.
     """
     config, options = parse_train(argv)
+    # Threads that spin while they wait make a CPU run ten times slower where something else uses the cores too. OpenMP
+    # reads this once, when torch is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # After the command line is known to be good: these take seconds.
     from andfast.training.checkpoint import CheckpointError  # noqa: PLC0415
     from andfast.training.failure import NonFiniteLossError  # noqa: PLC0415

@@ -6,7 +6,6 @@ Registers, spills and shared memory are compared with a committed table, ``kerne
 
 import itertools
 import json
-import os
 import re
 import subprocess
 import sys
@@ -16,13 +15,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
 
 from andfast.kernels.degradation_block_configs import CHANNEL_BLOCKS, PRECISIONS, TABLE, Config
-
-triton = pytest.importorskip("triton", reason="Triton has no wheel for this machine")
-
-from triton.backends.compiler import GPUTarget  # noqa: E402
-from triton.compiler import ASTSource  # noqa: E402
 
 RESOURCES = Path(__file__).resolve().parents[1] / "kernels" / "resources.json"
 SHARED_LIMIT = {"8.0": 163 * 1024, "9.0": 227 * 1024}
@@ -148,7 +145,6 @@ def _fresh_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="the interpreter compiles nothing")
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("architecture", TABLE)
