@@ -285,7 +285,10 @@ def test_presets_carry_the_papers_numbers() -> None:
 def test_the_demo_shrinks_widths_and_not_the_method() -> None:
     demo, full = preset("demo"), TrainConfig(output=Path("x"))
     assert demo.stages == ["net", "gan"]
-    assert demo.adversary == full.adversary
+    assert (demo.adversary.preset, demo.adversary.steps, demo.adversary.step_size) == ("calibrated", 5, None)
+    radii = (demo.adversary.radius_convolution, demo.adversary.radius_noise, demo.adversary.radius_slope)
+    assert all(radius is not None and radius > 0 for radius in radii)  # all three groups take part
+    assert full.adversary.preset == "calibrated"
     assert dataclasses.replace(demo.degradation, channels=64) == full.degradation
     assert not set(demo.data.include) & set(demo.validation.include)
 

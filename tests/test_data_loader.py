@@ -92,6 +92,7 @@ def test_workers_have_one_thread_and_outlast_signals():
     with training_loader(Report(), batch_size=2, workers=2) as loader:
         first = next(loader)
         assert first[0, :3].flatten().tolist() == [1, 1, 1]
+        next(loader)  # from the second worker, which is ready now too
         pids = [worker.pid for worker in loader._iterator._workers]
         for pid in pids:
             os.kill(pid, signal.SIGINT)

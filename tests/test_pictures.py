@@ -8,7 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from andfast.training import files, pictures
+from andfast import files
+from andfast.training import pictures
 from andfast.training.pictures import loss_curve, sample_sheet
 
 RED, GREEN = (200, 30, 30), (30, 160, 30)
