@@ -232,26 +232,26 @@ def test_prefetcher_counts_what_it_waits():
     prefetcher = DevicePrefetcher(slow(), torch.device("cpu"))
     assert prefetcher.waited_seconds == 0
     next(prefetcher)
-    assert 0.05 <= prefetcher.waited_seconds < 0.1
-    time.sleep(0.1)  # the caller's time does not count
+    assert prefetcher.waited_seconds >= 0.05
+    time.sleep(2)  # the caller's time does not count
     assert sum(1 for _ in prefetcher) == 2
-    assert 0.15 <= prefetcher.waited_seconds < 0.25
+    assert 0.15 <= prefetcher.waited_seconds < 2
     prefetcher.close()
 
 
 def test_workers_load_while_the_caller_computes():
     class Slow:
         def __getitem__(self, g):
-            time.sleep(0.02)
+            time.sleep(0.1)
             return torch.zeros((3, 2, 2), dtype=torch.uint8)
 
     with DevicePrefetcher(training_loader(Slow(), batch_size=2, workers=1), "cpu") as prefetcher:
         next(prefetcher)
         waited = prefetcher.waited_seconds
         for _ in range(5):
-            time.sleep(0.1)  # a step that takes longer than the 0.04 s of a batch
+            time.sleep(0.5)  # a step that takes longer than the 0.2 s of a batch
             next(prefetcher)
-        assert prefetcher.waited_seconds - waited < 0.05
+        assert prefetcher.waited_seconds - waited < 0.5  # without overlap 1 s at least
 
 
 @pytest.mark.gpu
