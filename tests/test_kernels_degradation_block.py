@@ -5,6 +5,7 @@ itself again in processes of their own, with TRITON_INTERPRET=1; what is under `
 Triton's interpreter gets bf16 wrong: there the same code is tested as fp32 and fp16, and bf16 on a GPU.
 """
 
+import importlib.util
 import itertools
 import os
 import random
@@ -87,9 +88,23 @@ if not INTERPRETED:
         with pytest.raises(RuntimeError, match=r"impl='triton' of degradation_block .* CUDA devices.*'cpu'"):
             degradation_block(torch.rand(1, 3, 4, 4), torch.rand(5, 3, 3, 3), 0.5, impl="triton")
 
-    def test_auto_takes_no_implementation_that_no_gpu_has_verified() -> None:
-        assert next(iter(_dispatch._TABLE["degradation_block"])) == "reference"
-        assert _dispatch.resolve("degradation_block", "auto", "cuda") == "reference"
+    def test_auto_takes_the_kernels_where_they_run_and_the_reference_for_what_they_do_not_take(
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.setitem(_dispatch._TABLE["degradation_block"], "triton", _dispatch.everywhere)
+        assert _dispatch.resolve("degradation_block", "auto", "cuda", torch.bfloat16) == "triton"
+        assert _dispatch.resolve("degradation_block", "auto", "cuda", torch.float64) == "reference"
+        with pytest.raises(TypeError, match=r"x must be float32, bfloat16 or float16 with impl='triton', was torch"):
+            _dispatch.resolve("degradation_block", "triton", "cuda", torch.float64)
+
+    def test_the_choice_is_a_constant_of_a_compiled_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+        def looks_around(_device_type: str) -> str | None:
+            return None if importlib.util.find_spec("no_such_package") else "a package is not installed"
+
+        monkeypatch.setitem(_dispatch._TABLE["degradation_block"], "triton", looks_around)
+        x, weight = torch.rand(1, 3, 4, 4), torch.rand(5, 3, 3, 3)
+        compiled = torch.compile(degradation_block, fullgraph=True, backend="eager")
+        torch.testing.assert_close(compiled(x, weight, 0.5), degradation_block(x, weight, 0.5))
 
     @pytest.mark.parametrize(
         ("capability", "expected"), [((8, 0), "8.0"), ((8, 9), "8.0"), ((9, 0), "9.0"), ((12, 0), "9.0")]

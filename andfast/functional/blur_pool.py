@@ -85,7 +85,7 @@ def blur_pool(
         raise ValueError(
             f"x must have H and W greater than the padding of {len(taps)} taps, {pad}, had shape {_check.shape(x)}"
         )
-    chosen = _dispatch.resolve(OP, impl, x.device.type)
+    chosen = _dispatch.resolve(OP, impl, x.device.type, x.dtype)
     out: Tensor = torch.ops.andfast.blur_pool(x, taps, factor, chosen)
     return out
 

@@ -23,8 +23,11 @@ OP = "degradation_block"
 PADDINGS = ("replicate", "zeros")
 _KERNEL = 3
 
-# Triton stands behind the reference, where "auto" does not take it, until a GPU run has verified it; then first.
-_dispatch.register(OP, {"reference": _dispatch.everywhere, "triton": _degradation_block_triton.why_not})
+_dispatch.register(
+    OP,
+    {"triton": _degradation_block_triton.why_not, "reference": _dispatch.everywhere},
+    dtypes={"triton": _degradation_block_triton.DTYPES},
+)
 
 
 def degradation_block(
@@ -66,9 +69,7 @@ def degradation_block(
     if amp is not None:
         x, weight = (one if one.dtype == torch.float64 else one.to(amp) for one in (x, weight))
     _check_arguments(x, weight, slope, noise, padding)
-    chosen = _dispatch.resolve(OP, impl, x.device.type)
-    if chosen == "triton" and x.dtype not in _degradation_block_triton.DTYPES:
-        raise TypeError(f"x must be float32, bfloat16 or float16 with impl='triton', was {x.dtype}")
+    chosen = _dispatch.resolve(OP, impl, x.device.type, x.dtype)
     inputs = (x, weight, slope) if noise is None else (x, weight, slope, noise)
     save = torch.is_grad_enabled() and any(one.requires_grad for one in inputs)
     out: Tensor = torch.ops.andfast.degradation_block(

@@ -65,7 +65,7 @@ def residual_dense_block(
     """
     x, weights, biases, slope, scale = _checked(x, weights, biases, slope, scale)
     keep_features = torch.is_grad_enabled() and any(weight.requires_grad for weight in weights)
-    impl = _dispatch.resolve(NAME, impl, x.device.type)
+    impl = _dispatch.resolve(NAME, impl, x.device.type, x.dtype)
     return forward_op(x, weights, biases, slope, scale, keep_features, impl)[0]
 
 
