@@ -74,6 +74,14 @@ def chosen(device_type: str) -> dict[str, str]:
     return {op: resolve(op, "auto", device_type) for op in sorted(_TABLE)}
 
 
+def available(device_type: str) -> dict[str, tuple[str, ...]]:
+    """For every op, the implementations that can run on ``device_type``, fastest first."""
+    return {
+        op: tuple(name for name, why_not in table.items() if why_not(device_type) is None)
+        for op, table in sorted(_TABLE.items())
+    }
+
+
 def unavailable(device_type: str) -> dict[str, dict[str, str]]:
     """For every op, the implementations that cannot run on ``device_type``, each with its reason."""
     reasons = {

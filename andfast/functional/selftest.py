@@ -1,0 +1,310 @@
+"""Every op against its definition in float64, on a device, in seconds: what one runs before trusting a machine.
+
+An implementation that compiles may still be wrong on a GPU, a driver or a compiler that nobody has tried. So each is
+run forward and backward on small awkward inputs and compared with the op's definition, differentiated by autograd in
+float64 on the CPU. A new op needs one entry in :data:`CASES`.
+"""
+
+import math
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import Final, NamedTuple
+
+import torch
+from torch import Tensor
+
+from andfast.functional import _dispatch
+from andfast.functional.blur_pool import binomial_taps, blur_pool, blur_pool_reference
+from andfast.functional.degradation_block import degradation_block, degradation_block_reference
+from andfast.functional.residual_dense_block import residual_dense_block, residual_dense_block_reference
+
+TOLERANCES: Final[Mapping[torch.dtype, float]] = {
+    torch.float64: 1e-12,
+    torch.float32: 1e-5,
+    torch.bfloat16: 1e-2,
+    torch.float16: 1e-2,
+}
+"""The largest error by dtype: the norm of a tensor's difference over the norm of the tensor."""
+
+TF32_TOLERANCE: Final = 2e-3
+"""That of float32 on a CUDA device where the user's switches allow tf32."""
+
+DEFAULT_DTYPES: Final = (torch.float32, torch.bfloat16)
+"""What a training run computes in, unless it is told otherwise."""
+
+_LAST: Final = torch.channels_last
+_PLAIN: Final = torch.contiguous_format
+_SIGN: Final = 2.0  # what decides the sign of an activation; all else that enters it is a sixth of that or less
+_SEED: Final = 20260101
+
+
+class SelfTestResult(NamedTuple):
+    """How one implementation of one op did in one dtype.
+
+    Attributes:
+        op, impl: their names, as in :mod:`andfast.functional`.
+        dtype: of x and the weights.
+        passed: whether the results and all gradients are within the tolerance.
+        error: the largest relative error of any of them; NaN where the op could not be run.
+        seconds: what it took, compilation included.
+        message: the case and the tensor of that error; or what went wrong.
+    """
+
+    op: str
+    impl: str
+    dtype: torch.dtype
+    passed: bool
+    error: float
+    seconds: float
+    message: str
+
+
+class Case(NamedTuple):
+    """One call of an op.
+
+    Attributes:
+        name: what is particular about it.
+        inputs: float64 tensors on the CPU by name; "x" is images (N, C, H, W).
+        run: the op on such tensors, in any dtype on any device, by the implementation named.
+        definition: the same, differentiable, in float64.
+        memory_format: of x; the result must have it too.
+        frozen: names of inputs that take no gradient.
+        wide: names of inputs that stay in float32 where x is of a half type.
+    """
+
+    name: str
+    inputs: Mapping[str, Tensor]
+    run: Callable[[Mapping[str, Tensor], str], Tensor]
+    definition: Callable[[Mapping[str, Tensor]], Tensor]
+    memory_format: torch.memory_format
+    frozen: Collection[str] = ()
+    wide: Collection[str] = ()
+
+
+def self_test(
+    device: torch.device | str,
+    dtypes: Sequence[torch.dtype] | None = None,
+    ops: Sequence[str] | None = None,
+    *,
+    every: bool = True,
+) -> list[SelfTestResult]:
+    """Run the ops forward and backward on a device and compare them with float64.
+
+    The global random state is left alone. On a CUDA device the Triton kernels are compiled where they are not in
+    Triton's cache: nine variants a dtype for the degradation block.
+
+    Args:
+        device: where the ops run; the reference runs on the CPU.
+        dtypes: of x and the weights, from :data:`TOLERANCES`; :data:`DEFAULT_DTYPES` if None.
+        ops: names of ops; all if None.
+        every: test every implementation that can run on the device; else only the one that "auto" takes.
+
+    Returns:
+        A result for each op, implementation and dtype. An exception becomes a failed result with its text.
+
+    Raises:
+        ValueError: there is no such op, or no tolerance for a dtype.
+    """
+    device = torch.device(device)
+    wanted = tuple(CASES) if ops is None else tuple(ops)
+    for op in wanted:
+        if op not in CASES:
+            raise ValueError(f"ops must be among {', '.join(CASES)}, was {op!r}")
+    for dtype in dtypes or ():
+        if dtype not in TOLERANCES:
+            raise ValueError(f"dtypes must be among {', '.join(map(str, TOLERANCES))}, was {dtype}")
+    available = _dispatch.available(device.type)
+    results = []
+    for op in wanted:
+        impls = available.get(op, ()) if every else (_dispatch.resolve(op, "auto", device.type),)
+        for dtype in DEFAULT_DTYPES if dtypes is None else dtypes:
+            results += [_test(op, impl, device, dtype) for impl in impls]
+    return results
+
+
+# ---------------------------------------------------------------------------------------------------- the cases
+
+
+class _Draw:
+    """Normal numbers in float64 from a seed of their own, and inputs whose activations keep clear of zero.
+
+    Where an activation is zero its gradient jumps, so that rounding alone would make two right results differ. So the
+    first channel of x holds a random sign a pixel, and every output channel takes it with a random sign of its own.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def normal(self, *shape: int) -> Tensor:
+        return torch.randn(shape, generator=self._generator, dtype=torch.float64)
+
+    def signs(self, *shape: int) -> Tensor:
+        return torch.where(self.normal(*shape) > 0, 1.0, -1.0).double()
+
+    def images(self, n: int, channels: int, height: int, width: int) -> Tensor:
+        x = self.normal(n, channels, height, width)
+        x[:, 0] = _SIGN * self.signs(n, height, width)
+        return x
+
+    def kernels(self, *shape: int) -> Tensor:
+        """(..., Cout, Cin, 3, 3): small, but for the first channel's center."""
+        weight = self.normal(*shape, 3, 3) / (18 * shape[-1] ** 0.5)
+        weight[..., 0, 1, 1] = self.signs(*shape[:-1])
+        return weight
+
+
+def _degradation_blocks(draw: _Draw) -> Iterator[Case]:
+    """F's first, middle and last layers: weights shared or not, both formats, all forms of slope and noise."""
+    n, height, width = 2, 9, 19
+
+    def case(
+        kind: str, weight: Tensor, slope: Tensor, noise: Tensor | None, form: torch.memory_format, padding: str
+    ) -> Case:
+        c_out, c_in = weight.shape[-4:-2]
+        given = {"x": draw.images(n, c_in, height, width), "weight": weight, "slope": slope}
+        return Case(
+            f"{c_in}->{c_out} channels, {kind}, {padding} padding",
+            given if noise is None else {**given, "noise": noise},
+            lambda t, impl: degradation_block(
+                t["x"], t["weight"], t["slope"], t.get("noise"), padding=padding, impl=impl
+            ),
+            lambda t: degradation_block_reference(t["x"], t["weight"], t["slope"], t.get("noise"), padding),
+            form,
+            wide=("slope", "noise"),  # as the adversary has them
+        )
+
+    # On CUDA the last two are compiled as a run with channels_last needs them, which then finds them in Triton's cache.
+    each_channel, one_map = 1 + 0.4 * draw.normal(n, 64), draw.normal(n, 1, height, width)
+    yield case("shared weights", draw.kernels(64, 3), each_channel, one_map, _PLAIN, "zeros")
+    each_image, maps = torch.tensor([1.4, -0.3]).double(), draw.normal(n, 64, height, width)
+    yield case("a slope an image", draw.kernels(n, 64, 64), each_image, maps, _LAST, "replicate")
+    yield case("one slope", draw.kernels(n, 3, 64), torch.tensor(0.6).double(), None, _LAST, "replicate")
+
+
+def _blur_pools(draw: _Draw) -> Iterator[Case]:
+    """All three factors in both formats, with 3, 5 and 64 channels."""
+
+    def case(factor: int, shape: tuple[int, int, int, int], form: torch.memory_format) -> Case:
+        return Case(
+            f"x{factor}, {shape[1]} channels, {_FORMATS[form]}",
+            {"x": draw.normal(*shape)},
+            lambda t, impl: blur_pool(t["x"], factor, impl=impl),
+            lambda t: blur_pool_reference(t["x"], binomial_taps(factor), factor),
+            form,
+        )
+
+    yield case(2, (2, 3, 10, 34), _PLAIN)
+    yield case(3, (2, 5, 21, 15), _LAST)
+    yield case(4, (2, 64, 20, 12), _LAST)
+    yield case(4, (3, 3, 12, 36), _PLAIN)
+
+
+def _residual_dense_blocks(draw: _Draw) -> Iterator[Case]:
+    """Trained and frozen weights, which keep different things for the backward pass, in both formats."""
+
+    def case(kind: str, features: int, growth: int, form: torch.memory_format) -> Case:
+        shapes = [(growth, features + k * growth) for k in range(4)] + [(features, features + 4 * growth)]
+        weights = {f"weight{k}": draw.kernels(*shape) for k, shape in enumerate(shapes)}
+        biases = {f"bias{k}": 0.1 * draw.normal(shape[0]) for k, shape in enumerate(shapes)}
+
+        def split(t: Mapping[str, Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+            return [t[name] for name in weights], [t[name] for name in biases]
+
+        return Case(
+            f"{kind}, {features} features, {growth} of growth, {_FORMATS[form]}",
+            {"x": draw.images(2, features, 7, 13), **weights, **biases},
+            lambda t, impl: residual_dense_block(t["x"], *split(t), impl=impl),
+            lambda t: residual_dense_block_reference(t["x"], *split(t)),
+            form,
+            frozen=() if kind == "trained" else (*weights, *biases),
+        )
+
+    yield case("trained", 64, 32, _LAST)
+    yield case("frozen", 64, 32, _LAST)
+    yield case("frozen", 24, 8, _PLAIN)
+
+
+_FORMATS: Final = {_LAST: "channels_last", _PLAIN: "contiguous"}
+
+CASES: Final[dict[str, Callable[[_Draw], Iterator[Case]]]] = {
+    "degradation_block": _degradation_blocks,
+    "blur_pool": _blur_pools,
+    "residual_dense_block": _residual_dense_blocks,
+}
+"""The cases of every op, by the name under which the op registers its implementations."""
+
+
+# -------------------------------------------------------------------------------------------------- the comparison
+
+
+def _test(op: str, impl: str, device: torch.device, dtype: torch.dtype) -> SelfTestResult:
+    """Run all cases of an op; the worst error counts, and the first exception ends it."""
+    begun = time.perf_counter()
+    limit = _tolerance(device, dtype)
+    worst, where, message = 0.0, "", ""
+    try:
+        for case in CASES[op](_Draw(_SEED)):
+            where = case.name
+            for name, error in _errors(case, impl, device, dtype).items():
+                if not error <= worst:  # NaN counts as worse
+                    worst, message = error, f"{name}, {case.name}"
+                if not error <= limit:
+                    raise _WrongError(f"{name} is off by {error:.2g}, at most {limit:g} is allowed ({case.name})")
+    except _WrongError as error:
+        return SelfTestResult(op, impl, dtype, False, worst, time.perf_counter() - begun, str(error))
+    except Exception as error:  # whatever a broken machine makes of it is a result, and never ends the caller
+        text = " ".join(str(error).split()) or "no text"
+        message = f"{type(error).__name__}: {text} ({where})"
+        return SelfTestResult(op, impl, dtype, False, math.nan, time.perf_counter() - begun, message)
+    return SelfTestResult(op, impl, dtype, True, worst, time.perf_counter() - begun, message)
+
+
+class _WrongError(Exception):
+    """A result that is not what it must be."""
+
+
+def _tolerance(device: torch.device, dtype: torch.dtype) -> float:
+    switches = (torch.backends.cuda.matmul.fp32_precision, torch.backends.cudnn.conv.fp32_precision)
+    if dtype == torch.float32 and device.type == "cuda" and "tf32" in switches:
+        return TF32_TOLERANCE
+    return TOLERANCES[dtype]
+
+
+def _errors(case: Case, impl: str, device: torch.device, dtype: torch.dtype) -> dict[str, float]:
+    """The relative errors of the result and of the gradient to every input that takes one, by name."""
+    rounded = {name: _rounded(one, name, case, dtype) for name, one in case.inputs.items()}
+    given, exact = {}, {}
+    for name, one in rounded.items():
+        placed = one.to(device)
+        if name == "x":
+            placed = placed.contiguous(memory_format=case.memory_format)
+        given[name] = placed.requires_grad_(name not in case.frozen)
+        exact[name] = one.double().requires_grad_(name not in case.frozen)
+    with torch.enable_grad(), torch.autocast(device.type, enabled=False):
+        out, expected = case.run(given, impl), case.definition(exact)
+        if (out.shape, out.dtype, out.device.type) != (expected.shape, dtype, device.type):
+            raise _WrongError(f"the result is {out.dtype} {tuple(out.shape)} on {out.device} ({case.name})")
+        if not out.is_contiguous(memory_format=case.memory_format):
+            raise _WrongError(f"the result is not {_FORMATS[case.memory_format]} as x is ({case.name})")
+        weights = _Draw(_SEED + 1).normal(*expected.shape).to(dtype)
+        taking = [name for name in rounded if name not in case.frozen]
+        found = torch.autograd.grad(out, [given[name] for name in taking], weights.to(device))
+        right = torch.autograd.grad(expected, [exact[name] for name in taking], weights.double())
+    errors = {"the result": _error(out, expected)}
+    for name, ours, theirs in zip(taking, found, right, strict=True):
+        errors[f"the gradient to {name}"] = _error(ours, theirs)
+    return errors
+
+
+def _rounded(value: Tensor, name: str, case: Case, dtype: torch.dtype) -> Tensor:
+    """An input as the op gets it: float64 sees the same rounded numbers."""
+    wide = name in case.wide and dtype in (torch.bfloat16, torch.float16)
+    return value.to(torch.float32 if wide else dtype)
+
+
+def _error(found: Tensor, exact: Tensor) -> float:
+    """The norm of the difference over the norm of what is right."""
+    if found.shape != exact.shape:
+        raise _WrongError(f"a gradient has shape {tuple(found.shape)}, must have {tuple(exact.shape)}")
+    difference = torch.linalg.vector_norm(found.detach().cpu().double() - exact.detach())
+    return float(difference / torch.linalg.vector_norm(exact.detach()))
