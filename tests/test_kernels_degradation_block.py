@@ -20,6 +20,7 @@ from torch import Tensor
 
 from andfast.functional import _dispatch, degradation_block
 from andfast.functional.degradation_block import _memory_format, _reduce_slope
+from andfast.functional.selftest import self_test
 from andfast.kernels import degradation_block_saved as saved_form
 from andfast.kernels.degradation_block_configs import PRECISIONS, TABLE, Config, architecture, channel_block
 
@@ -415,6 +416,11 @@ if INTERPRETED:
     def test_float64_is_refused_by_name() -> None:
         with pytest.raises(TypeError, match=r"x must be float32, .* with impl='triton', was torch\.float64"):
             degradation_block(torch.rand(1, 3, 4, 4).double(), torch.rand(5, 3, 3, 3).double(), 0.5, impl="triton")
+
+    @pytest.mark.usefixtures("_on_cpu")
+    def test_the_self_test_passes() -> None:
+        for result in self_test("cpu", [torch.float32], ["degradation_block"]):
+            assert result.passed, result
 
     def test_an_image_beyond_32_bit_offsets_is_refused() -> None:
         refuse_huge("x", torch.empty((9, 2, 2**15, 2**15), device="meta"))

@@ -74,12 +74,11 @@ def chosen(device_type: str) -> dict[str, str]:
     return {op: resolve(op, "auto", device_type) for op in sorted(_TABLE)}
 
 
-def available(device_type: str) -> dict[str, tuple[str, ...]]:
-    """For every op, the implementations that can run on ``device_type``, fastest first."""
-    return {
-        op: tuple(name for name, why_not in table.items() if why_not(device_type) is None)
-        for op, table in sorted(_TABLE.items())
-    }
+def available(op: str, device_type: str, dtype: torch.dtype | None = None) -> tuple[str, ...]:
+    """The implementations of ``op`` that can run on ``device_type``, for x of ``dtype``; fastest first."""
+    return tuple(
+        name for name, why_not in _TABLE[op].items() if _takes(op, name, dtype) and why_not(device_type) is None
+    )
 
 
 def unavailable(device_type: str) -> dict[str, dict[str, str]]:
