@@ -194,6 +194,8 @@ class TrainConfig:
     """bf16 and fp16 are autocast over fp32 master weights; fp16 scales its losses and needs CUDA."""
     channels_last: bool = True
     """Keep images and convolution weights in the channels_last memory format."""
+    ops: Literal["auto", "reference"] = "auto"
+    """auto takes the fastest implementation of each op that the device has; reference takes plain PyTorch."""
     compile: bool = False
     """Run G and D through torch.compile."""
     ema_decay: float = 0.999

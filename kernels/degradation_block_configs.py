@@ -14,6 +14,10 @@ PRECISIONS: Final = ("half", "tf32", "tf32x3")
 """How products are taken: of bf16 or fp16; of fp32 rounded to tf32; of fp32 as three tf32 products, exact as fp32."""
 
 
+MAX_REGISTERS: Final = 255
+"""What a thread can address."""
+
+
 class Config(NamedTuple):
     """One kernel's tile and its resources; powers of two, ``programs`` apart."""
 
@@ -29,17 +33,19 @@ class Config(NamedTuple):
     """Software pipeline depth; 1 keeps plain loads, which L1 caches; asynchronous copies bypass it."""
     programs: int = 0
     """Weight gradient only: programs to aim at, over which an image's pixel tiles are split."""
-    registers: int = 255
-    """Registers a thread may take; without a number ptxas spills a few for the next step of occupancy."""
+    registers: int = MAX_REGISTERS
+    """Registers a thread may take where all images are channels_last with channels in multiples of 16; addresses of
+    others need more, and get all. A multiprocessor has 65,536: at 8 warps, 128 let two programs share it. Without a
+    number ptxas spills a few for the next step of occupancy."""
 
 
 # fmt: off
 TABLE: Final[dict[str, dict[tuple[str, str], Config]]] = {
     "8.0": {
-        ("forward", "half"): Config(8, 8, 32, 4, 1),
+        ("forward", "half"): Config(8, 16, 64, 8, 1, registers=128),
         ("forward", "tf32"): Config(8, 8, 16, 8, 1),
         ("forward", "tf32x3"): Config(8, 8, 16, 4, 1),
-        ("grad_input", "half"): Config(8, 8, 32, 4, 1),
+        ("grad_input", "half"): Config(8, 8, 32, 4, 1, registers=168),
         ("grad_input", "tf32"): Config(8, 8, 32, 8, 1),
         ("grad_input", "tf32x3"): Config(8, 8, 16, 8, 1),
         ("grad_weight", "half"): Config(4, 8, 64, 8, 1, 432),
@@ -47,13 +53,13 @@ TABLE: Final[dict[str, dict[tuple[str, str], Config]]] = {
         ("grad_weight", "tf32x3"): Config(4, 4, 32, 4, 1, 432),
     },
     "9.0": {
-        ("forward", "half"): Config(8, 8, 64, 8, 1),
+        ("forward", "half"): Config(8, 16, 64, 8, 1, registers=128),
         ("forward", "tf32"): Config(8, 8, 32, 8, 1),
         ("forward", "tf32x3"): Config(8, 8, 16, 8, 1),
-        ("grad_input", "half"): Config(8, 8, 32, 4, 1),
+        ("grad_input", "half"): Config(8, 16, 32, 8, 1, registers=128),
         ("grad_input", "tf32"): Config(8, 8, 32, 8, 1),
         ("grad_input", "tf32x3"): Config(8, 8, 16, 8, 1),
-        ("grad_weight", "half"): Config(4, 16, 64, 8, 1, 528),
+        ("grad_weight", "half"): Config(4, 16, 64, 8, 1, 528, registers=128),
         ("grad_weight", "tf32"): Config(4, 8, 64, 8, 1, 528),
         ("grad_weight", "tf32x3"): Config(4, 4, 32, 4, 1, 528),
     },

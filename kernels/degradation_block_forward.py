@@ -13,6 +13,7 @@ from .degradation_block_shared import (
     dot_precision,
     load_padded,
     refuse_huge,
+    register_limit,
     slope_strides,
     table_config,
     taps_first,
@@ -150,6 +151,6 @@ def forward(
         int(replicate), form, save,
         BLOCK_H=config.block_h, BLOCK_W=config.block_w, BLOCK_IN=block_in, BLOCK_OUT=block_out,
         PRECISION=dot_precision(x.dtype, tf32),
-        num_warps=config.warps, num_stages=config.stages, maxnreg=config.registers,
+        num_warps=config.warps, num_stages=config.stages, maxnreg=register_limit(config, x, read, out),
     )  # fmt: skip
     return out, saved

@@ -14,6 +14,7 @@ from .degradation_block_shared import (
     load_activated,
     load_slope,
     refuse_huge,
+    register_limit,
     slope_strides,
     table_config,
     taps_first,
@@ -191,7 +192,7 @@ def grad_input(
             *grad.stride(), w_stride_n, *slope_strides(slope), *grad_x.stride(),
             int(replicate), int(grad_noise is not None),
             BLOCK_H=config.block_h, BLOCK_W=config.block_w, BLOCK_IN=block_in, BLOCK_OUT=block_out,
-        PRECISION=dot_precision(x.dtype, tf32),
-            num_warps=config.warps, num_stages=config.stages, maxnreg=config.registers,
+            PRECISION=dot_precision(x.dtype, tf32),
+            num_warps=config.warps, num_stages=config.stages, maxnreg=register_limit(config, grad, grad_x),
         )  # fmt: skip
     return grad_x, grad_noise

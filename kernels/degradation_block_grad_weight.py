@@ -15,6 +15,7 @@ from .degradation_block_shared import (
     load_padded,
     load_slope,
     refuse_huge,
+    register_limit,
     slope_strides,
     table_config,
     tile_counts,
@@ -162,7 +163,7 @@ def grad_weight(
             int(replicate), int(want_slope),
             WANT_WEIGHT=want_weight, BLOCK_H=config.block_h, BLOCK_W=config.block_w, BLOCK_IN=block_in,
             BLOCK_OUT=block_out, PRECISION=dot_precision(x.dtype, tf32),
-            num_warps=config.warps, num_stages=config.stages, maxnreg=config.registers,
+            num_warps=config.warps, num_stages=config.stages, maxnreg=register_limit(config, grad, x),
         )  # fmt: skip
     summed = None
     if want_weight:

@@ -21,7 +21,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .degradation_block_configs import TABLE, Config, architecture
+from .degradation_block_configs import MAX_REGISTERS, TABLE, Config, architecture
 
 TAPS = tl.constexpr(9)
 BITS = tl.constexpr(8)  # sign bits of eight channels share a byte
@@ -134,6 +134,12 @@ def dot_precision(dtype: torch.dtype, tf32: bool) -> str:
     """tl.dot's input_precision; it has no meaning for half types."""
     precision = _precision(dtype, tf32)
     return "tf32" if precision == "half" else precision
+
+
+def register_limit(config: Config, *images: Tensor) -> int:
+    """The configuration's limit if all images are channels_last with channels in multiples of 16, else none."""
+    aligned = all(one.stride(1) == 1 and one.shape[1] % 16 == 0 for one in images)
+    return config.registers if aligned else MAX_REGISTERS
 
 
 def refuse_huge(name: str, value: Tensor) -> None:

@@ -19,11 +19,12 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from andfast.kernels.degradation_block_configs import CHANNEL_BLOCKS, PRECISIONS, TABLE, Config
+from andfast.kernels.degradation_block_configs import CHANNEL_BLOCKS, MAX_REGISTERS, PRECISIONS, TABLE, Config
 
 RESOURCES = Path(__file__).resolve().parents[1] / "kernels" / "resources.json"
 SHARED_LIMIT = {"8.0": 163 * 1024, "9.0": 227 * 1024}
 KERNELS = ("forward", "grad_input", "grad_weight")
+LAYOUTS = ("aligned", "odd", "general")  # channels_last in multiples of 16; of any number of channels; any strides
 POINTERS = {"bits_ptr": "*u8", "slope_ptr": "*fp32", "gw_ptr": "*fp32", "gslope_ptr": "*fp32"}
 
 
@@ -37,12 +38,11 @@ class Variant(NamedTuple):
     block_in: int
     block_out: int
     weight: bool  # WANT_WEIGHT, of the weight gradient
-    aligned: bool  # channels_last with channels in multiples of 16, or anything
+    layout: str  # of LAYOUTS
 
     def name(self) -> str:
-        layout = "aligned" if self.aligned else "general"
         blocks = f"{self.block_in}->{self.block_out}" + ("" if self.weight else " slope only")
-        return f"{self.architecture} {self.kernel} {self.precision} {self.dtype} {blocks} {layout}"
+        return f"{self.architecture} {self.kernel} {self.precision} {self.dtype} {blocks} {self.layout}"
 
 
 def variants(architecture: str, kernel: str, precision: str) -> list[Variant]:
@@ -58,9 +58,11 @@ def variants(architecture: str, kernel: str, precision: str) -> list[Variant]:
     else:
         blocks = [(into, out, True) for into, out in itertools.product(steps, steps)]
         blocks += [(CHANNEL_BLOCKS[0], out, False) for out in steps]
-    found = [Variant(architecture, kernel, precision, dtypes[0], *block, True) for block in blocks]
+    found = [Variant(architecture, kernel, precision, dtypes[0], *block, "aligned") for block in blocks]
     largest = max(found, key=lambda one: (one.block_in * one.block_out, one.weight))
-    found.append(largest._replace(aligned=False))
+    # F's first and last layer have 3 channels on one side.
+    odd = [one._replace(layout="odd") for one in found if one is largest or one.block_in != one.block_out]
+    found += [*odd, largest._replace(layout="general")]
     if len(dtypes) > 1:  # the same instructions but for the type
         found.append(largest._replace(dtype=dtypes[1]))
     return found
@@ -92,11 +94,11 @@ def source(variant: Variant, config: Config) -> ASTSource:
             attributes[index,] = [["tt.divisibility", 16]]
         else:
             signature[name] = "i32"
-            if parameter.do_not_specialize or not variant.aligned:
+            if parameter.do_not_specialize or variant.layout == "general":
                 continue
             if (name.endswith("_stride_c") and name != "slope_stride_c") or name == "slope_stride_n":
                 constants[name], signature[name] = 1, "constexpr"
-            else:
+            elif variant.layout == "aligned":
                 attributes[index,] = [["tt.divisibility", 16]]
     names = [parameter.name for parameter in function.params]
     by_index = {(names.index(name),): value for name, value in constants.items()}
@@ -107,7 +109,8 @@ def resources(variant: Variant) -> dict[str, int]:
     """Compile one variant; what one program takes of a multiprocessor, from the compiled code itself."""
     config = TABLE[variant.architecture][variant.kernel, variant.precision]
     target = GPUTarget("cuda", int(variant.architecture.replace(".", "")), 32)
-    options = {"num_warps": config.warps, "num_stages": config.stages, "maxnreg": config.registers}
+    registers = config.registers if variant.layout == "aligned" else MAX_REGISTERS
+    options = {"num_warps": config.warps, "num_stages": config.stages, "maxnreg": registers}
     compiled = triton.compile(source(variant, config), target=target, options=options)
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:

@@ -69,9 +69,9 @@ def _takes(op: str, name: str, dtype: torch.dtype | None) -> bool:
     return dtype is None or dtype in _DTYPES.get((op, name), (dtype,))
 
 
-def chosen(device_type: str) -> dict[str, str]:
-    """The implementation that ``impl="auto"`` gives for every op on ``device_type``; for logs and summaries."""
-    return {op: resolve(op, "auto", device_type) for op in sorted(_TABLE)}
+def chosen(device_type: str, impl: str = "auto") -> dict[str, str]:
+    """The implementation that ``impl`` gives for every op on ``device_type``; for logs and summaries."""
+    return {op: resolve(op, impl, device_type) for op in sorted(_TABLE)}
 
 
 def available(op: str, device_type: str, dtype: torch.dtype | None = None) -> tuple[str, ...]:

@@ -27,12 +27,14 @@ def build_generator(config: TrainConfig) -> RRDBNet:
     """
     sizes = config.generator
     if config.init_weights is None:
-        generator = RRDBNet(config.scale, features=sizes.features, blocks=sizes.blocks, growth=sizes.growth)
+        generator = RRDBNet(
+            config.scale, features=sizes.features, blocks=sizes.blocks, growth=sizes.growth, impl=config.ops
+        )
         if sizes.start == "interpolation":
             start_as_interpolation(generator)
         return generator
     wanted = {"scale": config.scale, "features": sizes.features, "blocks": sizes.blocks, "growth": sizes.growth}
-    found = generator_from_weights(config.init_weights)
+    found = generator_from_weights(config.init_weights, impl=config.ops)
     for name, value in wanted.items():
         field = name if name == "scale" else f"generator.{name}"
         if (was := getattr(found, name)) != value:
@@ -100,7 +102,7 @@ def build_step(config: TrainConfig, stage: Stage, generator: nn.Module, group: P
         for module in (generator, discriminator):
             if module is not None:
                 module.compile()
-    degradation = DegradationNetwork(config.scale, padding=config.degradation.padding)
+    degradation = DegradationNetwork(config.scale, padding=config.degradation.padding, impl=config.ops)
     return TrainingStep(
         degradation=degradation,
         generator=generator,

@@ -78,7 +78,7 @@ class Run:
         self._check_same_run()
         self.validation = self._validation_set()
         self.summary = Summary.read(self.output / "summary.json")
-        self.summary.ops = ops_used(group.device.type)
+        self.summary.ops = ops_used(group.device.type, config.ops)
 
     def go(self) -> None:
         """Run what is left of the stages."""
@@ -169,7 +169,7 @@ class Run:
         """The stage's networks, fresh, from the stage before it, or from the checkpoint."""
         seed_everything(self.config.seed + position(stage, 0)[0])
         if stage == "gan" and "net" in self.config.stages:
-            generator = generator_from_weights(weights_path(self.output, "net"))
+            generator = generator_from_weights(weights_path(self.output, "net"), impl=self.config.ops)
         else:
             generator = build_generator(self.config)
         state = StageState(self.config, stage, generator, self.group)

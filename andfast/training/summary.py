@@ -155,6 +155,6 @@ def draw_curve(output: Path) -> None:
     loss_curve(output / "metrics.jsonl", output / "loss_curve.png")
 
 
-def ops_used(device_type: str) -> dict[str, str]:
-    """The implementation that each op has on this device."""
-    return _dispatch.chosen(device_type)
+def ops_used(device_type: str, impl: str) -> dict[str, str]:
+    """The implementation that each op has on this device with ``impl``."""
+    return _dispatch.chosen(device_type, impl)
