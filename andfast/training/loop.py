@@ -36,10 +36,11 @@ from andfast.training.checkpoint import (
 from andfast.training.distributed import Processes, processes
 from andfast.training.failure import NonFiniteLossError, dump_failure
 from andfast.training.logging import MetricsLog, Progress, say, write_run_info
+from andfast.training.ops import check_ops, ops_used
 from andfast.training.signals import GracefulStop
 from andfast.training.stage import StageState
 from andfast.training.step import first_nonfinite
-from andfast.training.summary import Summary, draw_curve, held_out_quality, ops_used, table, write_sheet
+from andfast.training.summary import Summary, draw_curve, held_out_quality, table, write_sheet
 from andfast.training.validation import ValidationSet, restore, score
 from andfast.training.worst_case import input_images
 
@@ -78,12 +79,14 @@ class Run:
         self._check_same_run()
         self.validation = self._validation_set()
         self.summary = Summary.read(self.output / "summary.json")
-        self.summary.ops = ops_used(group.device.type, config.ops)
+        self.summary.ops = ops_used(config, group.device)
 
     def go(self) -> None:
         """Run what is left of the stages."""
         write_run_info(self.output, self.config, device=str(self.group.device), enabled=self.group.first)
         self.say("ops: " + ", ".join(f"{op} {impl}" for op, impl in self.summary.ops.items()))
+        if seconds := check_ops(self.config, self.group.device):
+            self.say(f"ops: self-test against float64 passed in {seconds:.1f} s")
         start = ("net", 0) if self.options.resume else None
         if self.checkpoint is not None:
             start = (self.checkpoint.stage, self.checkpoint.step)

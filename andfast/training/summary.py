@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from andfast.config import TrainConfig
 from andfast.files import atomic_file
-from andfast.functional import _dispatch
 from andfast.training.pictures import loss_curve, sample_sheet
 from andfast.training.step import TrainingStep
 from andfast.training.validation import Images, ValidationSet, bicubic, restore, score, values
@@ -153,8 +152,3 @@ def table(summary: Summary, output: Path) -> str:
 def draw_curve(output: Path) -> None:
     """Draw loss_curve.png from the run's metrics."""
     loss_curve(output / "metrics.jsonl", output / "loss_curve.png")
-
-
-def ops_used(device_type: str, impl: str) -> dict[str, str]:
-    """The implementation that each op has on this device with ``impl``."""
-    return _dispatch.chosen(device_type, impl)

@@ -78,5 +78,5 @@ def degrade_against(step: TrainingStep, generator: nn.Module, hr: Tensor, *, bat
         with frozen(generator), probe.mixed(images):
             theta = probe.search(images, probe.objective.targets(images), identity).theta
         found.append(probe.degrade(images, theta)[0].cpu())
-        clean.append(blur_pool(images, step.degradation.scale).clamp(0, 1).cpu())
+        clean.append(blur_pool(images, step.degradation.scale, impl=step.degradation.impl).clamp(0, 1).cpu())
     return torch.cat(found), torch.cat(clean)

@@ -1,0 +1,63 @@
+"""The run's choice of ops, and the self-test that a run on a GPU starts with."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+
+from andfast.config import TrainConfig
+from andfast.functional.selftest import SelfTestResult
+from andfast.training import ops
+from andfast.training.build import build_generator, build_step
+from andfast.training.distributed import Processes
+
+CUDA = torch.device("cuda")
+
+
+def config(**settings: object) -> TrainConfig:
+    return dataclasses.replace(TrainConfig(output=Path("run")), **settings)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """Lets the self-test find one wrong op, and tells what it was asked for."""
+    calls: list[object] = []
+
+    def self_test(device: torch.device, dtypes: list[torch.dtype], *, every: bool) -> list[SelfTestResult]:
+        calls.append((device, dtypes, every))
+        good = SelfTestResult("blur_pool", "cuda", torch.float32, True, 1e-7, 0.25, "")
+        return [good, SelfTestResult("degradation_block", "triton", torch.bfloat16, False, 0.3, 1.0, "off by 0.3")]
+
+    monkeypatch.setattr(ops, "self_test", self_test)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _device: "a GPU")
+    return calls
+
+
+def test_a_wrong_op_ends_the_run_before_it_starts(asked: list[object]) -> None:
+    message = r"on a GPU: degradation_block \(triton, torch.bfloat16\): off by 0.3. --ops=reference trains with plain"
+    with pytest.raises(ops.UntrustedOpError, match=message):
+        ops.check_ops(config(precision="bf16"), CUDA)
+    assert asked == [(CUDA, [torch.bfloat16, torch.float32], False)]
+
+
+def test_fp32_runs_are_tested_in_fp32_only(asked: list[object]) -> None:
+    with pytest.raises(ops.UntrustedOpError):
+        ops.check_ops(config(precision="fp32"), CUDA)
+    assert asked == [(CUDA, [torch.float32], False)]
+
+
+def test_plain_pytorch_and_the_cpu_are_not_tested(asked: list[object]) -> None:
+    assert ops.check_ops(config(ops="reference"), CUDA) == ops.check_ops(config(), torch.device("cpu")) == 0
+    assert asked == []
+
+
+def test_the_choice_reaches_every_network() -> None:
+    settings = config(ops="reference")
+    settings.generator.blocks, settings.generator.features, settings.generator.growth = 1, 8, 4
+    generator = build_generator(settings)
+    assert {one.impl for one in generator.modules() if hasattr(one, "impl")} == {"reference"}
+    step = build_step(settings, "net", generator, Processes(0, 1, torch.device("cpu")))
+    assert step.degradation.impl == "reference"
+    assert set(ops.ops_used(settings, torch.device("cpu")).values()) == {"reference"}
+    assert ops.ops_used(config(), torch.device("cpu"))["blur_pool"] != "reference"
