@@ -1,8 +1,9 @@
-"""The degradation block's Triton kernels against the reference in float64: in Triton's interpreter, and on a GPU.
+"""The degradation block's Triton kernels against the reference in float64, in Triton's interpreter.
 
 The interpreter has to be chosen before triton is imported, and must not leak into other tests. So this file runs
 itself again in processes of their own, with TRITON_INTERPRET=1; what is under ``if INTERPRETED`` runs there only.
-Triton's interpreter gets bf16 wrong: there the same code is tested as fp32 and fp16, and bf16 on a GPU.
+Triton's interpreter gets bf16 wrong: here the same code is tested as fp32 and fp16; bf16 is tested on a GPU, in
+test_kernels_degradation_block_gpu.py.
 """
 
 import importlib.util
@@ -16,47 +17,27 @@ from typing import Any
 
 import pytest
 import torch
+from degradation_block_exact import BACKWARD, FORWARD, assert_near, exact_results
 from torch import Tensor
 
 from andfast.functional import _dispatch, degradation_block
 from andfast.functional.degradation_block import _memory_format, _reduce_slope
 from andfast.functional.selftest import self_test
 from andfast.kernels import degradation_block_saved as saved_form
-from andfast.kernels.degradation_block_configs import PRECISIONS, TABLE, Config, architecture, channel_block
+from andfast.kernels.degradation_block_configs import (
+    PRECISIONS,
+    TABLE,
+    Config,
+    architecture,
+    channel_block,
+)
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 CASES = 208
 GROUPS = 16
-FORWARD = torch.ops.andfast.degradation_block
-BACKWARD = torch.ops.andfast.degradation_block_backward
 
 # NumPy, which the interpreter computes with, warns where values that are not finite meet.
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
-
-
-def assert_near(actual: Tensor, exact: Tensor, tolerance: float, what: str) -> None:
-    """Equal where not finite; elsewhere near in the norm of the difference over the norm."""
-    assert actual.shape == exact.shape, what
-    actual, exact = actual.detach().double(), exact.detach().double()
-    finite = exact.isfinite()
-    torch.testing.assert_close(
-        torch.where(finite, 0.0, actual), torch.where(finite, 0.0, exact), equal_nan=True, msg=f"{what}: not finite"
-    )
-    error = torch.where(finite, actual - exact, 0.0).norm()
-    norm = torch.where(finite, exact, 0.0).norm()
-    assert error <= tolerance * norm, f"{what}: error {error:.3g} of {norm:.3g}"
-
-
-def exact_results(arguments: list[Any], padding: str, grad: Tensor) -> list[Tensor]:
-    """Output and gradients to x, weight, slope and noise of the reference in float64."""
-    x, weight, slope, noise = (None if one is None else one.detach().double() for one in arguments)
-    out, saved = FORWARD(x, weight, slope, noise, padding, True, "reference")
-    shape = [0] if noise is None else list(noise.shape)
-    wanted = [True, True, True, noise is not None]
-    grads = BACKWARD(
-        grad.double(), x, weight, slope, saved, shape, torch.float64, padding, wanted, "reference"
-    )  # fmt: skip
-    return [out, *grads]
 
 
 # ------------------------------------------------------------------------------------------- without the interpreter
@@ -147,33 +128,6 @@ if not INTERPRETED:
         if pixels:
             assert z is not None
             assert (z.data_ptr() - buffer.data_ptr()) % 16 == 0
-
-    @pytest.mark.gpu
-    @pytest.mark.parametrize("warps", [4, 8])
-    @pytest.mark.parametrize(("c_in", "c_out"), [(3, 64), (64, 64), (64, 3), (65, 17)])
-    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-    def test_on_a_gpu(dtype: torch.dtype, c_in: int, c_out: int, warps: int, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Every padding, weight and noise form at a real size, with 4 and with 8 warps, against float64."""
-        for entries in TABLE.values():
-            for key, config in entries.items():
-                monkeypatch.setitem(entries, key, config._replace(warps=warps))
-        tolerance = 1e-5 if dtype == torch.float32 else 1e-2
-        forms = itertools.product(["replicate", "zeros"], [False, True], [None, 1, c_out])
-        for padding, shared, channels in forms:
-            x = torch.randn(2, c_in, 127, 256, device="cuda").to(dtype, memory_format=torch.channels_last)
-            weight = (torch.randn(2, c_out, c_in, 3, 3, device="cuda") / (9 * c_in) ** 0.5).to(dtype)
-            noise = None if channels is None else torch.randn(2, channels, 127, 256, device="cuda").to(dtype)
-            arguments = [x, weight[0] if shared else weight, torch.rand(2, device="cuda"), noise]
-            leaves = [one.requires_grad_() for one in arguments if one is not None]
-            out = degradation_block(*arguments, padding=padding, impl="triton")
-            grad = torch.randn_like(out)
-            exact = exact_results(arguments, padding, grad)
-            grads = torch.autograd.grad(out, leaves, grad)
-            assert torch.equal(grads[1], torch.autograd.grad(
-                degradation_block(*arguments, padding=padding, impl="triton"), leaves, grad
-            )[1])  # fmt: skip
-            for one, right, what in zip((out, *grads), exact, ("out", "x", "weight", "slope", "noise"), strict=False):
-                assert_near(one, right, tolerance, f"{what}, {padding}, shared {shared}, noise {channels}")
 
 
 # ----------------------------------------------------------------------------------------------- in the interpreter
