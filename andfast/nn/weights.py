@@ -8,6 +8,7 @@ import errno
 import pickle
 import re
 import struct
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -21,11 +22,17 @@ from andfast.files import atomic_file
 from andfast.nn.rrdbnet import SCALES, RRDBNet
 
 PICKLED: Final = (".pth", ".pt", ".ckpt")
-ENTRIES: Final = ("params_ema", "params", "state_dict")
+ENTRIES: Final = ("params_ema", "params-ema", "params", "state_dict", "model_state_dict", "model", "net")
 """Entries under which a file may hold its weights, the preferred one first; else they are its top level."""
 
 _WRAPPERS: Final = ("module.", "_orig_mod.")
 _NAMES_SHOWN: Final = 4
+_SLACK: Final = 2
+"""How many times its own size a file's contents may claim: tied weights count twice, bombs count by the thousand."""
+
+
+class UnknownArchitectureError(ValueError):
+    """A sound state dict, but no RRDBNet's."""
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
@@ -42,6 +49,17 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         FileNotFoundError: There is no such file.
         ValueError: It cannot be read, would have to run code to be read, or holds no state dict.
     """
+    return _basicsr_names(read_state(path), Path(path))
+
+
+def read_state(path: str | Path) -> dict[str, Tensor]:
+    """Read a state dict as :func:`read_weights` does, of any network, under the names that it has there.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It cannot be read, would have to run code to be read, holds no state dict, or claims more than
+            it holds.
+    """
     path = Path(path)
     _check_is_file(path)
     if path.suffix == ".safetensors":
@@ -50,7 +68,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         found = _read_pickled(path)
     else:
         raise ValueError(f"{path}: weights must end in .safetensors, {', '.join(PICKLED)}, was {path.suffix!r}")
-    return _basicsr_names(_without_prefixes(_state_dict(found, path), path), path)
+    return _without_prefixes(_state_dict(found, path), path)
 
 
 def read_metadata(path: str | Path) -> dict[str, str]:
@@ -80,7 +98,8 @@ def generator_from_weights(
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: As :func:`read_weights`; the weights are no RRDBNet's, or not one of that scale.
+        UnknownArchitectureError: The weights are no RRDBNet's.
+        ValueError: As :func:`read_weights`; or they are not one of that scale.
     """
     name = "the state dict" if isinstance(source, Mapping) else str(source)
     state = dict(source) if isinstance(source, Mapping) else read_weights(source)
@@ -92,13 +111,15 @@ def generator_from_weights(
     expected = network.state_dict()
     missing, unexpected = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
     if missing or unexpected:
-        raise ValueError(_unknown_architecture(name, missing, unexpected))
+        raise UnknownArchitectureError(_unknown_architecture(name, missing, unexpected))
     for key, tensor in expected.items():
         if state[key].shape != tensor.shape:
             raise ValueError(
                 f"{name}: {key} must have shape {tuple(tensor.shape)} in an RRDBNet of "
                 f"{sizes['features']} features, {sizes['growth']} of growth, was {tuple(state[key].shape)}"
             )
+        if not state[key].is_floating_point():
+            raise ValueError(f"{name}: {key} must be floating-point, was {state[key].dtype}")
     network.to_empty(device="cpu").load_state_dict(state)
     return network
 
@@ -159,6 +180,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def _read_pickled(path: Path) -> object:
+    _check_archive(path)
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -186,6 +208,22 @@ def _read_pickled(path: Path) -> object:
         raise ValueError(f"{path}: not a readable file of weights: {_first_line(error)}") from error
 
 
+def _check_archive(path: Path) -> None:
+    """Refuse a zip archive that unpacks to more than it holds; torch.save does not compress."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            claimed = sum(entry.file_size for entry in archive.infolist())
+    except (zipfile.BadZipFile, NotImplementedError, ValueError, UnicodeDecodeError, struct.error):
+        return  # PyTorch's format before archives, or damaged: torch.load says how
+    _check_claim(path, claimed)
+
+
+def _check_claim(path: Path, claimed: int) -> None:
+    held = path.stat().st_size
+    if claimed > _SLACK * held:
+        raise ValueError(f"{path}: refused, its contents claim {claimed:,} bytes and the file has {held:,}")
+
+
 def _first_line(error: Exception) -> str:
     """The first line of an error's text: PyTorch adds paragraphs of advice and stack traces."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -207,6 +245,11 @@ def _state_dict(found: object, path: Path) -> dict[str, Tensor]:
                 f"{path}: must hold a state dict (names of parameters to tensors), "
                 f"but its entry {key!r} was {type(value).__name__}"
             )
+        if value.is_meta or value.is_quantized or value.layout != torch.strided:
+            raise ValueError(
+                f"{path}: {key!r} must be a plain dense tensor, was one that is sparse, quantized or empty"
+            )
+    _check_claim(path, sum(value.numel() * value.element_size() for value in found.values()))
     return dict(found)
 
 
@@ -249,7 +292,7 @@ def _from_first_release(state: dict[str, Tensor], path: Path) -> dict[str, Tenso
     top = sorted({int(match[1]) for key in state if (match := re.match(r"model\.(\d+)\.(weight|bias)$", key))})
     layers = ["conv_first", "conv_up1", "conv_up2", "conv_hr", "conv_last"]
     if len(top) != len(layers):
-        raise ValueError(
+        raise UnknownArchitectureError(
             f"{path}: an ESRGAN of the first release with {len(top) - 3} enlargements by 2; only those with "
             "2 (scale 4, or 2 and 1 with pixel-unshuffle) are RRDBNets as known here"
         )
@@ -274,16 +317,16 @@ def _infer_sizes(state: Mapping[str, Any], name: str) -> dict[str, int]:
     telling = ("conv_first.weight", "conv_last.weight", "body.0.rdb1.conv1.weight")
     absent = [key for key in telling if key not in state]
     if absent:
-        raise ValueError(_unknown_architecture(name, absent, sorted(state.keys() - set(telling))))
+        raise UnknownArchitectureError(_unknown_architecture(name, absent, sorted(state.keys() - set(telling))))
     first, last, dense = (state[key] for key in telling)
     for key, one in zip(telling, (first, last, dense), strict=True):
-        if one.dim() != 4:
-            raise ValueError(f"{name}: {key} must have 4 dimensions, was {tuple(one.shape)}")
+        if one.dim() != 4 or one.numel() == 0:
+            raise ValueError(f"{name}: {key} must have 4 dimensions, none of them 0, was {tuple(one.shape)}")
     out_channels = last.shape[0]
     scale_of = {out_channels * (4 // scale) ** 2: scale for scale in SCALES}
     if first.shape[1] not in scale_of:
         wanted = ", ".join(f"{channels} (scale {scale})" for channels, scale in scale_of.items())
-        raise ValueError(f"{name}: conv_first must take {wanted} channels, takes {first.shape[1]}")
+        raise UnknownArchitectureError(f"{name}: conv_first must take {wanted} channels, takes {first.shape[1]}")
     return {
         "scale": scale_of[first.shape[1]],
         "in_channels": out_channels,
