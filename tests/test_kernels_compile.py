@@ -5,24 +5,19 @@ Registers, spills and shared memory are compared with a committed table, ``kerne
 """
 
 import itertools
-import json
-import re
-import subprocess
-import sys
-import tempfile
-from concurrent.futures import ProcessPoolExecutor
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import kernel_resources
 import pytest
-import triton
-from triton.backends.compiler import GPUTarget
+from kernel_resources import KERNELS as FOLDER
+from kernel_resources import Resources
 from triton.compiler import ASTSource
 
 from andfast.kernels.degradation_block_configs import CHANNEL_BLOCKS, MAX_REGISTERS, PRECISIONS, TABLE, Config
 
-RESOURCES = Path(__file__).resolve().parents[1] / "kernels" / "resources.json"
-SHARED_LIMIT = {"8.0": 163 * 1024, "9.0": 227 * 1024}
+RESOURCES = FOLDER / "resources.json"
 KERNELS = ("forward", "grad_input", "grad_weight")
 LAYOUTS = ("aligned", "odd", "general")  # channels_last in multiples of 16; of any number of channels; any strides
 POINTERS = {"bits_ptr": "*u8", "slope_ptr": "*fp32", "gw_ptr": "*fp32", "gslope_ptr": "*fp32"}
@@ -70,8 +65,6 @@ def variants(architecture: str, kernel: str, precision: str) -> list[Variant]:
 
 def source(variant: Variant, config: Config) -> ASTSource:
     """The kernel with the signature that a launch of this kind gets from Triton's own specialisation."""
-    from importlib import import_module  # noqa: PLC0415
-
     module = import_module(f"andfast.kernels.degradation_block_{variant.kernel}")
     function = getattr(module, f"_{variant.kernel}_kernel")
     constants: dict[str, Any] = {
@@ -83,45 +76,32 @@ def source(variant: Variant, config: Config) -> ASTSource:
     }
     if variant.kernel == "grad_weight":
         constants["WANT_WEIGHT"] = variant.weight
-    signature: dict[str, str] = {}
-    attributes: dict[tuple[int, ...], list[list[Any]]] = {}
-    for index, parameter in enumerate(function.params):
+    types: dict[str, str] = {}
+    divisible = []
+    for parameter in function.params:
         name = parameter.name
-        if parameter.is_constexpr:
-            signature[name] = "constexpr"
-        elif name.endswith("_ptr"):
-            signature[name] = POINTERS.get(name, "*" + variant.dtype)
-            attributes[index,] = [["tt.divisibility", 16]]
-        else:
-            signature[name] = "i32"
-            if parameter.do_not_specialize or variant.layout == "general":
-                continue
+        if name.endswith("_ptr"):
+            types[name] = POINTERS.get(name, "*" + variant.dtype)
+            divisible.append(name)
+        elif not (parameter.is_constexpr or parameter.do_not_specialize or variant.layout == "general"):
             if (name.endswith("_stride_c") and name != "slope_stride_c") or name == "slope_stride_n":
-                constants[name], signature[name] = 1, "constexpr"
+                constants[name] = 1
             elif variant.layout == "aligned":
-                attributes[index,] = [["tt.divisibility", 16]]
-    names = [parameter.name for parameter in function.params]
-    by_index = {(names.index(name),): value for name, value in constants.items()}
-    return ASTSource(fn=function, signature=signature, constexprs=by_index, attrs=attributes)
+                divisible.append(name)
+    return kernel_resources.source(function, types, constants, divisible)
 
 
-def resources(variant: Variant) -> dict[str, int]:
-    """Compile one variant; what one program takes of a multiprocessor, from the compiled code itself."""
+def resources(variant: Variant) -> Resources:
+    """Compile one variant; what one program takes of a multiprocessor."""
     config = TABLE[variant.architecture][variant.kernel, variant.precision]
-    target = GPUTarget("cuda", int(variant.architecture.replace(".", "")), 32)
     registers = config.registers if variant.layout == "aligned" else MAX_REGISTERS
-    options = {"num_warps": config.warps, "num_stages": config.stages, "maxnreg": registers}
-    compiled = triton.compile(source(variant, config), target=target, options=options)
-    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(compiled.asm["cubin"])
-        file.flush()
-        command = [str(tool), "-res-usage", file.name]
-        report = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    found = re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", report)
-    assert found, report
-    registers, stack, local = map(int, found.groups())
-    return {"registers": registers, "spilled": stack + local, "shared": compiled.metadata.shared}
+    return kernel_resources.resources(
+        source(variant, config),
+        variant.architecture,
+        num_warps=config.warps,
+        num_stages=config.stages,
+        maxnreg=registers,
+    )
 
 
 def everything() -> list[Variant]:
@@ -130,16 +110,6 @@ def everything() -> list[Variant]:
         for architecture, kernel, precision in itertools.product(TABLE, KERNELS, PRECISIONS)
         for variant in variants(architecture, kernel, precision)
     ]
-
-
-def check(variant: Variant, found: dict[str, int]) -> None:
-    """No spill, no more shared memory than there is, and what the committed table says, under the same Triton."""
-    assert found["spilled"] == 0, f"{variant.name()} spills: {found}"
-    assert found["shared"] <= SHARED_LIMIT[variant.architecture], f"{variant.name()}: too much shared memory: {found}"
-    table = json.loads(RESOURCES.read_text())
-    assert variant.name() in table["kernels"], f"{variant.name()} is not in {RESOURCES.name}: write it anew"
-    if table["triton"] == triton.__version__:
-        assert found == table["kernels"][variant.name()], f"{variant.name()} changed: write {RESOURCES.name} anew"
 
 
 @pytest.fixture(autouse=True)
@@ -153,23 +123,12 @@ def _fresh_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("architecture", TABLE)
 def test_compiles_and_fits(architecture: str, kernel: str, precision: str) -> None:
     for variant in variants(architecture, kernel, precision):
-        check(variant, resources(variant))
+        kernel_resources.check(variant, resources(variant), RESOURCES)
 
 
 def test_the_table_holds_every_launchable_kernel_and_no_other() -> None:
-    table = json.loads(RESOURCES.read_text())
-    assert set(table["kernels"]) == {variant.name() for variant in everything()}
-    for name, row in table["kernels"].items():
-        assert row["spilled"] == 0, name
-        assert row["shared"] <= SHARED_LIMIT[name.split()[0]], name
+    kernel_resources.check_table(everything(), RESOURCES)
 
 
 if __name__ == "__main__":
-    wanted = everything()
-    with ProcessPoolExecutor(2) as pool:
-        rows = {}
-        for variant, row in zip(wanted, pool.map(resources, wanted), strict=True):
-            rows[variant.name()] = row
-            print(variant.name(), row, file=sys.stderr, flush=True)
-    lines = ",\n".join(f"  {json.dumps(name)}: {json.dumps(row)}" for name, row in rows.items())
-    RESOURCES.write_text(f'{{"triton": "{triton.__version__}", "kernels": {{\n{lines}\n}}}}\n')
+    kernel_resources.write(everything(), resources, RESOURCES)
