@@ -171,6 +171,23 @@ class ValidationConfig:
 
 
 @dataclass
+class SharingConfig:
+    """What a step computes once and uses again; without effect on the results but for rounding"""
+
+    identity_pass: bool = True
+    """The first ascent pass, at the identity networks, takes F's output and gradients in closed form, without a
+    convolution."""
+    hr_features: bool = True
+    """HR's VGG features (and logits, where the GAN loss needs them) once a step, not in every pass."""
+    cast_weights: bool = True
+    """Under bf16 and fp16, cast G's weights once for all ascent passes, not in every pass."""
+    discriminator_pass: bool | None = None
+    """One pass of D over SR for G's loss and for D's; null: where it changes nothing but rounding, which is with
+    discriminator.kind vgg and without compile. The U-Net's spectral norm would be one power iteration further in G's
+    loss."""
+
+
+@dataclass
 class TrainConfig:
     """Training"""
 
@@ -198,6 +215,8 @@ class TrainConfig:
     """auto takes the fastest implementation of each op that the device has; reference takes plain PyTorch."""
     compile: bool = False
     """Run G and D through torch.compile."""
+    cuda_graph: bool = False
+    """Replay the ascent as one CUDA graph; it keeps the ascent's memory to itself. Off until a GPU has verified it."""
     ema_decay: float = 0.999
     """Decay of the moving average of G's weights, which is what gets saved; 0 switches it off."""
     generator: GeneratorConfig = field(default_factory=GeneratorConfig)
@@ -208,6 +227,7 @@ class TrainConfig:
     net: NetConfig = field(default_factory=NetConfig)
     gan: GanConfig = field(default_factory=GanConfig)
     data: DataConfig = field(default_factory=DataConfig)
+    sharing: SharingConfig = field(default_factory=SharingConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
     log_every: int = 100
     """Steps between lines of metrics.jsonl."""

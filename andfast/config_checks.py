@@ -59,6 +59,8 @@ def validate_machine(config: TrainConfig) -> None:
         raise ValueError(
             f"precision must be 'bf16' or 'fp32' without CUDA, was 'fp16' (device {config.device!r} is {device!r} here)"
         )
+    if config.cuda_graph and device != "cuda":
+        raise ValueError(f"cuda_graph must be false without CUDA, was true (device {config.device!r} is {device!r} here)")
     if config.init_weights is not None and not config.init_weights.is_file():
         raise ValueError(f"init_weights must be a weights file, was {str(config.init_weights)!r}, which is not a file")
     weights = config.loss.vgg_weights
@@ -130,6 +132,11 @@ def _run(config: TrainConfig) -> None:
     _at_least("log_every", config.log_every, 1)
     _at_least("checkpoint_every", config.checkpoint_every, 1)
     _at_least("keep_checkpoints", config.keep_checkpoints, 1)
+    if config.sharing.discriminator_pass and config.compile:
+        raise ValueError(
+            "sharing.discriminator_pass must be false or null with compile, was true: "
+            "a compiled D cannot go backward twice"
+        )
 
 
 def _networks(config: TrainConfig) -> None:

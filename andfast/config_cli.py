@@ -26,8 +26,9 @@ PROGRAM: Final = "python -m andfast.train"
 COMMAND_LINE_ONLY: Final = ("config", "resume", "overwrite", "steps", "help")
 
 FREE_ON_RESUME: Final = (
-    "output", "device", "channels_last", "compile", "net.steps", "gan.steps", "data.pack", "data.workers",
-    "validation", "log_every", "tensorboard", "checkpoint_every", "keep_checkpoints",
+    "output", "device", "channels_last", "compile", "cuda_graph", "sharing.identity_pass", "sharing.hr_features",
+    "sharing.cast_weights", "net.steps", "gan.steps", "data.pack", "data.workers", "validation", "log_every",
+    "tensorboard", "checkpoint_every", "keep_checkpoints",
 )  # fmt: skip
 """Settings, or groups of them, that may change when a run is resumed: what is computed stays the same."""
 

@@ -31,6 +31,7 @@ def ascend(
     steps: int = 5,
     step_size: float = 0.3,
     loss_scale: float = 1.0,
+    first: Callable[[Theta], Tensor] | None = None,
 ) -> Ascent:
     """Push identity networks up the objective, inside the ball, by ``steps`` projected gradient steps.
 
@@ -46,6 +47,7 @@ def ascend(
         steps: number of ascent passes K, 0 or more.
         step_size: length of a step as a fraction of the radius (paper: 6 of 20).
         loss_scale: factor on the objective's gradient against underflow in float16; the normalisation removes it.
+        first: the same objective, for the first pass alone: it may rely on theta being the identity.
 
     Raises:
         ValueError: steps or step_size is negative, or step_size is not finite.
@@ -56,11 +58,12 @@ def ascend(
         raise ValueError(f"step_size must be finite and 0 or more, was {step_size}")
     theta = identity.detach()
     losses = []
-    for _ in range(steps):
+    for number in range(steps):
+        raised = objective if number or first is None else first
         leaves = theta.rebuild(one.detach().requires_grad_() for one in theta.tensors())
         with torch.enable_grad():
             # Views, because torch's flop counter cannot follow autograd.grad where a module's inputs are leaves.
-            loss = objective(leaves.rebuild(one.view_as(one) for one in leaves.tensors()))
+            loss = raised(leaves.rebuild(one.view_as(one) for one in leaves.tensors()))
             gradients = torch.autograd.grad(loss.sum() * loss_scale, tuple(leaves.tensors()))
         losses.append(loss.detach().mean())
         with torch.no_grad():

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from andfast.functional import blur_pool, degradation_block
+from andfast.nn.identity_pass import IdentityLayers, merged
 
 BLOCKS_EACH_SIDE = 5
 """Basic blocks before, and after, the pooling."""
@@ -105,6 +106,35 @@ class DegradationNetwork(nn.Module):
         # A slope of one makes the activation the identity: the last convolution is a block without it and its noise.
         one = torch.ones((), device=x.device)
         return degradation_block(x, theta.weights[layers], one, padding=self.padding, impl=self.impl)
+
+    def at_identity(self, hr: Tensor, theta: Theta) -> Tensor:
+        """The same as :meth:`forward` where theta is a fresh identity, without a convolution, forward or backward.
+
+        LR is ``blur_pool(hr)``, and the gradients come in closed form, see :mod:`andfast.nn.identity_pass`. That theta is
+        one that :func:`andfast.adversary.sample_identity` drew is not checked: the host would wait for the device.
+
+        Args:
+            hr: as of :meth:`forward`, in the dtype that LR will have.
+            theta: identity networks.
+        """
+        theta = theta.each_image(hr.shape[0])
+        before, after = merged(theta.weights, hr.dtype)
+        x, last = hr, len(theta.noises)
+        for part in (slice(0, BLOCKS_EACH_SIDE), slice(BLOCKS_EACH_SIDE, last + 1)):
+            if part.start:
+                x = blur_pool(x, self.scale, impl=self.impl)
+            weights, noises, slopes = (group[part] for group in theta)
+            x = IdentityLayers.apply(
+                x,
+                self.padding,
+                before[part.start : part.stop + 1],
+                after[part],
+                (len(weights), len(noises)),
+                *weights,
+                *noises,
+                *slopes,
+            )
+        return x
 
     def extra_repr(self) -> str:
         return f"scale={self.scale}, padding={self.padding!r}, impl={self.impl!r}"

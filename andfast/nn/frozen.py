@@ -1,10 +1,10 @@
 """Networks that only serve: no gradient to their parameters, and no trace of having run."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 @contextmanager
@@ -21,7 +21,7 @@ def frozen(*modules: nn.Module | None) -> Iterator[None]:
     present = [module for module in modules if module is not None]
     parameters = [one for module in present for one in module.parameters() if one.requires_grad]
     buffers = [one for module in present for one in module.buffers()]
-    before = [one.clone() for one in buffers]
+    before = copies(buffers)
     for parameter in parameters:
         parameter.requires_grad_(False)
     try:
@@ -29,6 +29,19 @@ def frozen(*modules: nn.Module | None) -> Iterator[None]:
     finally:
         for parameter in parameters:
             parameter.requires_grad_(True)
-        with torch.no_grad():
-            for one, old in zip(buffers, before, strict=True):
-                one.copy_(old)
+        put_back(buffers, before)
+
+
+@torch.no_grad()
+def copies(tensors: Sequence[Tensor], dtype: torch.dtype | None = None) -> list[Tensor]:
+    """Copies in the same memory formats, in ``dtype`` if given; a few launches however many there are."""
+    made = [torch.empty_like(one, dtype=dtype) for one in tensors]
+    put_back(made, tensors)
+    return made
+
+
+@torch.no_grad()
+def put_back(tensors: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+    """Copy values into tensors, in place."""
+    if tensors:  # torch refuses empty lists
+        torch._foreach_copy_(tensors, values)

@@ -13,7 +13,7 @@ from andfast.nn.interpolation_start import start_as_interpolation
 from andfast.nn.weights import generator_from_weights
 from andfast.training.distributed import Processes
 from andfast.training.objective import Objective
-from andfast.training.step import Adversary, Place, TrainingStep
+from andfast.training.step import Adversary, Place, Sharing, TrainingStep
 from andfast.training.timing import Stopwatch
 
 AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -73,6 +73,15 @@ def build_adversary(config: TrainConfig) -> Adversary:
     )
 
 
+def build_sharing(config: TrainConfig) -> Sharing:
+    """What a step computes once; D's pass only where that is exact, unless the configuration insists."""
+    settings = config.sharing
+    shared = settings.discriminator_pass
+    if shared is None:
+        shared = config.discriminator.kind == "vgg" and not config.compile
+    return Sharing(settings.identity_pass, settings.hr_features, settings.cast_weights, shared)
+
+
 def build_step(config: TrainConfig, stage: Stage, generator: nn.Module, group: Processes) -> TrainingStep:
     """Everything that a step of this stage needs, on this process's device."""
     device = group.device
@@ -114,6 +123,7 @@ def build_step(config: TrainConfig, stage: Stage, generator: nn.Module, group: P
         autocast=AUTOCAST[config.precision],
         degradation_autocast=config.degradation.precision == "mixed",
         round_lr=config.degradation.round_lr,
+        sharing=build_sharing(config),
         generator_parallel=group.parallel(generator),
         discriminator_parallel=None if discriminator is None else group.parallel(discriminator),
         stopwatch=Stopwatch(device),

@@ -222,7 +222,7 @@ class Run:
         buffers = state.buffers()
         hr = [next(batches) for _ in range(self.config.accumulate)]
         found = state.gradients(hr)
-        found["stop"] = torch.tensor(float(self.stop.requested), device=self.group.device)
+        found["stop"] = torch.full((), float(self.stop.requested), device=self.group.device)  # a fill, not a copy
         local = torch.stack([value.float() for value in found.values()])
         means = self.group.average(local.clone())
         values = dict(zip(found, means.tolist(), strict=True))  # the one time that a step waits for the device

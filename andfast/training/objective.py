@@ -42,13 +42,14 @@ class Objective:
             logits = self.discriminator(hr) if self.discriminator is not None and relativistic else None
         return Targets(hr, features, logits)
 
-    def terms(self, sr: Tensor, targets: Targets) -> dict[str, Tensor]:
-        """The unweighted terms by name, fp32 scalars."""
+    def terms(self, sr: Tensor, targets: Targets, logits: Tensor | None = None) -> dict[str, Tensor]:
+        """The unweighted terms by name, fp32 scalars; ``logits`` are D's on SR where the caller has them already."""
         terms = {"l1": l1_loss(sr, targets.hr)}
         if self.vgg is not None and targets.features is not None:
             terms["perceptual"] = self.vgg(sr, targets.features)
         if self.discriminator is not None and self.gan_loss is not None:
-            terms["gan"] = self.gan_loss.generator(self.discriminator(sr), targets.logits)
+            logits = self.discriminator(sr) if logits is None else logits
+            terms["gan"] = self.gan_loss.generator(logits, targets.logits)
         return terms
 
     def total(self, terms: dict[str, Tensor]) -> Tensor:

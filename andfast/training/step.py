@@ -8,15 +8,18 @@ again from a checkpoint, and splitting a batch over processes or over accumulati
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn.parallel import DistributedDataParallel
 
 from andfast.adversary import Ascent, Ball, ascend, sample_identity
 from andfast.functional import blur_pool
 from andfast.nn import DegradationNetwork, Theta, frozen
+from andfast.nn.frozen import copies
 from andfast.training.objective import Objective, Targets
 from andfast.training.timing import Stopwatch
 
@@ -41,6 +44,23 @@ class Adversary:
     noise: str = "full"
     slope: str = "layer"
     images_per_network: int = 1
+
+
+@dataclass(frozen=True)
+class Sharing:
+    """What a step computes once and uses again; see :class:`andfast.config.SharingConfig`.
+
+    Attributes:
+        identity_pass: the first ascent pass is at the identity: F in closed form.
+        hr_features: HR's features and logits serve all passes.
+        cast_weights: G's weights are cast to the autocast dtype once for all ascent passes.
+        discriminator_pass: one pass of D over SR serves G's loss and D's.
+    """
+
+    identity_pass: bool = True
+    hr_features: bool = True
+    cast_weights: bool = True
+    discriminator_pass: bool = False
 
 
 @dataclass(frozen=True)
@@ -69,6 +89,7 @@ class TrainingStep:
         autocast: dtype of the mixed-precision regions; None for fp32.
         degradation_autocast: whether F follows ``autocast``; else it runs in fp32.
         round_lr: round the training pass's LR to 8 bits.
+        sharing: what is computed once and used again.
         generator_parallel, discriminator_parallel: the same networks as their gradients are averaged (DDP).
         scale_loss: of a gradient scaler, or the identity.
         stopwatch: takes the time of the sub-steps.
@@ -84,6 +105,7 @@ class TrainingStep:
     autocast: torch.dtype | None = None
     degradation_autocast: bool = False
     round_lr: bool = False
+    sharing: Sharing = Sharing()
     generator_parallel: nn.Module | None = None
     discriminator_parallel: nn.Module | None = None
     scale_loss: Callable[[Tensor], Tensor] = field(default=lambda loss: loss)
@@ -111,10 +133,7 @@ class TrainingStep:
                 ascent = self.search(hr, targets, identity)
             with self._part("restoration"):
                 lr, clean = self.degrade(hr, ascent.theta)
-                sr, values = self._train_generator(lr, targets, len(batches), last)
-            if self.discriminator is not None:
-                with self._part("discrimination"):
-                    values |= self._train_discriminator(hr, sr.detach(), len(batches), last)
+            values = self._train(hr, lr, targets, len(batches), last)
             if len(ascent.losses):
                 values["loss_clean"] = ascent.losses[0].float()
                 values["loss_gain"] = values["loss"] - values["loss_clean"]
@@ -146,9 +165,12 @@ class TrainingStep:
     def search(self, hr: Tensor, targets: Targets, identity: Theta) -> Ascent:
         """Sub-step 2: push the identity networks to where G, frozen, restores worst."""
 
-        def objective(theta: Theta) -> Tensor:
-            sr = self.generator(self._run_degradation(hr, theta))
-            return self.objective.total(self.objective.terms(sr, targets))
+        restore = self._frozen_generator()
+
+        def objective(theta: Theta, degrade: Callable[[Tensor, Theta], Tensor] = self._run_degradation) -> Tensor:
+            sr = restore(degrade(hr, theta))
+            known = targets if self.sharing.hr_features else self.objective.targets(hr)
+            return self.objective.total(self.objective.terms(sr, known))
 
         return ascend(
             objective,
@@ -157,7 +179,21 @@ class TrainingStep:
             steps=self.adversary.steps,
             step_size=self.adversary.step_size,
             loss_scale=FP16_ASCENT_SCALE if self.autocast is torch.float16 else 1.0,
+            first=partial(objective, degrade=self.degradation.at_identity) if self.sharing.identity_pass else None,
         )
+
+    def _frozen_generator(self) -> Callable[[Tensor], Tensor]:
+        """G for the passes of an ascent, which do not change its weights: they are cast once, not in every pass."""
+        if self.autocast is None or not self.sharing.cast_weights:
+            return self.generator
+        names, weights = [], []
+        for prefix, module in self.generator.named_modules():
+            if isinstance(module, nn.Conv2d | nn.Linear):  # those that autocast casts
+                for name, one in module.named_parameters(prefix, recurse=False):
+                    names.append(name)
+                    weights.append(one)
+        cast = dict(zip(names, copies(weights, self.autocast), strict=True))
+        return lambda lr: functional_call(self.generator, cast, (lr,))
 
     @torch.no_grad()
     def degrade(self, hr: Tensor, theta: Theta) -> tuple[Tensor, Tensor]:
@@ -167,6 +203,19 @@ class TrainingStep:
         if self.round_lr:
             lr = lr.mul(255).round().div(255)
         return lr, blur_pool(hr, self.degradation.scale, impl=self.degradation.impl)
+
+    def _train(
+        self, hr: Tensor, lr: Tensor, targets: Targets, micro_batches: int, last: bool
+    ) -> dict[str, Tensor]:
+        """Sub-steps 3 and 4."""
+        if self.discriminator is not None and self.sharing.discriminator_pass:
+            return self._train_together(hr, lr, targets, micro_batches, last)
+        with self._part("restoration"):
+            sr, values = self._train_generator(lr, targets, micro_batches, last)
+        if self.discriminator is not None:
+            with self._part("discrimination"):
+                values |= self._train_discriminator(hr, sr.detach(), micro_batches, last)
+        return values
 
     def _train_generator(
         self, lr: Tensor, targets: Targets, micro_batches: int, last: bool
@@ -179,20 +228,54 @@ class TrainingStep:
                 terms = self.objective.terms(sr, targets)
                 loss = self.objective.total(terms)
             self.scale_loss(loss / micro_batches).backward()
-        return sr, {"loss": loss.detach(), **{name: term.detach() for name, term in terms.items()}}
+        return sr, _detached(loss, terms)
 
     def _train_discriminator(self, hr: Tensor, sr: Tensor, micro_batches: int, last: bool) -> dict[str, Tensor]:
         """Sub-step 4: D's gradients, on HR as real and SR as fake."""
         model = self.discriminator_parallel or self.discriminator
-        gan_loss = self.objective.gan_loss
         assert model is not None
-        assert gan_loss is not None
         with _synchronised(model, last):
             with self.mixed(hr):
                 real, fake = model(hr), model(sr)
-                loss = gan_loss.discriminator(real, fake)
+            loss, values = self._judge(real, fake)
             self.scale_loss(loss / micro_batches).backward()
-        return {
+        return values
+
+    def _train_together(
+        self, hr: Tensor, lr: Tensor, targets: Targets, micro_batches: int, last: bool
+    ) -> dict[str, Tensor]:
+        """Sub-steps 3 and 4 over one pass of D: its gradients to SR are G's, those to its weights are its own.
+
+        D sees HR before SR, as in sub-step 4, so that its running statistics move in the same order.
+        """
+        generator = self.generator_parallel or self.generator
+        discriminator = self.discriminator_parallel or self.discriminator
+        assert discriminator is not None
+        with _synchronised(generator, last), _synchronised(discriminator, last):
+            with self._part("discrimination"), self.mixed(hr):
+                real = discriminator(hr)
+            with self._part("restoration"):
+                with self.mixed(lr):
+                    sr = generator(lr)
+                    cut = sr.detach().requires_grad_()  # so that G's part of the graph goes as its backward does
+                    fake = discriminator(cut)
+                    terms = self.objective.terms(cut, targets, fake)
+                    loss = self.objective.total(terms)
+                to_sr = torch.autograd.grad(self.scale_loss(loss / micro_batches), cut, retain_graph=True)
+                sr.backward(to_sr[0])
+                values = _detached(loss, terms)
+                del loss, terms, sr
+            with self._part("discrimination"):
+                loss, judged = self._judge(real, fake)
+                own = [one for one in discriminator.parameters() if one.requires_grad]
+                self.scale_loss(loss / micro_batches).backward(inputs=own)
+        return values | judged
+
+    def _judge(self, real: Tensor, fake: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """D's loss from its logits, and what is told of it."""
+        assert self.objective.gan_loss is not None
+        loss = self.objective.gan_loss.discriminator(real, fake)
+        return loss, {
             "discriminator": loss.detach(),
             "real_logit": real.detach().float().mean(),
             "fake_logit": fake.detach().float().mean(),
@@ -212,6 +295,10 @@ class TrainingStep:
 
     def _part(self, name: str) -> AbstractContextManager[None]:
         return self.stopwatch.part(name) if self.stopwatch is not None else nullcontext()
+
+
+def _detached(loss: Tensor, terms: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {"loss": loss.detach(), **{name: term.detach() for name, term in terms.items()}}
 
 
 def psnr(a: Tensor, b: Tensor) -> Tensor:
