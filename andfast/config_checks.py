@@ -60,7 +60,9 @@ def validate_machine(config: TrainConfig) -> None:
             f"precision must be 'bf16' or 'fp32' without CUDA, was 'fp16' (device {config.device!r} is {device!r} here)"
         )
     if config.cuda_graph and device != "cuda":
-        raise ValueError(f"cuda_graph must be false without CUDA, was true (device {config.device!r} is {device!r} here)")
+        raise ValueError(
+            f"cuda_graph must be false without CUDA, was true (device {config.device!r} is {device!r} here)"
+        )
     if config.init_weights is not None and not config.init_weights.is_file():
         raise ValueError(f"init_weights must be a weights file, was {str(config.init_weights)!r}, which is not a file")
     weights = config.loss.vgg_weights

@@ -14,6 +14,7 @@ products with matrices of three columns. What comes out differs by rounding only
 """
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -87,7 +88,7 @@ class IdentityLayers(torch.autograd.Function):
         wanted = ctx.needs_input_grad[5:]
         found: list[Tensor | None] = [None] * len(wanted)
         wide = g.to(x.dtype)
-        with torch.autocast(g.device.type, enabled=False):
+        with nullcontext() if g.is_meta else torch.autocast(g.device.type, enabled=False):
             correlation = _correlation(wide, x, ctx.padding) if any(wanted[:kernels]) else None
             for k in range(kernels):
                 if wanted[k]:
@@ -126,4 +127,4 @@ def _correlation(g: Tensor, x: Tensor, padding: str) -> Tensor:
     padded = F.pad(x, (1, 1, 1, 1), mode="replicate" if padding == "replicate" else "constant")
     n, colours, height, width = x.shape
     shifted = [padded[:, :, dy : dy + height, dx : dx + width] for dy in range(3) for dx in range(3)]
-    return _pixels(g)[:, None] @ torch.stack(shifted, 1).reshape(n, 9, colours, -1).mT
+    return _pixels(g)[:, None] @ torch.stack(shifted, 1).reshape(n, 9, colours, height * width).mT

@@ -159,6 +159,7 @@ class TrainingStep:
             slope=self.adversary.slope,
             generator=seeded_generator(hr.device, self.place.seed, self.place.stage, step),
             device=hr.device,
+            dtype=hr.dtype,
             batch=(part * n, self.place.accumulate * self.place.world_size * n),
         )
 
@@ -199,14 +200,12 @@ class TrainingStep:
     def degrade(self, hr: Tensor, theta: Theta) -> tuple[Tensor, Tensor]:
         """The training pass's LR, clamped to [0, 1] and rounded if asked for, and the clean LR beside it."""
         with self.mixed(hr):
-            lr = self._run_degradation(hr, theta).float().clamp(0, 1)
+            lr = self._run_degradation(hr, theta).to(hr.dtype).clamp(0, 1)
         if self.round_lr:
             lr = lr.mul(255).round().div(255)
         return lr, blur_pool(hr, self.degradation.scale, impl=self.degradation.impl)
 
-    def _train(
-        self, hr: Tensor, lr: Tensor, targets: Targets, micro_batches: int, last: bool
-    ) -> dict[str, Tensor]:
+    def _train(self, hr: Tensor, lr: Tensor, targets: Targets, micro_batches: int, last: bool) -> dict[str, Tensor]:
         """Sub-steps 3 and 4."""
         if self.discriminator is not None and self.sharing.discriminator_pass:
             return self._train_together(hr, lr, targets, micro_batches, last)
@@ -258,13 +257,14 @@ class TrainingStep:
                 with self.mixed(lr):
                     sr = generator(lr)
                     cut = sr.detach().requires_grad_()  # so that G's part of the graph goes as its backward does
-                    fake = discriminator(cut)
-                    terms = self.objective.terms(cut, targets, fake)
+                    seen = cut.view_as(cut)  # a view, because of torch's flop counter, see ascend
+                    fake = discriminator(seen)
+                    terms = self.objective.terms(seen, targets, fake)
                     loss = self.objective.total(terms)
                 to_sr = torch.autograd.grad(self.scale_loss(loss / micro_batches), cut, retain_graph=True)
                 sr.backward(to_sr[0])
                 values = _detached(loss, terms)
-                del loss, terms, sr
+                del loss, terms, sr, seen
             with self._part("discrimination"):
                 loss, judged = self._judge(real, fake)
                 own = [one for one in discriminator.parameters() if one.requires_grad]
