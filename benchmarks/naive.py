@@ -10,11 +10,13 @@ numbers as the package, up to rounding; tests/test_naive.py holds that.
 theta alone, HR's features once a step; its caller compiles G, D and VGG.
 """
 
+import itertools
 from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torchvision.models import vgg19
 
 # -------------------------------------------------------------------------------------------------------- networks
 
@@ -111,8 +113,6 @@ class VGGFeatures(nn.Module):
 
     def __init__(self, layers):
         super().__init__()
-        from torchvision.models import vgg19
-
         self.layers = dict(layers)
         self.features = vgg19(weights=None).features[: max(layers) + 1]
         for layer in self.features:
@@ -133,7 +133,12 @@ class VGGFeatures(nn.Module):
 
     def distance(self, ours, theirs):
         pairs = zip(self.layers.values(), ours, theirs, strict=True)
-        return sum(weight * F.l1_loss(a.float(), b.float()) for weight, a, b in pairs)
+        return sum(weight * F.l1_loss(wide(a), wide(b)) for weight, a, b in pairs)
+
+
+def wide(x):
+    """Half types in fp32, for losses."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 # ------------------------------------------------------------------------------------------------------- degradation
@@ -171,7 +176,7 @@ def identity(n, size, channels=64, scale=4, device="cpu"):
     widths = [3] + [channels] * 10
     centers = [
         torch.randn(n, rows, columns, device=device, dtype=torch.float64) * (2 / (rows + columns)) ** 0.5
-        for columns, rows in zip(widths[:-1], widths[1:], strict=True)
+        for columns, rows in itertools.pairwise(widths)
     ]
     product = centers[0]
     for center in centers[1:]:
@@ -245,14 +250,14 @@ class NaiveStep:
 
     def loss(self, sr, hr, hr_features=None):
         """What G minimises and the adversary maximises."""
-        total = self.weights[0] * F.l1_loss(sr.float(), hr)
+        total = self.weights[0] * F.l1_loss(wide(sr), hr)
         if self.vgg is not None:
             if hr_features is None:
                 with torch.no_grad():
                     hr_features = self.vgg(hr)
             total = total + self.weights[1] * self.vgg.distance(self.vgg(sr), hr_features)
         if self.discriminator is not None:
-            total = total + self.weights[2] * F.softplus(-self.discriminator(sr).float()).mean()
+            total = total + self.weights[2] * F.softplus(-wide(self.discriminator(sr))).mean()
         return total
 
     def ascend(self, hr, theta, hr_features=None):
@@ -330,7 +335,7 @@ class NaiveStep:
             with self.part("discrimination"):
                 with self.mixed(hr):
                     real, fake = self.discriminator(hr), self.discriminator(sr.detach())
-                judged = F.softplus(-real.float()).mean() + F.softplus(fake.float()).mean()
+                judged = F.softplus(-wide(real)).mean() + F.softplus(wide(fake)).mean()
                 judged.backward()
             values["discriminator"] = judged.detach()
         return values

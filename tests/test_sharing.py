@@ -160,7 +160,7 @@ def test_the_shared_pass_is_on_where_it_is_exact() -> None:
 
 
 def test_the_shared_pass_of_a_unet_is_one_power_iteration_further() -> None:
-    """So it is off by default: D's gradients are the same, as D judges HR and SR with the same iterations; G's are not."""
+    """So it is off by default: D judges HR and SR after the same iterations as before, but G's loss is another."""
     size, found = 32, []
     for shared in (False, True):
         sharing = dataclasses.replace(NOTHING, discriminator_pass=shared)

@@ -110,8 +110,8 @@ class DegradationNetwork(nn.Module):
     def at_identity(self, hr: Tensor, theta: Theta) -> Tensor:
         """The same as :meth:`forward` where theta is a fresh identity, without a convolution, forward or backward.
 
-        LR is ``blur_pool(hr)``, and the gradients come in closed form, see :mod:`andfast.nn.identity_pass`. That theta is
-        one that :func:`andfast.adversary.sample_identity` drew is not checked: the host would wait for the device.
+        LR is ``blur_pool(hr)``, and the gradients come in closed form, see :mod:`andfast.nn.identity_pass`. That theta
+        is one that :func:`andfast.adversary.sample_identity` drew is not checked: the host would wait for the device.
 
         Args:
             hr: as of :meth:`forward`, in the dtype that LR will have.

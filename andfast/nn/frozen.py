@@ -44,4 +44,4 @@ def copies(tensors: Sequence[Tensor], dtype: torch.dtype | None = None) -> list[
 def put_back(tensors: Sequence[Tensor], values: Sequence[Tensor]) -> None:
     """Copy values into tensors, in place."""
     if tensors:  # torch refuses empty lists
-        torch._foreach_copy_(tensors, values)
+        torch._foreach_copy_(list(tensors), list(values))
