@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 _SMALLEST_CELL = 224  # pixels below which a cell is enlarged, so that its caption has room
 _LARGEST_CELL = 512  # pixels above which only the middle of the pictures is shown
 _SMALLEST_FONT = 9
-_MARGIN, _GAP = 24, 10
-_PAPER, _INK, _GREY = "#ffffff", "#1a1a1a", "#5f6368"
+MARGIN, GAP = 24, 10
+PAPER, INK, GREY = "#ffffff", "#1a1a1a", "#5f6368"
 
 
 def sample_sheet(
@@ -71,26 +71,26 @@ def sample_sheet(
 
     size = min(max(width // 15, 15), 24)
     line = round(1.7 * size)
-    top = _MARGIN + (round(2.2 * size) if heading else 0) + line
-    heights = [max(cell.shape[0] for cell in row) + line + _GAP for row in cells]
+    top = MARGIN + (round(2.2 * size) if heading else 0) + line
+    heights = [max(cell.shape[0] for cell in row) + line + GAP for row in cells]
     sheet = Image.new(
         "RGB",
-        (2 * _MARGIN + len(titles) * (width + _GAP) - _GAP, top + sum(heights) + _MARGIN - _GAP),
-        _PAPER,
+        (2 * MARGIN + len(titles) * (width + GAP) - GAP, top + sum(heights) + MARGIN - GAP),
+        PAPER,
     )
     draw = ImageDraw.Draw(sheet)
     if heading:
-        room = sheet.width - 2 * _MARGIN
-        _write_text(draw, (_MARGIN, _MARGIN), heading, size=size + 4, room=room, colour=_INK, anchor="lt")
-    lefts = [_MARGIN + column * (width + _GAP) for column in range(len(titles))]
+        room = sheet.width - 2 * MARGIN
+        write_text(draw, (MARGIN, MARGIN), heading, size=size + 4, room=room, colour=INK, anchor="lt")
+    lefts = [MARGIN + column * (width + GAP) for column in range(len(titles))]
     for left, title in zip(lefts, titles, strict=True):
         at = (left + width // 2, top - round(0.55 * size))
-        _write_text(draw, at, title, size=size, room=width, colour=_INK, anchor="ms")
+        write_text(draw, at, title, size=size, room=width, colour=INK, anchor="ms")
     for row, texts, height in zip(cells, captions, heights, strict=True):
         for left, cell, text in zip(lefts, row, texts, strict=True):
             sheet.paste(Image.fromarray(cell), (left + (width - cell.shape[1]) // 2, top))
             at = (left + width // 2, top + cell.shape[0] + round(1.05 * size))
-            _write_text(draw, at, text, size=size - 2, room=width, colour=_GREY, anchor="ms")
+            write_text(draw, at, text, size=size - 2, room=width, colour=GREY, anchor="ms")
         top += height
     buffer = io.BytesIO()
     sheet.save(buffer, "PNG", optimize=True)
@@ -119,12 +119,12 @@ def _same_size(name: str, row: Sequence[Tensor]) -> list[NDArray[np.uint8]]:
     tall, wide = (side if side <= _LARGEST_CELL else _LARGEST_CELL // grid * grid or grid for side in (height, width))
     top, left = ((side - cut) // 2 // grid * grid for side, cut in ((height, tall), (width, wide)))
     return [
-        _pixels(image[:, top // f : (top + tall) // f, left // f : (left + wide) // f]).repeat(f, 0).repeat(f, 1)
+        pixels(image[:, top // f : (top + tall) // f, left // f : (left + wide) // f]).repeat(f, 0).repeat(f, 1)
         for image, f in zip(row, factors, strict=True)
     ]
 
 
-def _pixels(image: Tensor) -> NDArray[np.uint8]:
+def pixels(image: Tensor) -> NDArray[np.uint8]:
     """(3, H, W) to (H, W, 3) uint8; what is not a number becomes black."""
     image = image.detach().cpu()
     if image.dtype != torch.uint8:
@@ -139,7 +139,7 @@ def _font(size: int) -> ImageFont.FreeTypeFont:
     return font
 
 
-def _write_text(
+def write_text(
     draw: ImageDraw.ImageDraw,
     at: tuple[int, int],
     text: str,

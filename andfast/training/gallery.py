@@ -1,0 +1,242 @@
+"""What the adversary does to one photograph: every step of the ascent, each group alone, other radii."""
+
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from andfast.adversary import GROUPS, Ball, ascend, project, resized
+from andfast.adversary.calibration import Calibration, find_factor, scaled
+from andfast.losses import l1_loss
+from andfast.nn import DegradationNetwork, Theta, frozen
+from andfast.training.objective import Objective
+from andfast.training.step import FP16_ASCENT_SCALE, Adversary, Place, TrainingStep, psnr, seeded_generator
+from andfast.training.validation import values
+
+_DRAW, _RANDOM = 0, 1
+_SEED = 2**30
+"""Draws of the gallery are apart from those of training."""
+
+
+class Case(NamedTuple):
+    """One way of degrading the photograph.
+
+    Attributes:
+        section, name: where it stands in the gallery.
+        radii: of convolution, noise and slope at the photograph's size.
+        lr: (3, H / scale, W / scale) in [0, 1].
+        sr: what G makes of it, (3, H, W), not clamped.
+        lr_psnr: dB over all channels against the clean LR.
+        loss: L1 of G on it.
+        loss_gain: over the loss on the identity network's LR.
+        sr_psnr_y: dB on Y of SR, as 8 bits, against HR.
+    """
+
+    section: str
+    name: str
+    radii: tuple[float, float, float]
+    lr: Tensor
+    sr: Tensor
+    lr_psnr: float
+    loss: float
+    loss_gain: float
+    sr_psnr_y: float
+
+    def numbers(self) -> dict[str, Any]:
+        """All but the pictures, for JSON."""
+        found = self._asdict()
+        return {name: value for name, value in found.items() if name not in ("lr", "sr")} | {
+            "radii": dict(zip(GROUPS, self.radii, strict=True))
+        }
+
+
+@dataclass
+class Degrader:
+    """A generator, the adversary against it, and one photograph.
+
+    Attributes:
+        generator: G, in eval mode, on the device that is used.
+        hr: (1, 3, H, W) in [0, 1], on the same device; H and W multiples of the scale.
+        adversary: of a run; its ball is meant for HR of ``patch_size``.
+        patch_size: side of HR for which the ball's radii are given.
+        scale, padding: of F.
+        seed: of the identity networks and of the random perturbation.
+        autocast: dtype of G's passes; None for fp32. F runs in fp32.
+        networks: identity networks over which calibrations average.
+    """
+
+    generator: nn.Module
+    hr: Tensor
+    adversary: Adversary
+    patch_size: int
+    scale: int
+    padding: str = "replicate"
+    seed: int = 0
+    autocast: torch.dtype | None = None
+    networks: int = 4
+
+    def __post_init__(self) -> None:
+        if self.hr.dim() != 4 or self.hr.shape[:2] != (1, 3):
+            raise ValueError(f"hr must have shape (1, 3, H, W), was {tuple(self.hr.shape)}")
+        if self.networks < 1:
+            raise ValueError(f"networks must be at least 1, was {self.networks}")
+        self._step = TrainingStep(
+            degradation=DegradationNetwork(self.scale, padding=self.padding),
+            generator=self.generator,
+            objective=Objective(l1=1.0),
+            adversary=replace(self.adversary, images_per_network=1),
+            patch_size=self.patch_size,
+            place=Place(self.seed, 0),
+            autocast=self.autocast,
+        )
+
+    @property
+    def ball(self) -> Ball:
+        """The adversary's ball at the photograph's size."""
+        ball, (height, width) = self.adversary.ball, self.hr.shape[2:]
+        return ball if ball.joint else resized(ball, (self.patch_size, self.patch_size), (height, width))
+
+    def cases(self, factors: Sequence[float] = (0.25, 0.5, 2.0, 4.0)) -> Iterator[Case]:
+        """All cases, one after the other: the identity network first, always of the same identity network.
+
+        Args:
+            factors: on all radii, of the section "other radii".
+        """
+        identity = self._identity(1)
+        nothing = scaled(self.ball, 0.0)
+        first = self._case("ascent", "identity", nothing, identity, None)
+        yield first
+        yield self._case("ascent", "random", self.ball, self.random(identity), first.loss)
+        for number, theta in enumerate(self.path(identity), start=1):
+            yield self._case("ascent", f"step {number}", self.ball, theta, first.loss)
+        for group in GROUPS:
+            ball = scaled(self.ball, 1.0, [group])
+            theta = self.search(identity, ball)
+            yield self._case("one group alone", f"{group} only", ball, theta, first.loss)
+        for factor in factors:
+            ball = scaled(self.ball, factor)
+            yield self._case("other radii", f"radii x {factor:g}", ball, self.search(identity, ball), first.loss)
+
+    def random(self, identity: Theta) -> Theta:
+        """A random perturbation: every group goes its radius in a direction of its own; a joint ball's all together."""
+        generator = seeded_generator(self.hr.device, self.seed, _SEED, _RANDOM)
+        direction = identity.rebuild(
+            torch.randn(one.shape, generator=generator, device=one.device, dtype=one.dtype)
+            for one in identity.tensors()
+        )
+        return project(self.ball.move(identity, direction, 1.0), identity, self.ball)
+
+    def path(self, identity: Theta) -> list[Theta]:
+        """Theta after every step of one ascent."""
+        seen: list[Theta] = []
+        last = self.search(identity, self.ball, seen.append)
+        return [*seen[1:], last] if seen else []
+
+    def search(self, identity: Theta, ball: Ball, before: Callable[[Theta], None] = lambda theta: None) -> Theta:
+        """The network that the adversary finds in a ball; ``before`` is shown theta at the begin of every step."""
+        hr, settings = self.hr, self.adversary
+
+        def objective(theta: Theta) -> Tensor:
+            before(theta.detach())
+            lr = self._step.degradation(hr, theta)
+            with self._step.mixed(hr):
+                sr = self.generator(lr)
+            return l1_loss(sr, hr)
+
+        scale = FP16_ASCENT_SCALE if self.autocast is torch.float16 else 1.0
+        with frozen(self.generator):
+            return ascend(
+                objective,
+                identity,
+                ball=ball,
+                steps=settings.steps,
+                step_size=settings.step_size,
+                loss_scale=scale,
+            ).theta
+
+    def calibrate(
+        self,
+        target: float,
+        groups: Collection[str] = GROUPS,
+        *,
+        tolerance: float = 0.1,
+        report: Callable[[float, float], None] = lambda factor, found: None,
+    ) -> tuple[Ball, Calibration]:
+        """Radii at ``patch_size`` under which the adversary takes LR to a PSNR, on average over identity networks.
+
+        Args:
+            target: dB against the clean LR.
+            groups: whose radii count; the others are 0.
+            tolerance: dB.
+            report: is told every factor and its PSNR.
+
+        Returns:
+            The adversary's ball with these groups' radii times the factor that was found, and that factor.
+
+        Raises:
+            ValueError: no factor gives this PSNR.
+        """
+        drawn = self._identity(self.networks)
+        identities = [drawn.rebuild(one[n : n + 1] for one in drawn.tensors()) for n in range(self.networks)]
+
+        def quality(factor: float) -> float:
+            ball = scaled(self.ball, factor, groups)
+            found = [psnr(*self._step.degrade(self.hr, self.search(one, ball))) for one in identities]
+            return float(torch.stack(found).mean())
+
+        found = find_factor(quality, target, tolerance=tolerance, report=report)
+        return scaled(self.adversary.ball, found.factor, groups), found
+
+    def _identity(self, networks: int) -> Theta:
+        return self._step.draw_identity(self.hr.expand(networks, -1, -1, -1), _SEED)
+
+    @torch.no_grad()
+    def _case(self, section: str, name: str, ball: Ball, theta: Theta, clean_loss: float | None) -> Case:
+        lr, clean = self._step.degrade(self.hr, theta)
+        with self._step.mixed(lr):
+            sr = self.generator(lr).float()
+        loss = float(l1_loss(sr, self.hr))
+        border = self.scale if min(self.hr.shape[2:]) > 2 * self.scale + 11 else 0
+        quality = values(sr[0], self.hr[0], crop_border=border)["psnr_y"]
+        return Case(
+            section,
+            name,
+            ball.radii,
+            lr[0].cpu(),
+            sr[0].cpu(),
+            float(psnr(lr, clean)),
+            loss,
+            0.0 if clean_loss is None else loss - clean_loss,
+            quality,
+        )
+
+
+def configuration_lines(ball: Ball, patch_size: int) -> str:
+    """The radii as the lines of a configuration; those of noise are for ``data.patch_size`` as it stands there."""
+    if ball.joint:
+        return f"adversary:\n  preset: paper\n  radius_joint: {ball.convolution:.4g}"
+    rows = [f"  radius_{group}: {radius:.4g}" for group, radius in zip(GROUPS, ball.radii, strict=True)]
+    return "\n".join(["adversary:", *rows, "data:", f"  patch_size: {patch_size}"])
+
+
+def cut(hr: Tensor, size: int, multiple: int, at: tuple[int, int] | None = None) -> Tensor:
+    """A part of a picture (..., H, W): at most ``size`` pixels wide and high, or all of it if 0, in multiples.
+
+    Args:
+        at: (x, y) of its middle, as near to it as the border allows; None: the picture's middle.
+
+    Raises:
+        ValueError: the picture is smaller than one multiple, or ``at`` is outside of it.
+    """
+    sides = hr.shape[-2:]
+    height, width = ((min(side, size) if size else side) // multiple * multiple for side in sides)
+    if not height or not width:
+        raise ValueError(f"the picture must be at least {multiple} pixels wide and high, was {sides[1]}x{sides[0]}")
+    x, y = (sides[1] // 2, sides[0] // 2) if at is None else at
+    if not (0 <= x < sides[1] and 0 <= y < sides[0]):
+        raise ValueError(f"at must be inside of the picture, {sides[1]}x{sides[0]}, was {x}, {y}")
+    top = min(max(y - height // 2, 0), sides[0] - height)
+    left = min(max(x - width // 2, 0), sides[1] - width)
+    return hr[..., top : top + height, left : left + width]

@@ -1,0 +1,207 @@
+"""The gallery of one photograph as files: settings in, gallery.png and gallery.json out."""
+
+import argparse
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from andfast import __version__
+from andfast.adversary import GROUPS, Ball
+from andfast.config import TrainConfig
+from andfast.config_checks import resolve_device
+from andfast.config_cli import read_command_line
+from andfast.data.images import UnusableImageError, decode
+from andfast.files import atomic_file
+from andfast.nn import RRDBNet
+from andfast.nn.interpolation_start import start_as_interpolation
+from andfast.nn.weights import generator_from_weights
+from andfast.training.build import AUTOCAST, build_adversary
+from andfast.training.gallery import Case, Degrader, configuration_lines, cut
+from andfast.training.gallery_sheet import Cell, gallery_sheet
+
+_FILES = ("gallery.png", "gallery.json")
+
+
+def run(options: argparse.Namespace, settings: Sequence[str]) -> str:
+    """Degrade a photograph as the command line of :mod:`andfast.degrade` says.
+
+    Returns:
+        A text for the terminal: a table, the configuration lines that were asked for, and the files.
+
+    Raises:
+        ValueError: an option, a setting, the photograph or the weights cannot be used.
+        OSError: a file cannot be read or written.
+    """
+    _check(options)
+    generator, origin = _generator(options.weights)
+    config = _configuration(options, settings, generator.scale)
+    degrader = _degrader(options, config, generator)
+    cases = list(_with_progress(degrader, options))
+    found: dict[str, Any] = {
+        "image": str(options.image),
+        "hr_size": list(degrader.hr.shape[2:]),
+        "generator": origin,
+        "scale": generator.scale,
+        "seed": options.seed,
+        "precision": options.precision,
+        "device": str(degrader.hr.device),
+        "adversary": {
+            "radii": dict(zip(GROUPS, degrader.adversary.ball.radii, strict=True)),
+            "patch_size": degrader.patch_size,
+            "joint": degrader.adversary.ball.joint,
+            "steps": degrader.adversary.steps,
+            "step_size": degrader.adversary.step_size,
+            "channels": degrader.adversary.channels,
+        },
+        "cases": [_finite(one.numbers()) for one in cases],
+    }
+    text = [f"G: {origin}", _table(cases)]
+    if options.target_psnr is not None:
+        found["calibration"] = _calibrate(degrader, options, text)
+    found["versions"] = {"andfast": __version__, "torch": torch.__version__}
+    options.output.mkdir(parents=True, exist_ok=True)
+    _draw(options.output / _FILES[0], cases, degrader, options)
+    with atomic_file(options.output / _FILES[1]) as file:
+        file.write((json.dumps(found, indent=2, allow_nan=False) + "\n").encode())
+    return "\n".join([*text, *(f"  {options.output / name}" for name in _FILES)])
+
+
+def _check(options: argparse.Namespace) -> None:
+    if options.output.exists() and not options.output.is_dir():
+        raise ValueError(f"--output must be a folder, {options.output} is a file")
+    earlier = [name for name in _FILES if (options.output / name).exists()]
+    if earlier and not options.overwrite:
+        raise ValueError(f"{options.output / earlier[0]} is there already; --overwrite replaces it")
+    if options.crop < 0:
+        raise ValueError(f"--crop must be at least 0, was {options.crop}")
+    if not 0 <= options.seed < 2**63:
+        raise ValueError(f"--seed must be from 0 to {2**63 - 1}, was {options.seed}")
+    for factor in options.factors:
+        if not (math.isfinite(factor) and factor >= 0):
+            raise ValueError(f"--factors must be numbers of at least 0, was {factor}")
+    if options.each_group and options.target_psnr is None:
+        raise ValueError("--each-group must come with --target-psnr")
+
+
+def _generator(weights: Path | None) -> tuple[RRDBNet, str]:
+    """G and what it is, in words."""
+    if weights is not None:
+        return generator_from_weights(weights), str(weights)
+    with torch.random.fork_rng(devices=[]):
+        generator = RRDBNet(4, features=3, blocks=1, growth=1)
+    start_as_interpolation(generator)
+    return generator, "no weights were given: sharpened bilinear interpolation, x4"
+
+
+def _configuration(options: argparse.Namespace, settings: Sequence[str], scale: int) -> TrainConfig:
+    """The settings of F and the adversary; the run's own, such as its photographs, are not looked at."""
+    source = ["--config", options.config] if options.config else ["--data.train=[.]", "--precision=fp32"]
+    config = read_command_line([*source, *settings, "--output=."])[0]
+    if options.config and config.scale != scale:
+        raise ValueError(f"scale must be that of the weights, {scale}, was {config.scale} in {options.config}")
+    return config
+
+
+def _degrader(options: argparse.Namespace, config: TrainConfig, generator: RRDBNet) -> Degrader:
+    device = torch.device(resolve_device(options.device))
+    if options.precision == "fp16" and device.type != "cuda":
+        raise ValueError(f"--precision must be fp32 or bf16 on {device.type}, was fp16")
+    try:
+        picture = decode(options.image)
+    except UnusableImageError as error:
+        raise ValueError(f"{options.image}: {error}") from error
+    scale = generator.scale
+    if scale == 1:
+        raise ValueError(f"{options.weights}: weights must be for scale 2 or 4, are for scale 1")
+    hr = cut(torch.from_numpy(picture.copy()).permute(2, 0, 1)[None], options.crop, max(scale, 4), options.at)
+    return Degrader(
+        generator=generator.to(device).eval(),
+        hr=hr.to(device).float() / 255,
+        adversary=build_adversary(config),
+        patch_size=config.data.patch_size,
+        scale=scale,
+        padding=config.degradation.padding,
+        seed=options.seed,
+        autocast=AUTOCAST[options.precision],
+        networks=options.networks,
+    )
+
+
+def _with_progress(degrader: Degrader, options: argparse.Namespace) -> tqdm:
+    count = 2 + degrader.adversary.steps + len(GROUPS) + len(options.factors)
+    return tqdm(degrader.cases(options.factors), total=count, desc="gallery", unit="case", disable=options.quiet)
+
+
+def _calibrate(degrader: Degrader, options: argparse.Namespace, text: list[str]) -> dict[str, Any]:
+    """Find radii; adds what to print."""
+    found: dict[str, Any] = {"target_psnr": options.target_psnr, "networks": options.networks}
+    before = degrader.adversary.ball
+
+    def find(name: str, groups: Sequence[str]) -> Ball:
+        with tqdm(desc=f"radii, {name}", unit="try", disable=options.quiet) as bar:
+
+            def report(factor: float, psnr: float) -> None:
+                bar.set_postfix_str(f"x {factor:.3g}: {psnr:.2f} dB")
+                bar.update()
+
+            ball, calibration = degrader.calibrate(options.target_psnr, groups, report=report)
+        found[name] = {
+            "factor": calibration.factor,
+            "lr_psnr": calibration.quality,
+            "radii": dict(zip(GROUPS, ball.radii, strict=True)),
+            "patch_size": degrader.patch_size,
+        }
+        text.append(f"# {name}: LR PSNR {calibration.quality:.2f} dB at the radii times {calibration.factor:.4g}")
+        return ball
+
+    text.append(configuration_lines(find("all groups together", GROUPS), degrader.patch_size))
+    if options.each_group:
+        radii = {group: getattr(find(f"{group} alone", [group]), group) for group in GROUPS}
+        if before.joint:
+            rows = ", ".join(f"{group} {radius:.4g}" for group, radius in radii.items())
+            text.append(f"# radii alone, for the size of the photograph: {rows}; a joint ball takes them together only")
+        else:
+            text.append(configuration_lines(replace(before, **radii), degrader.patch_size))
+    return found
+
+
+def _table(cases: Sequence[Case]) -> str:
+    lines = [f"{'case':<18}{'LR PSNR, dB':>12}{'loss':>10}{'gain':>10}{'SR PSNR-Y, dB':>15}"]
+    lines += [
+        f"{one.name:<18}{one.lr_psnr:>12.2f}{one.loss:>10.4f}{one.loss_gain:>+10.4f}{one.sr_psnr_y:>15.2f}"
+        for one in cases
+    ]
+    return "\n".join(lines)
+
+
+def _finite(numbers: dict[str, Any]) -> dict[str, Any]:
+    """For JSON, which knows no infinity and no NaN."""
+    return {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in numbers.items()
+    }
+
+
+def _draw(path: Path, cases: Sequence[Case], degrader: Degrader, options: argparse.Namespace) -> None:
+    ball = degrader.adversary
+    titles = {
+        "ascent": f"From the identity network, F's parameters are pushed up G's loss in {ball.steps} steps "
+        "(above: LR with its PSNR against the clean LR; below: what G makes of it, with its PSNR-Y against HR)",
+        "one group alone": f"One group of F's parameters alone, and the same {ball.steps} steps within other radii",
+    }
+    sections: dict[str, list[Cell]] = {title: [] for title in titles.values()}
+    sections[titles["ascent"]].append(Cell("HR", (degrader.hr[0],), (options.image.name,)))
+    for one in cases:
+        gain = "" if one.name == "identity" else f", loss {one.loss_gain:+.3f}"
+        captions = ("clean LR" if one.name == "identity" else f"{one.lr_psnr:.1f} dB{gain}", f"{one.sr_psnr_y:.1f} dB")
+        cell = Cell(one.name, (one.lr, one.sr), captions)
+        sections[titles.get(one.section, titles["one group alone"])].append(cell)
+    against = "interpolation" if options.weights is None else options.weights.name
+    heading = f"{options.image.name}, x{degrader.scale}, against {against}"
+    gallery_sheet(path, heading, list(sections.items()))
