@@ -167,7 +167,9 @@ def find_pairs(folder: str | Path, *, layout: str = "auto", scale: int | None = 
     shown = ", ".join(str(file) for file in files[:3]) + (f" and {len(files) - 3} more" if len(files) > 3 else "")
     ways = "; ".join(f"{one.name}: {one.summary}" for one in tried)
     wanted = "" if scale is None else f" of scale {scale}"
-    raise ValueError(f"{folder} holds no pairs{wanted} ({ways}; not below a folder Train). It holds {shown or 'no pictures'}")
+    raise ValueError(
+        f"{folder} holds no pairs{wanted} ({ways}; not below a folder Train). It holds {shown or 'no pictures'}"
+    )
 
 
 def _listing(layout: Layout, scale: int, folder: Path, files: list[PurePosixPath]) -> Listing:

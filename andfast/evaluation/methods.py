@@ -1,7 +1,7 @@
 """What is judged: restorers (weights, bicubic), and folders of pictures that any other method made."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Protocol
@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from andfast.data.sources import find_images
-from andfast.evaluation.layouts import PairFiles
+from andfast.evaluation.layouts import Listing, PairFiles
 from andfast.evaluation.pairs import Pair, UnfitPairError, read_picture
 from andfast.inference.models import Restorer, load_restorer
-from andfast.inference.tiles import restore_tiled
+from andfast.inference.tiles import check_tile, restore_tiled
 
 BICUBIC = "bicubic"
 
@@ -67,7 +67,7 @@ class Outputs:
         sr = read_picture(path, self.name)
         if sr.shape != pair.hr.shape and not _cut_fits(sr, pair):
             raise UnfitPairError(
-                f"{self.name}'s picture {path.name} must be of HR's size, {pair.hr.shape[2]}x{pair.hr.shape[1]}, "
+                f"picture {path.name} of {self.name} must be of HR's size, {pair.hr.shape[2]}x{pair.hr.shape[1]}, "
                 f"was {sr.shape[2]}x{sr.shape[1]}"
             )
         return sr[:, : pair.hr.shape[1], : pair.hr.shape[2]].contiguous()
@@ -125,43 +125,61 @@ def outputs_of(folder: Path, pairs: Sequence[PairFiles], *, name: str) -> tuple[
     return Outputs(name, str(folder), files), problems
 
 
-def load_methods(
+def load_weights(sources: Sequence[str], *, device: str, precision: str) -> dict[str, Restorer]:
+    """The restorers of those sources that are files of weights, by source.
+
+    Raises:
+        FileNotFoundError: a source that is neither a file, a folder nor "bicubic".
+        ValueError: a file that holds no usable weights.
+    """
+    found = {}
+    for source in sources:
+        if source != BICUBIC and not Path(source).is_dir():
+            found[source] = load_restorer(source, device=device, precision=precision)
+    return found
+
+
+def make_methods(
     sources: Sequence[str],
-    pairs: Sequence[PairFiles],
+    restorers: Mapping[str, Restorer],
+    listing: Listing,
     *,
-    scale: int,
     device: str,
-    precision: str,
-    tile: int,
-    overlap: int,
+    tile: int = 0,
+    overlap: int = 32,
 ) -> tuple[list[Method], dict[str, str]]:
     """The methods of sources, bicubic first, each under a name of its own.
 
     Args:
-        sources: folders of pictures, files of weights, or "bicubic".
-        pairs, scale: what is judged.
-        device, precision: see `load_restorer`.
-        tile, overlap: see `restore_tiled`.
+        sources: files of weights (those in `restorers`), folders of pictures, or "bicubic".
+        restorers: what `load_weights` found.
+        listing: the pairs that are judged, and their scale.
+        device, tile, overlap: see `load_restorer` and `restore_tiled`.
 
     Returns:
         The methods, and why some pairs have no picture: {pair's name: reason}.
 
     Raises:
-        FileNotFoundError, ValueError: a source that is nothing of these, or weights for another scale.
+        ValueError: weights for another scale, tiles that overlap too much, or a folder without pictures.
     """
     problems: dict[str, str] = {}
     methods: list[Method] = []
     names: set[str] = set()
     for source in [BICUBIC, *(source for source in sources if source != BICUBIC)]:
         path = Path(source)
-        name = _unique(source if source == BICUBIC else path.resolve().name if path.is_dir() else path.stem, path, names)
-        if source != BICUBIC and path.is_dir():
-            outputs, missing = outputs_of(path, pairs, name=name)
+        if source == BICUBIC:
+            restorer = load_restorer(BICUBIC, device=device, scale=listing.scale)
+            methods.append(Restored(_unique(BICUBIC, path, names), BICUBIC, restorer))
+        elif source in restorers:
+            restorer = restorers[source]
+            if restorer.scale != listing.scale:
+                raise ValueError(f"{source}: weights must be for scale {listing.scale}, are for {restorer.scale}")
+            check_tile(tile, overlap, restorer.multiple)
+            methods.append(Restored(_unique(path.stem, path, names), source, restorer, tile, overlap))
+        else:
+            outputs, missing = outputs_of(path, listing.pairs, name=_unique(path.resolve().name, path, names))
             methods.append(outputs)
             problems = missing | problems
-        else:
-            restorer = load_restorer(source, device=device, precision=precision, scale=scale)
-            methods.append(Restored(name, source, restorer, tile, overlap))
     return methods, problems
 
 

@@ -78,8 +78,8 @@ def shift_of(pair: Pair, scale: int) -> tuple[float, float] | None:
     """How far LR's content lies below and to the right of HR's, in HR pixels; None where nothing tells.
 
     Phase correlation of Y of HR and of LR, bicubically enlarged, over the frequencies that LR can hold, on the middle
-    of the pictures; good to a tenth of a pixel on photographs. A shift that rounds to a pixel or more is believed only
-    if undoing it brings the pictures closer: repetitive and featureless scenes have peaks anywhere.
+    of the pictures; good to a tenth of a pixel on photographs. A shift of a pixel or more is believed only if undoing
+    it brings the pictures closer: repetitive and featureless scenes have peaks anywhere.
     """
     tall, wide = (min(side, _LARGEST_WINDOW // scale * scale) for side in pair.hr.shape[1:])
     top, left = ((side - cut) // 2 // scale * scale for side, cut in zip(pair.hr.shape[1:], (tall, wide), strict=True))
@@ -99,8 +99,7 @@ def shift_of(pair: Pair, scale: int) -> tuple[float, float] | None:
     peak = np.fft.irfft2(spectrum / np.maximum(magnitude, 1e-9 * magnitude.max()) * weight, s=(tall, wide))
     row, column = (int(place) for place in np.unravel_index(peak.argmax(), peak.shape))
     found = tuple(_refined(line, at) for line, at in ((peak[:, column], row), (peak[row], column)))
-    down, right = map(round, found)
-    if (down or right) and not _closer(a, b, down, right):
+    if max(map(abs, found)) >= 1 - ACCURACY and not _closer(a, b, round(found[0]), round(found[1])):
         return None
     return found[0], found[1]
 

@@ -11,8 +11,7 @@ from torch import Tensor
 from andfast.metrics import psnr_y, ssim_y
 from andfast.metrics.color import YRange
 from andfast.metrics.lpips import LPIPS
-from andfast.metrics.niqe import niqe
-from andfast.metrics.niqe_parameters import NIQEParameters
+from andfast.metrics.niqe import BLOCK, NIQE
 
 METRICS: Final = ("psnr", "ssim", "lpips", "niqe")
 HIGHER_IS_BETTER: Final = {"psnr": True, "ssim": True, "lpips": False, "niqe": False}
@@ -50,7 +49,7 @@ class Judge:
         protocol: of PROTOCOLS.
         crop_border: pixels that every metric leaves out on every side.
         lpips: where "lpips" is among the metrics.
-        niqe_parameters: where "niqe" is.
+        niqe: where "niqe" is.
     """
 
     def __init__(
@@ -60,14 +59,14 @@ class Judge:
         protocol: str = "studio",
         crop_border: int = 0,
         lpips: LPIPS | None = None,
-        niqe_parameters: NIQEParameters | None = None,
+        niqe: NIQE | None = None,
     ) -> None:
         self.metrics = tuple(metric for metric in METRICS if metric in metrics)
         self.protocol = protocol
         self.y_range, self.rounded = PROTOCOLS[protocol]
         self.crop_border = crop_border
         self._lpips = lpips
-        self._niqe = niqe_parameters
+        self._niqe = niqe
 
     def describe(self) -> dict[str, Any]:
         """The protocol, for beside the results."""
@@ -85,7 +84,12 @@ class Judge:
         if self._lpips is not None:
             found["lpips"] = {"version": self._lpips.version, "net": self._lpips.net, "weights": self._lpips.weights}
         if self._niqe is not None:
-            found["niqe"] = {"parameters": self._niqe.source, "block": 96, "y_rounded": True, "y_range": self.y_range}
+            found["niqe"] = {
+                "parameters": self._niqe.parameters.source,
+                "block": BLOCK,
+                "y_rounded": True,
+                "y_range": self.y_range,
+            }
         return found
 
     def sentence(self) -> str:
@@ -95,7 +99,7 @@ class Judge:
         if self._lpips is not None:
             parts.append(f"LPIPS v{self._lpips.version} ({self._lpips.net})")
         if self._niqe is not None:
-            parts.append(f"NIQE with {self._niqe.source}, Y rounded")
+            parts.append(f"NIQE with {self._niqe.parameters.source}, Y rounded")
         return "; ".join(parts)
 
     def score(self, name: str, sr: Tensor, hr: Tensor) -> Score:
@@ -128,7 +132,7 @@ class Judge:
 
     def _take_niqe(self, sr: Tensor, hr: Tensor) -> float:
         assert self._niqe is not None
-        return niqe(sr, self._niqe, crop_border=self.crop_border, y_range=self.y_range)
+        return self._niqe(sr, crop_border=self.crop_border, y_range=self.y_range)
 
 
 @dataclass(frozen=True)

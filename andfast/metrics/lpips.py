@@ -131,7 +131,9 @@ def _read(file: Path) -> object:
         return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # unpickling, zip and safetensors errors share no class below Exception
         reason = " ".join(str(error).split())[:200]
-        raise ValueError(f"{file} cannot be read as a file of weights, it is damaged or something else: {reason}") from error
+        raise ValueError(
+            f"{file} cannot be read as a file of weights, it is damaged or something else: {reason}"
+        ) from error
 
 
 def _load(network: torch.nn.Module, state: object, file: Path, net: LPIPSNet) -> None:

@@ -9,6 +9,7 @@ covariance of sharp blocks of pristine photographs (equation 10).
 import math
 from collections.abc import Iterable
 from functools import lru_cache
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from andfast.functional import _check
 from andfast.metrics.color import PEAK, YRange, luma
-from andfast.metrics.niqe_parameters import FEATURES, NIQEParameters
+from andfast.metrics.niqe_parameters import FEATURES, NIQEParameters, read_niqe_parameters
 
 BLOCK = 96
 """Side of a block in pixels at the first scale; 48 at the second."""
@@ -35,31 +36,40 @@ class UndefinedNIQEError(ValueError):
     """An image that has no NIQE: too small, or flat; the message says which."""
 
 
-def niqe(image: Tensor, parameters: NIQEParameters, *, crop_border: int = 0, y_range: YRange = "studio") -> float:
-    """NIQE of one image.
+class NIQE:
+    """NIQE against one pristine model.
 
-    Y is rounded to whole numbers, as BasicSR and the authors' MATLAB (which works on uint8) do; BasicSR's Y
-    is of studio range, the authors' of full range.
+    Y is rounded to whole numbers, as BasicSR and the authors' MATLAB (which works on uint8) do; BasicSR's Y is of
+    studio range, the authors' of full range.
 
     Args:
-        image: (3, H, W), RGB, uint8 or floating point in [0, 1].
-        parameters: the pristine model; see `read_niqe_parameters` and `fit_niqe`.
-        crop_border: pixels left out on every side.
-        y_range: "studio" (BasicSR's) or "full" (the authors' and pyiqa's).
-
-    Raises:
-        UndefinedNIQEError: fewer than two whole blocks, or fewer than two that are not flat.
-        TypeError, ValueError: no such image.
+        parameters: the pristine model, see `fit_niqe`; or its file, see `read_niqe_parameters`.
     """
-    features, _ = niqe_features(image, crop_border=crop_border, y_range=y_range)
-    defined = features[~features.isnan().any(dim=1)]
-    if len(defined) < 2:
-        raise UndefinedNIQEError(f"flat: {len(defined)} of {len(features)} blocks have texture, NIQE needs two")
-    # A block's missing numbers cost the mean no more than these; the covariance needs whole rows.
-    difference = features.nanmean(dim=0) - torch.from_numpy(parameters.mean)
-    covariance = (torch.cov(defined.T) + torch.from_numpy(parameters.covariance)) / 2
-    inverse = torch.linalg.pinv(covariance, hermitian=True)
-    return math.sqrt(max(float(difference @ inverse @ difference), 0.0))
+
+    def __init__(self, parameters: NIQEParameters | str | Path) -> None:
+        self.parameters = parameters if isinstance(parameters, NIQEParameters) else read_niqe_parameters(parameters)
+
+    def __call__(self, image: Tensor, *, crop_border: int = 0, y_range: YRange = "studio") -> float:
+        """NIQE of one image.
+
+        Args:
+            image: (3, H, W), RGB, uint8 or floating point in [0, 1].
+            crop_border: pixels left out on every side.
+            y_range: "studio" (BasicSR's) or "full" (the authors' and pyiqa's).
+
+        Raises:
+            UndefinedNIQEError: fewer than two whole blocks, or fewer than two that are not flat.
+            TypeError, ValueError: no such image.
+        """
+        features, _ = niqe_features(image, crop_border=crop_border, y_range=y_range)
+        defined = features[~features.isnan().any(dim=1)]
+        if len(defined) < 2:
+            raise UndefinedNIQEError(f"flat: {len(defined)} of {len(features)} blocks have texture, NIQE needs two")
+        # The mean takes what a partly flat block does have, as the authors' does; the covariance needs whole rows.
+        difference = features.nanmean(dim=0) - torch.from_numpy(self.parameters.mean)
+        covariance = (torch.cov(defined.T) + torch.from_numpy(self.parameters.covariance)) / 2
+        inverse = torch.linalg.pinv(covariance, hermitian=True)
+        return math.sqrt(max(float(difference @ inverse @ difference), 0.0))
 
 
 def fit_niqe(images: Iterable[Tensor], *, source: str = "", y_range: YRange = "studio") -> NIQEParameters:
@@ -69,7 +79,7 @@ def fit_niqe(images: Iterable[Tensor], *, source: str = "", y_range: YRange = "s
         images: (3, H, W) each, uint8 or floating point in [0, 1]; each gives its sharpest blocks. Photographs
             smaller than one block give none.
         source: what the result says of where it is from.
-        y_range: as for `niqe`; use one for both.
+        y_range: as for `NIQE`; use one for both.
 
     Raises:
         ValueError: fewer sharp blocks than the 37 that a covariance of 36 numbers needs at least.

@@ -1,0 +1,439 @@
+"""The command: judging networks and pictures on pairs, its table, JSON, sheet and errors."""
+
+import json
+import math
+from statistics import fmean, median
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from skimage import data
+from skimage.color import rgb2ycbcr
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+
+from andfast.evaluate import main
+from andfast.evaluation.pairs import reduce
+from andfast.metrics.niqe_parameters import NIQEParameters, write_niqe_parameters
+from andfast.nn import RRDBNet
+from andfast.nn.weights import save_weights
+
+NAMES = ("astronaut", "chelsea", "coffee")
+
+
+def photograph(name, height=208, width=200):
+    return torch.from_numpy(
+        np.asarray(getattr(data, name)())[60 : 60 + height, 90 : 90 + width].transpose(2, 0, 1).copy()
+    )
+
+
+def save(image, path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(image.permute(1, 2, 0).numpy()).save(path)
+
+
+def read(path):
+    return np.asarray(Image.open(path))
+
+
+@pytest.fixture
+def pairs(tmp_path):
+    """HR/ and LR/ of three photographs, x4."""
+    for name in NAMES:
+        save(photograph(name), tmp_path / "pairs" / "HR" / f"{name}.png")
+        save(reduce(photograph(name), 4), tmp_path / "pairs" / "LR" / f"{name}.png")
+    return tmp_path / "pairs"
+
+
+@pytest.fixture
+def outputs(tmp_path):
+    """Somebody's pictures: HR with noise."""
+    generator = torch.Generator().manual_seed(0)
+    for name in NAMES:
+        hr = photograph(name)
+        save(
+            (hr + 6 * torch.randn(hr.shape, generator=generator)).clamp(0, 255).byte(),
+            tmp_path / "theirs" / f"{name}_out.png",
+        )
+    return tmp_path / "theirs"
+
+
+def weights(path, *, seed=0, scale=4):
+    torch.manual_seed(seed)
+    path.parent.mkdir(exist_ok=True)
+    save_weights(path, RRDBNet(scale=scale, features=8, blocks=1, growth=4))
+    return str(path)
+
+
+@pytest.fixture
+def niqe_file(tmp_path):
+    generator = np.random.default_rng(0)
+    draws = generator.normal(1, 0.3, (100, 36))
+    write_niqe_parameters(NIQEParameters(draws.mean(0), np.cov(draws, rowvar=False), "made"), tmp_path / "niqe.npz")
+    return str(tmp_path / "niqe.npz")
+
+
+def run(capsys, *arguments):
+    code = main([str(argument) for argument in arguments] + ["--quiet"])
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def test_outputs_agree_with_scikit_image(pairs, outputs, tmp_path, capsys):
+    target = tmp_path / "scores.json"
+    code, out, err = run(capsys, "--data", pairs, "--outputs", outputs, "--json", target, "--images")
+    assert (code, err) == (0, "")
+    assert f"{pairs}: layout folders, x4, 3 pairs\n" in out
+    record = json.loads(target.read_text())
+    assert [image["name"] for image in record["images"]] == list(NAMES)
+    for image in record["images"]:
+        hr, sr = read(pairs / "HR" / f"{image['name']}.png"), read(outputs / f"{image['name']}_out.png")
+        a, b = rgb2ycbcr(hr)[..., 0], rgb2ycbcr(sr)[..., 0]
+        assert image["psnr"] == pytest.approx(peak_signal_noise_ratio(a, b, data_range=255), rel=1e-9)
+        _, ssim = structural_similarity(
+            a, b, gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=255, full=True
+        )
+        assert image["ssim"] == pytest.approx(ssim[5:-5, 5:-5].mean(), rel=1e-9)
+        assert f"{image['psnr']:.2f}" in out
+    for metric in ("psnr", "ssim"):
+        values = [image[metric] for image in record["images"]]
+        assert record["mean"][metric] == pytest.approx(fmean(values))
+        assert record["median"][metric] == median(values)
+    assert "theirs" in out
+    assert "bicubic" in out
+
+
+def test_json_says_how_the_numbers_were_taken(pairs, outputs, niqe_file, tmp_path, capsys):
+    target = tmp_path / "scores.json"
+    arguments = ("--data", pairs, "--outputs", outputs, "--json", target, "--metrics", "niqe", "ssim", "psnr")
+    code, out, _ = run(
+        capsys, *arguments, "--niqe-parameters", niqe_file, "--crop-border", 4, "--protocol", "full-rounded"
+    )
+    assert code == 0
+    record = json.loads(target.read_text())
+    assert record["layout"] == "folders"
+    assert (record["scale"], record["pairs"], record["left_out_pairs"]) == (4, 3, {})
+    protocol = record["protocol"]
+    assert (protocol["y_range"], protocol["y_rounded"], protocol["crop_border"]) == ("full", True, 4)
+    assert protocol["niqe"] == {"parameters": "niqe.npz", "block": 96, "y_rounded": True, "y_range": "full"}
+    assert protocol["lr"] == "as stored"
+    assert "Y of full-range BT.601, rounded, border 4" in out
+    assert {"andfast", "torch", "numpy", "pillow", "lpips", "python", "commit"} <= record["versions"].keys()
+    assert [method["method"] for method in record["methods"]] == ["bicubic", "theirs"]
+    assert record["method"] == "theirs"
+    assert record["images"] == record["methods"][1]["images"]
+    for method in record["methods"]:
+        for image in method["images"]:
+            assert set(image) == {"name", "psnr", "ssim", "niqe"}
+            assert all(math.isfinite(image[metric]) for metric in ("psnr", "ssim", "niqe"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["niqe.npz", "pairs", "scores.json", "theirs"]
+
+
+def test_studio_is_1_32_db_above_full(pairs, outputs, tmp_path, capsys):
+    means = {}
+    for protocol in ("studio", "full"):
+        target = tmp_path / f"{protocol}.json"
+        run(capsys, "--data", pairs, "--outputs", outputs, "--json", target, "--protocol", protocol)
+        means[protocol] = json.loads(target.read_text())["mean"]["psnr"]
+    assert means["studio"] - means["full"] == pytest.approx(1.3220, abs=1e-4)
+
+
+def test_weights_whole_and_in_tiles(pairs, tmp_path, capsys):
+    file = weights(tmp_path / "net.safetensors")
+    found = []
+    for extra in ((), ("--tile", 40, "--overlap", 20)):
+        target = tmp_path / "scores.json"
+        code, _, err = run(capsys, "--data", pairs, "--weights", file, "--json", target, *extra)
+        assert (code, err) == (0, "")
+        found.append(json.loads(target.read_text()))
+    assert found[0]["method"] == "net"
+    assert found[0]["mean"]["psnr"] == pytest.approx(found[1]["mean"]["psnr"], abs=0.02)
+    assert found[0]["mean"]["psnr"] < found[0]["methods"][0]["mean"]["psnr"]  # an untrained network
+
+
+def test_comparison_of_networks_and_folders(pairs, outputs, tmp_path, capsys):
+    first, second = weights(tmp_path / "a" / "net.safetensors"), weights(tmp_path / "b" / "net.safetensors", seed=1)
+    sheet, target = tmp_path / "sheet.png", tmp_path / "scores.json"
+    code, out, err = run(
+        capsys,
+        "--data",
+        pairs,
+        "--compare",
+        first,
+        second,
+        outputs,
+        "--sheet",
+        sheet,
+        "--sheet-rows",
+        2,
+        "--json",
+        target,
+    )
+    assert (code, err) == (0, "")
+    names = [method["method"] for method in json.loads(target.read_text())["methods"]]
+    assert names == ["bicubic", "net", "b/net", "theirs"]
+    lines = out.splitlines()
+    assert [line.split()[0] for line in lines[2:6]] == names
+    assert lines[5].count("*") == 2  # HR with a little noise is the best of these by far
+    assert not any("*" in line for line in lines[2:5])
+    assert Image.open(sheet).format == "PNG"
+    width, height = Image.open(sheet).size
+    assert width > 6 * 224  # HR, LR and four methods
+    assert 2 * 224 < height < 3 * 256 + 200
+
+
+def test_the_sheet_shows_where_methods_differ(pairs, tmp_path, capsys):
+    for name in NAMES:
+        sr = photograph(name)
+        if name == "coffee":
+            sr[:, 100:140, 20:60] = 255 - sr[:, 100:140, 20:60]
+        save(sr, tmp_path / "changed" / f"{name}.png")
+        save(photograph(name), tmp_path / "same" / f"{name}.png")
+    sheet = tmp_path / "sheet.png"
+    code, _, _ = run(
+        capsys,
+        "--data",
+        pairs,
+        "--compare",
+        tmp_path / "same",
+        tmp_path / "changed",
+        "--sheet",
+        sheet,
+        "--sheet-rows",
+        1,
+    )
+    assert code == 0
+    pixels = read(sheet).astype(int)
+    patch = read(tmp_path / "changed" / "coffee.png")[104:136, 24:56].repeat(2, 0).repeat(2, 1).astype(int)
+    windows = np.lib.stride_tricks.sliding_window_view(pixels, patch.shape)[:, :, 0]
+    rows, columns = np.nonzero(
+        (windows[:, :, 0, 0] == patch[0, 0]).all(-1) & (windows[:, :, -1, -1] == patch[-1, -1]).all(-1)
+    )
+    assert any((windows[r, c] == patch).all() for r, c in zip(rows, columns, strict=True))
+
+
+@pytest.mark.parametrize("metric", ["psnr", "niqe", "ssim"])
+def test_what_has_no_value_is_null_with_a_reason_and_counted(metric, pairs, tmp_path, niqe_file, capsys):
+    for name in NAMES:
+        save(photograph(name), tmp_path / "copies" / f"{name}.png")
+    flat = torch.full((3, 208, 200), 99, dtype=torch.uint8)
+    save(flat, pairs / "HR" / "flat.png")
+    save(flat[:, :52, :50], pairs / "LR" / "flat.png")
+    save(flat, tmp_path / "copies" / "flat.png")
+    tiny = photograph("coffee")[:, :8, :8]
+    save(tiny, pairs / "HR" / "tiny.png")
+    save(reduce(tiny, 4), pairs / "LR" / "tiny.png")
+    save(tiny + 1, tmp_path / "copies" / "tiny.png")
+    target = tmp_path / "scores.json"
+    code, out, _ = run(
+        capsys, "--data", pairs, "--outputs", tmp_path / "copies", "--metrics", metric, "--niqe-parameters", niqe_file,
+        "--json", target,
+    )  # fmt: skip
+    assert code == 0
+    record = json.loads(target.read_text())
+    images = {image["name"]: image for image in record["images"]}
+    assert record["left_out"][metric] == {"psnr": 4, "niqe": 2, "ssim": 1}[metric]
+    if metric == "psnr":
+        assert images["flat"]["psnr"] is None
+        assert images["flat"]["reasons"] == {"psnr": "infinite: SR equals HR"}
+        assert record["mean"]["psnr"] == images["tiny"]["psnr"]
+    elif metric == "niqe":
+        assert images["flat"]["reasons"]["niqe"].startswith("flat: 0 of 4 blocks")
+        assert images["tiny"]["reasons"]["niqe"].startswith("too small: 8x8")
+        assert record["mean"]["niqe"] == pytest.approx(fmean(images[name]["niqe"] for name in NAMES))
+    else:
+        assert "at least 11 pixels" in images["tiny"]["reasons"]["ssim"]
+        assert record["mean"]["ssim"] == 1
+    assert f"copies: {metric.upper()} leaves out" in out
+
+
+def test_lr_of_hrs_size_is_reduced_and_said_so(tmp_path, capsys):
+    hr = photograph("coffee", 203, 301)
+    save(hr, tmp_path / "Canon/Test/4/Canon_001_HR.png")
+    save(hr, tmp_path / "Canon/Test/4/Canon_001_LR4.png")
+    save(hr, tmp_path / "out/Canon_001.png")
+    target = tmp_path / "scores.json"
+    code, out, _ = run(capsys, "--data", tmp_path / "Canon", "--outputs", tmp_path / "out", "--json", target)
+    assert code == 0
+    assert "layout realsr, x4, 1 pairs" in out
+    assert "1 LR pictures have HR's size and are reduced by 4" in out
+    record = json.loads(target.read_text())
+    assert record["protocol"]["lr"].startswith("1 of HR's size, reduced by the scale")
+    assert record["images"][0]["reasons"]["psnr"] == "infinite: SR equals HR"  # cut as HR is
+
+
+# ---------------------------------------------------------------------------------------- pairs that do not fit
+
+
+def test_pairs_that_do_not_fit_are_named_before_anything_runs(pairs, outputs, tmp_path, capsys):
+    image = photograph("coffee", 260, 260)
+    for name, hr, lr in (
+        ("shifted", image[:, :208, :200], reduce(image[:, 3:211, :200], 4)),
+        ("size", image[:, :208, :200], reduce(image[:, :208, :200], 4)[:, :-1]),
+        ("scale", image[:, :208, :200], reduce(image[:, :208, :200], 2)),
+    ):
+        save(hr, pairs / "HR" / f"{name}.png")
+        save(lr, pairs / "LR" / f"{name}.png")
+        save(hr, outputs / f"{name}.png")
+    save(image, pairs / "HR" / "alone.png")
+    (pairs / "LR" / "damaged.png").write_bytes((pairs / "LR" / "coffee.png").read_bytes()[:500])
+    save(image, pairs / "HR" / "damaged.png")
+    (outputs / "chelsea_out.png").unlink()
+    save(image, outputs / "astronaut_out.png")
+
+    target, sheet = tmp_path / "scores.json", tmp_path / "sheet.png"
+    arguments = ("--data", pairs, "--outputs", outputs, "--json", target, "--sheet", sheet)
+    code, out, err = run(capsys, *arguments)
+    assert code == 1
+    *named, last = err.splitlines()
+    assert last == "error: 7 pairs do not fit; correct them, or leave them out with --skip-unfit"
+    found = {line.split(": ")[1]: line.split(": ", 2)[2] for line in named}
+    assert found["alone"] == "no LR picture (x4) beside HR/alone.png"
+    assert found["shifted"].startswith("LR is shifted against HR by -2.9 pixels down")
+    assert found["size"].startswith("HR must be 4 times LR's size")
+    assert found["scale"].startswith("HR must be 4 times LR's size")
+    assert found["damaged"].startswith("LR picture damaged.png cannot be used: ")
+    assert found["chelsea"].startswith("theirs has no picture in ")
+    assert found["astronaut"].startswith(
+        "picture astronaut_out.png of theirs must be of HR's size, 200x208, was 260x260"
+    )
+    assert "PSNR" not in out
+    assert not target.exists()
+    assert not sheet.exists()
+
+    code, out, err = run(capsys, *arguments, "--skip-unfit")
+    assert code == 0
+    assert err.splitlines() == named
+    record = json.loads(target.read_text())
+    assert [image["name"] for image in record["images"]] == ["coffee"]
+    assert record["left_out_pairs"] == found
+
+    code, _, err = run(capsys, *arguments, "--max-shift", "inf")
+    assert code == 1
+    assert "does not fit: shifted" not in err
+
+
+def test_no_pair_fits(pairs, capsys):
+    code, _, err = run(capsys, "--data", pairs, "--compare", "bicubic", "--scale", 2, "--skip-unfit")
+    assert code == 1
+    assert err.splitlines()[-1] == "error: no pair fits"
+
+
+@pytest.mark.parametrize("prefix", ["a", "a_b"])
+def test_pictures_whose_names_begin_alike(prefix, tmp_path, capsys):
+    for name in ("a", "a_b", "a_10"):
+        save(photograph("coffee"), tmp_path / "pairs" / "HR" / f"{name}.png")
+        save(reduce(photograph("coffee"), 4), tmp_path / "pairs" / "LR" / f"{name}.png")
+        save(photograph("coffee"), tmp_path / "out" / f"{name}_x4.png")
+    assert run(capsys, "--data", tmp_path / "pairs", "--outputs", tmp_path / "out")[0] == 0
+    save(photograph("coffee"), tmp_path / "out" / f"{prefix}_again.png")
+    code, _, err = run(capsys, "--data", tmp_path / "pairs", "--outputs", tmp_path / "out")
+    assert code == 1
+    assert f"does not fit: {prefix}: out has several pictures" in err
+
+
+# ------------------------------------------------------------------------------------------------------- errors
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "--data DIR is needed"),
+        (["--data", "DATA"], "name what to judge: --weights, --outputs or --compare"),
+        (["--data", "DATA", "--compare", "bicubic", "--metrics", "niqe"], "niqe needs --niqe-parameters"),
+        (["--data", "DATA", "--compare", "bicubic", "--metrics", "vmaf"], "invalid choice: 'vmaf'"),
+        (["--data", "DATA", "--compare", "bicubic", "--scale", "0"], "must be at least 1, was 0"),
+        (["--data", "DATA", "--compare", "bicubic", "--max-shift", "-1"], "must be above 0, was -1"),
+        (["--data", "DATA", "--compare", "bicubic", "--sheet", "s.jpg"], "--sheet writes a .png, was s.jpg"),
+        (
+            ["--data", "DATA", "--outputs", "nowhere"],
+            "--outputs must be a folder of pictures, there is none at nowhere",
+        ),
+        (["--fit-niqe", "DATA"], "--fit-niqe needs --niqe-parameters"),
+    ],
+)
+def test_wrong_command_lines_end_with_code_2(arguments, message, pairs, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main([str(pairs) if argument == "DATA" else argument for argument in arguments])
+    assert caught.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_errors_are_one_line_with_code_1(pairs, outputs, tmp_path, capsys):
+    wrong_scale, damaged = weights(tmp_path / "x2.safetensors", scale=2), tmp_path / "damaged.pth"
+    damaged.write_bytes(b"\x80\x02cos\nsystem\n(S'true'\ntR.")
+    (tmp_path / "empty").mkdir()
+    judged = ("--data", pairs, "--compare", "bicubic")
+    for arguments, message in (
+        (("--data", tmp_path / "nowhere", "--compare", "bicubic"), "data must be a folder of pairs"),
+        (("--data", outputs, "--compare", "bicubic"), "holds no pairs"),
+        (("--data", pairs, "--compare", "nowhere.pth"), "nowhere.pth"),
+        (("--data", pairs, "--weights", damaged), "damaged.pth"),
+        (("--data", pairs, "--weights", wrong_scale, "--scale", 4), "weights must be for scale 4, are for 2"),
+        (("--data", pairs, "--outputs", tmp_path / "empty"), "empty holds none"),
+        ((*judged, "--json", tmp_path / "no" / "scores.json"), "--json must be in a folder that exists"),
+        ((*judged, "--layout", "super"), "holds no pairs (super: SCENE"),
+        ((*judged, "--metrics", "niqe", "--niqe-parameters", damaged), "must end in .npz or .mat"),
+        ((*judged, "--metrics", "lpips", "--lpips-weights", damaged), "cannot be read as a file of weights"),
+        ((*judged, "--device", "abacus"), "device must be"),
+        (("--data", pairs, "--weights", weights(tmp_path / "n.safetensors"), "--tile", 8), "tile must be at least 64"),
+    ):
+        code, _, err = run(capsys, *arguments)
+        assert code == 1, arguments
+        assert len(err.splitlines()) == 1, err
+        assert err.startswith("error: "), err
+        assert message in err
+
+
+def test_a_network_that_gives_nan_is_an_error(pairs, tmp_path, capsys):
+    torch.manual_seed(0)
+    network = RRDBNet(scale=4, features=8, blocks=1, growth=4)
+    with torch.no_grad():
+        network.conv_last.weight.fill_(3e38)
+    save_weights(tmp_path / "inf.safetensors", network)
+    code, _, err = run(
+        capsys, "--data", pairs, "--weights", tmp_path / "inf.safetensors", "--json", tmp_path / "s.json"
+    )
+    assert code == 1
+    assert err == "error: inf gave values that are not finite for astronaut\n"
+    assert not (tmp_path / "s.json").exists()
+
+
+def test_interrupting_writes_nothing(pairs, tmp_path, capsys, monkeypatch):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("andfast.evaluation.run.check_shift", interrupt)
+    code, _, err = run(capsys, "--data", pairs, "--compare", "bicubic", "--json", tmp_path / "s.json")
+    assert (code, err) == (130, "interrupted: nothing was written\n")
+    assert not (tmp_path / "s.json").exists()
+
+
+# ----------------------------------------------------------------------------------------------------- fit NIQE
+
+
+def test_fitting_niqe_and_judging_with_it(pairs, tmp_path, capsys):
+    photos = tmp_path / "photos"
+    for name in ("astronaut", "coffee", "chelsea", "rocket"):
+        image = torch.from_numpy(np.asarray(getattr(data, name)()).transpose(2, 0, 1).copy())
+        for top in range(0, image.shape[1] - 191, 96):
+            for left in range(0, image.shape[2] - 191, 96):
+                save(image[:, top : top + 192, left : left + 192], photos / f"{name}_{top}_{left}.png")
+    count = len(list(photos.iterdir()))
+    (photos / "broken.png").write_bytes(b"no picture")
+    file, target = tmp_path / "fitted.npz", tmp_path / "scores.json"
+    code, out, _ = run(
+        capsys, "--fit-niqe", photos, "--niqe-parameters", file, "--data", pairs, "--compare", "bicubic",
+        "--metrics", "niqe", "--json", target,
+    )  # fmt: skip
+    assert code == 0
+    assert f"NIQE fitted to {count} photographs of {photos}, 1 unreadable ones left out: {file}" in out
+    assert json.loads(target.read_text())["method"] == "bicubic"
+    assert json.loads(target.read_text())["mean"]["niqe"] > 0
+    code, _, err = run(capsys, "--fit-niqe", photos, "--niqe-parameters", file)
+    assert code == 1
+    assert f"{file}, which exists" in err
+    code, _, err = run(capsys, "--fit-niqe", pairs / "LR", "--niqe-parameters", tmp_path / "few.npz")
+    assert code == 1
+    assert "more than 36 sharp blocks" in err
+    assert not (tmp_path / "few.npz").exists()
