@@ -33,7 +33,8 @@ def save(image, path):
 
 
 def read(path):
-    return np.asarray(Image.open(path))
+    with Image.open(path) as picture:
+        return np.asarray(picture)
 
 
 @pytest.fixture
@@ -176,8 +177,9 @@ def test_comparison_of_networks_and_folders(pairs, outputs, tmp_path, capsys):
     assert [line.split()[0] for line in lines[2:6]] == names
     assert lines[5].count("*") == 2  # HR with a little noise is the best of these by far
     assert not any("*" in line for line in lines[2:5])
-    assert Image.open(sheet).format == "PNG"
-    width, height = Image.open(sheet).size
+    with Image.open(sheet) as picture:
+        assert picture.format == "PNG"
+        width, height = picture.size
     assert width > 6 * 224  # HR, LR and four methods
     assert 2 * 224 < height < 3 * 256 + 200
 

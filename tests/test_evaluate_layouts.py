@@ -129,14 +129,14 @@ def test_equal_names_keep_their_folders(tmp_path):
 
 
 def test_no_pairs_no_folder_no_such_layout(tmp_path):
-    with pytest.raises(FileNotFoundError, match="data must be a folder of pairs, there is none at .*nowhere"):
+    with pytest.raises(FileNotFoundError, match=r"data must be a folder of pairs, there is none at .*nowhere"):
         find_pairs(tmp_path / "nowhere")
-    with pytest.raises(ValueError, match="holds no pairs .*no pictures"):
+    with pytest.raises(ValueError, match=r"holds no pairs .*no pictures"):
         find_pairs(tmp_path)
     make(tmp_path, ["photo.png"])
     with pytest.raises(ValueError, match=r"holds no pairs of scale 3 .*folders: HR/NAME.*It holds photo.png"):
         find_pairs(tmp_path, scale=3)
-    with pytest.raises(ValueError, match="layout must be auto, drealsr, .*was 'div2k'"):
+    with pytest.raises(ValueError, match=r"layout must be auto, drealsr, .*was 'div2k'"):
         find_pairs(tmp_path, layout="div2k")
 
 

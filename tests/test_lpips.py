@@ -1,4 +1,4 @@
-"""LPIPS against the lpips package itself, on weights that the tests make, and what is said where weights are missing."""
+"""LPIPS against the lpips package on weights that the tests make, and what is said where weights are missing."""
 
 import sys
 import warnings

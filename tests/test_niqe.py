@@ -1,4 +1,4 @@
-"""NIQE against the authors' steps written out plainly, their own numbers where the parameters are at hand, and files."""
+"""NIQE against the authors' steps written out plainly, and BasicSR's numbers where its parameters are; its files."""
 
 import os
 import zipfile
@@ -233,7 +233,7 @@ def test_wrong_files_are_refused_by_name(parameters, tmp_path):
         (tmp_path / name).write_bytes(b"PK\x03\x04 no archive")
         with pytest.raises(ValueError, match="cannot be read as NIQE parameters"):
             read_niqe_parameters(tmp_path / name)
-    with pytest.raises(ValueError, match="written as .npz"):
+    with pytest.raises(ValueError, match=r"written as \.npz"):
         write_niqe_parameters(parameters, tmp_path / "model.mat")
 
 
