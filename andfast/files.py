@@ -23,6 +23,23 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
     sync_folder(path.parent)
 
 
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """A path beside ``path``, of its suffix, for what writes files by itself; it becomes ``path`` when the block ends.
+
+    After an error the temporary file is gone, and ``path`` is as it was.
+    """
+    temporary = path.with_name(f".tmp-{path.name}")
+    try:
+        yield temporary
+        sync_file(temporary)
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
 def sync_file(path: Path) -> None:
     """Return once a file's contents are on disk."""
     with path.open("rb") as file:

@@ -1,0 +1,36 @@
+"""A generator of plain PyTorch ops alone, for programs that know none of andfast's: ONNX, torch.export."""
+
+from copy import deepcopy
+
+from torch import Tensor, nn
+
+from andfast.functional.residual_dense_block import CONVOLUTIONS, residual_dense_block_reference
+from andfast.nn.rrdbnet import NEGATIVE_SLOPE, RESIDUAL_SCALE, RRDBNet
+
+
+def plain_copy(generator: RRDBNet) -> RRDBNet:
+    """A copy in eval mode with the same state dict, whose dense blocks are convolutions, activations, concatenations.
+
+    The parameters are copies, too.
+    """
+    copy = deepcopy(generator).eval()
+    for block in copy.body:
+        for name, dense in list(block.named_children()):
+            setattr(block, name, _PlainDenseBlock(dense))
+    return copy
+
+
+class _PlainDenseBlock(nn.Module):
+    """The definition of the dense block, over the convolutions of a fused one."""
+
+    def __init__(self, dense: nn.Module) -> None:
+        super().__init__()
+        for number in range(1, CONVOLUTIONS + 1):
+            self.add_module(f"conv{number}", dense.get_submodule(f"conv{number}"))
+
+    def forward(self, x: Tensor) -> Tensor:
+        named = dict(self.named_parameters())
+        weights, biases = (
+            [named[f"conv{number}.{kind}"] for number in range(1, CONVOLUTIONS + 1)] for kind in ("weight", "bias")
+        )
+        return residual_dense_block_reference(x, weights, biases, slope=NEGATIVE_SLOPE, scale=RESIDUAL_SCALE)
