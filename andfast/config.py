@@ -48,6 +48,8 @@ class DegradationConfig:
     """Channels of the hidden layers; 3 or more, so that F can be the identity."""
     noise: Literal["full", "single"] = "full"
     """full: a noise map for every channel of a layer; single: one map that all channels share."""
+    noise_dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """How the ascent stores noise maps and their gradients; a half type moves half the bytes (docs/kernels.md)."""
     slope: Literal["layer", "channel"] = "layer"
     """One activation slope for a layer, or for every channel of it."""
     padding: Literal["replicate", "zeros"] = "replicate"

@@ -9,9 +9,10 @@ import math
 from dataclasses import dataclass
 from typing import Final
 
-import torch
 from torch import Tensor
 
+from andfast.functional.ascent_step import ascent_step, move, relative_norms
+from andfast.functional.ascent_step import project as project_groups
 from andfast.nn.degradation_network import Theta
 
 GROUPS: Final = ("convolution", "noise", "slope")
@@ -46,11 +47,7 @@ class Ball:
 
         A group of radius 0 counts its distance as infinite unless it is exactly at the identity.
         """
-        rows = []
-        for group, start, radius in zip(theta, identity, self.radii, strict=True):
-            length = _norm([one - zero for one, zero in zip(group, start, strict=True)])
-            rows.append(length / radius if radius else torch.where(length == 0, length, length * math.inf))
-        return torch.stack(rows)
+        return relative_norms(theta, identity, self.radii)
 
     def overshoot(self, theta: Theta, identity: Theta) -> Tensor:
         """The norms that the constraint holds at or below 1: (3, N), or (1, N) for a joint ball."""
@@ -60,18 +57,15 @@ class Ball:
     def move(self, theta: Theta, gradient: Theta, step_size: float) -> Theta:
         """Go ``step_size`` radii up the gradient, normalised to unit length in u; no projection yet.
 
-        The gradient to u is the radius times the gradient to theta. A gradient of zero moves nothing.
+        The gradient to u is the radius times the gradient to theta. A gradient of zero moves nothing. Half types come
+        back as float32, since a projection is still to come.
         """
-        lengths = torch.stack([_norm(group) * radius for group, radius in zip(gradient, self.radii, strict=True)])
-        if self.joint:
-            lengths = lengths.square().sum(0, keepdim=True).sqrt().expand_as(lengths)
-        moved = []
-        for group, slope, length, radius in zip(theta, gradient, lengths, self.radii, strict=True):
-            scaled = torch.where(length > 0, step_size * radius * radius / length, 0.0)
-            moved.append(
-                tuple(torch.addcmul(one, up, _like(scaled, one)) for one, up in zip(group, slope, strict=True))
-            )
-        return Theta(*moved)
+        return _theta(move(theta, gradient, self.radii, step_size, self.joint))
+
+    def step(self, theta: Theta, gradient: Theta, identity: Theta, step_size: float, *, impl: str = "auto") -> Theta:
+        """:meth:`move` and :func:`project` as one op, :func:`andfast.functional.ascent_step`; theta's dtypes stay."""
+        radii, joint = self.radii, self.joint
+        return _theta(ascent_step(theta, gradient, identity, radii=radii, step_size=step_size, joint=joint, impl=impl))
 
 
 def project(theta: Theta, identity: Theta, ball: Ball) -> Theta:
@@ -86,32 +80,8 @@ def project(theta: Theta, identity: Theta, ball: Ball) -> Theta:
     Returns:
         A new Theta; no tensor of the arguments is changed.
     """
-    norms = ball.norms(theta, identity)
-    zero = torch.zeros_like(norms[0])
-    used = torch.stack([row if radius else zero for row, radius in zip(norms, ball.radii, strict=True)])
-    if ball.joint:
-        used = used.square().sum(0, keepdim=True).sqrt().expand_as(used)
-    inside = used.clamp_min(1).reciprocal()
-    factors = [row if radius else zero for row, radius in zip(inside, ball.radii, strict=True)]
-    return Theta(
-        *(
-            tuple(torch.lerp(center, one, _like(factor, one)) for one, center in zip(group, start, strict=True))
-            for group, start, factor in zip(theta, identity, factors, strict=True)
-        )
-    )
+    return _theta(project_groups(theta, identity, ball.radii, ball.joint))
 
 
-def _norm(group: list[Tensor] | tuple[Tensor, ...]) -> Tensor:
-    """The L2 norm over all tensors of a group, an image at a time: (N,), in float32 at least."""
-    wide = torch.promote_types(group[0].dtype, torch.float32)
-    lengths = [torch.linalg.vector_norm(one.flatten(1), dim=1, dtype=wide) for one in _at_least_2d(group)]
-    return torch.linalg.vector_norm(torch.stack(lengths), dim=0)
-
-
-def _at_least_2d(group: list[Tensor] | tuple[Tensor, ...]) -> list[Tensor]:
-    return [one.unsqueeze(1) if one.dim() == 1 else one for one in group]
-
-
-def _like(factor: Tensor, tensor: Tensor) -> Tensor:
-    """A factor an image, (N,), shaped to multiply a tensor (N, ...)."""
-    return factor.to(tensor.dtype).reshape((-1,) + (1,) * (tensor.dim() - 1))
+def _theta(groups: list[list[Tensor]]) -> Theta:
+    return Theta(*map(tuple, groups))

@@ -28,6 +28,7 @@ def sample_identity(
     generator: torch.Generator | None = None,
     device: torch.device | str | None = None,
     dtype: torch.dtype = torch.float32,
+    noise_dtype: torch.dtype | None = None,
     batch: tuple[int, int] | None = None,
 ) -> Theta:
     """Draw n different networks F whose output is the anti-aliased pooled input.
@@ -42,6 +43,7 @@ def sample_identity(
         generator: source of the draw, on ``device``; the device's default generator if None.
         device: where theta is made; the generator's device if None, else the CPU.
         dtype: of theta.
+        noise_dtype: of the noises, and so of all that an ascent makes of them; ``dtype`` if None.
         batch: (offset, total): draw the networks [offset, offset + n) of a batch of ``total``, so that several
             processes with equal generators draw disjoint parts of one batch.
 
@@ -63,7 +65,8 @@ def sample_identity(
     kernels = _identity_kernels(draw[offset : offset + n], shapes, dtype)
     sizes = [(height, width)] * BLOCKS_EACH_SIDE + [(height // scale, width // scale)] * BLOCKS_EACH_SIDE
     maps = channels if noise == "full" else 1
-    zero = torch.zeros((), device=device, dtype=dtype)  # 22 M values an image need no memory while they are equal
+    # 22 M values an image need no memory while they are equal.
+    zero = torch.zeros((), device=device, dtype=noise_dtype or dtype)
     slope_shape = (n,) if slope == "layer" else (n, channels)
     return Theta(
         weights=kernels,

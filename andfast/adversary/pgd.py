@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from andfast.adversary.ball import Ball, project
+from andfast.adversary.ball import Ball
 from andfast.nn.degradation_network import Theta
 
 
@@ -32,13 +32,15 @@ def ascend(
     step_size: float = 0.3,
     loss_scale: float = 1.0,
     first: Callable[[Theta], Tensor] | None = None,
+    impl: str = "auto",
 ) -> Ascent:
     """Push identity networks up the objective, inside the ball, by ``steps`` projected gradient steps.
 
     Each step normalises the gradient to unit length, a network and (unless the ball is joint) a group at a time, goes
     ``step_size`` radii along it and projects. Gradients are taken with respect to theta only: whatever parameters the
     objective uses should be frozen (see :func:`andfast.nn.frozen`), so that nothing is kept for gradients nobody asks
-    for. The host never waits for the device.
+    for. The host never waits for the device. Theta keeps the identity's dtypes, which may differ from tensor to tensor:
+    noises in a half type halve the bytes of every pass over them (docs/kernels.md).
 
     Args:
         objective: maps theta to a loss to be raised, a scalar or (N,), finite.
@@ -48,6 +50,7 @@ def ascend(
         step_size: length of a step as a fraction of the radius (paper: 6 of 20).
         loss_scale: factor on the objective's gradient against underflow in float16; the normalisation removes it.
         first: the same objective, for the first pass alone: it may rely on theta being the identity.
+        impl: implementation of the step, see :func:`andfast.functional.ascent_step`.
 
     Raises:
         ValueError: steps or step_size is negative, or step_size is not finite.
@@ -66,6 +69,5 @@ def ascend(
             loss = raised(leaves.rebuild(one.view_as(one) for one in leaves.tensors()))
             gradients = torch.autograd.grad(loss.sum() * loss_scale, tuple(leaves.tensors()))
         losses.append(loss.detach().mean())
-        with torch.no_grad():
-            theta = project(ball.move(theta, theta.rebuild(iter(gradients)), step_size), identity, ball)
+        theta = ball.step(theta, theta.rebuild(iter(gradients)), identity, step_size, impl=impl)
     return Ascent(theta, torch.stack(losses) if losses else identity.weights[0].new_empty(0))

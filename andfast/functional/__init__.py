@@ -4,8 +4,9 @@ Every op takes ``impl``: "auto" (the fastest implementation that can run on the 
 "reference", "triton", "cuda", "cpp"; one that is not available here raises and says why.
 """
 
+from andfast.functional.ascent_step import ascent_step
 from andfast.functional.blur_pool import blur_pool
 from andfast.functional.degradation_block import degradation_block
 from andfast.functional.residual_dense_block import residual_dense_block
 
-__all__ = ["blur_pool", "degradation_block", "residual_dense_block"]
+__all__ = ["ascent_step", "blur_pool", "degradation_block", "residual_dense_block"]

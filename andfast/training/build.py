@@ -16,6 +16,7 @@ from andfast.training.objective import Objective
 from andfast.training.step import Adversary, Place, Sharing, TrainingStep
 from andfast.training.timing import Stopwatch
 
+NOISE_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -68,6 +69,7 @@ def build_adversary(config: TrainConfig) -> Adversary:
         step_size=preset.step_size if settings.step_size is None else settings.step_size,
         channels=config.degradation.channels,
         noise=config.degradation.noise,
+        noise_dtype=NOISE_DTYPES[config.degradation.noise_dtype],
         slope=config.degradation.slope,
         images_per_network=config.degradation.images_per_network,
     )

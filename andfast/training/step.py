@@ -24,7 +24,7 @@ from andfast.training.objective import Objective, Targets
 from andfast.training.timing import Stopwatch
 
 FP16_ASCENT_SCALE = 2.0**16
-"""Factor on the ascent's loss in fp16; its gradients are normalised, so nothing has to be undone."""
+"""Factor on the ascent's loss where its gradients are fp16; they are normalised, so nothing has to be undone."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Adversary:
 
     Attributes:
         ball, steps, step_size: as of :func:`andfast.adversary.ascend`.
-        channels, noise, slope: of F's parameters, as of :func:`andfast.adversary.sample_identity`.
+        channels, noise, noise_dtype, slope: of F's parameters, as of :func:`andfast.adversary.sample_identity`.
         images_per_network: images that share one F; 0: one F for the whole micro batch.
     """
 
@@ -42,6 +42,7 @@ class Adversary:
     step_size: float = 0.3
     channels: int = 64
     noise: str = "full"
+    noise_dtype: torch.dtype = torch.float32
     slope: str = "layer"
     images_per_network: int = 1
 
@@ -156,6 +157,7 @@ class TrainingStep:
             scale=self.degradation.scale,
             channels=self.adversary.channels,
             noise=self.adversary.noise,
+            noise_dtype=self.adversary.noise_dtype,
             slope=self.adversary.slope,
             generator=seeded_generator(hr.device, self.place.seed, self.place.stage, step),
             device=hr.device,
@@ -167,6 +169,7 @@ class TrainingStep:
         """Sub-step 2: push the identity networks to where G, frozen, restores worst."""
 
         restore = self._frozen_generator()
+        half = torch.float16 in (self.autocast, self.adversary.noise_dtype)
 
         def objective(theta: Theta, degrade: Callable[[Tensor, Theta], Tensor] = self._run_degradation) -> Tensor:
             sr = restore(degrade(hr, theta))
@@ -179,8 +182,9 @@ class TrainingStep:
             ball=self.adversary.ball,
             steps=self.adversary.steps,
             step_size=self.adversary.step_size,
-            loss_scale=FP16_ASCENT_SCALE if self.autocast is torch.float16 else 1.0,
+            loss_scale=FP16_ASCENT_SCALE if half else 1.0,
             first=partial(objective, degrade=self.degradation.at_identity) if self.sharing.identity_pass else None,
+            impl=self.degradation.impl,
         )
 
     def _frozen_generator(self) -> Callable[[Tensor], Tensor]:
