@@ -90,7 +90,7 @@ def _conclude(found: Any, checked: bool) -> None:
 
 def _write(path: Path, contents: dict[str, Any]) -> None:
     with atomic_file(path) as file:
-        file.write((json.dumps(contents, indent=2) + "\n").encode())
+        file.write((json.dumps(contents, indent=2, allow_nan=False) + "\n").encode())
 
 
 if __name__ == "__main__":

@@ -55,7 +55,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         metadata = read_metadata(options.weights) if options.weights.suffix == ".safetensors" else {}
         picture, name = check_picture(options.image)
         checked = export(generator, options.output, options.format, picture, metadata=metadata, say=say)
-    except (ValueError, OSError, ExportError, ModuleNotFoundError) as error:
+    except ExportError as error:
+        print(f"error: {options.weights} as {options.format}: {one_line(str(error))}", file=sys.stderr)
+        return 1
+    except (ValueError, OSError, RuntimeError, ModuleNotFoundError) as error:
         print(f"error: {one_line(str(error))}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

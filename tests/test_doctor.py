@@ -5,6 +5,7 @@ import json
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -82,6 +83,16 @@ def test_without_a_configuration(capsys: pytest.CaptureFixture[str], tmp_path: P
     assert found["versions"]["torch"] == torch.__version__.partition("+")[0]
     assert all(one["passed"] for one in found["self_test"])
     assert found["weights"]["VGG19 (stage gan)"]["path"].endswith("vgg19-dcbb9e9d.pth")
+
+
+@pytest.mark.parametrize(("archs", "text"), [("", "built for the CPU only"), ("8.0;9.0", "and CUDA (8.0;9.0)")])
+def test_what_the_extension_was_built_for(monkeypatch: pytest.MonkeyPatch, archs: str, text: str) -> None:
+    found = diagnosis.Diagnosis()
+    monkeypatch.setitem(sys.modules, "andfast._C", SimpleNamespace(CUDA_ARCHS=archs))
+    monkeypatch.setattr("andfast._C", sys.modules["andfast._C"], raising=False)
+    diagnosis.extension(found)
+    assert text in found.lines[0][2]
+    assert found.data["extension"] == {"built": True, "cuda_architectures": archs}
 
 
 class Terminal(io.StringIO):
@@ -185,17 +196,32 @@ def test_too_little_memory_and_disk(
     assert "disk: checkpoints take about" in text
 
 
-def test_a_failed_self_test(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_self_test(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     results = [
-        SelfTestResult("blur_pool", "cpp", torch.float32, False, 0.1, 0.1, "the result is off"),
+        SelfTestResult("blur_pool", "cpp", torch.float32, False, float("nan"), 0.1, "the result is off"),
         SelfTestResult("blur_pool", "reference", torch.float32, False, 0.1, 0.1, "that of no use is off"),
     ]
     monkeypatch.setattr(diagnosis, "self_test", lambda *_: results)
     monkeypatch.setattr(diagnosis._dispatch, "chosen", lambda _: {"blur_pool": "cpp"})
-    assert doctor.main([]) == 1
+    assert doctor.main(["--json", str(tmp_path / "found.json")]) == 1
+    assert json.loads((tmp_path / "found.json").read_text())["self_test"][0]["error"] is None
     end = capsys.readouterr().out.partition("would not run:")[2]
     assert "blur_pool, cpp, float32: the result is off" in end
     assert "of no use" not in end
+
+
+def test_an_estimate_that_fails_is_told(
+    config: TrainConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise NotImplementedError("no such\nfake kernel")
+
+    monkeypatch.setattr(prospects, "step_memory", fail)
+    assert run(config, tmp_path)[0] == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "memory: no estimate, NotImplementedError: no such fake kernel" in text
 
 
 def test_a_json_that_cannot_be_written(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

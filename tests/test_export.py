@@ -59,7 +59,7 @@ def test_basicsr(tmp_path: Path, growth: int) -> None:
         assert torch.equal(held["params_ema"][name], one)
 
 
-@pytest.mark.parametrize("scale", [2, 4])
+@pytest.mark.parametrize("scale", [1, 2, 4])
 def test_spandrel_reads_it(tmp_path: Path, scale: int) -> None:
     spandrel = pytest.importorskip("spandrel")
     generator = network(scale, growth=32)

@@ -1,5 +1,6 @@
 """What a machine has for training, and what it lacks: versions, devices, ops and their self-test, files of weights."""
 
+import math
 import os
 import platform
 import urllib.request
@@ -126,12 +127,9 @@ def extension(found: Diagnosis) -> None:
         found.data["extension"] = {"built": False, "error": str(error)}
         found.say("Extension", f"andfast._C is not there: {error}", "note")
         return
-    info = getattr(_C, "build_info", None)
-    details = dict(info()) if callable(info) else {}
-    cuda = bool(details.get("cuda", any(name.endswith("_cuda") for name in dir(_C))))
-    found.data["extension"] = {"built": True, "cuda": cuda, **details}
-    more = ", ".join(f"{name} {value}" for name, value in details.items() if name != "cuda")
-    found.say("Extension", f"built for the CPU{' and CUDA' if cuda else ' only'}{f' ({more})' if more else ''}")
+    architectures = str(getattr(_C, "CUDA_ARCHS", ""))
+    found.data["extension"] = {"built": True, "cuda_architectures": architectures}
+    found.say("Extension", "built for the CPU " + (f"and CUDA ({architectures})" if architectures else "only"))
 
 
 def ops(found: Diagnosis, device_types: Sequence[str]) -> None:
@@ -157,7 +155,13 @@ def tests(found: Diagnosis, device_type: str, dtypes: Sequence[torch.dtype]) -> 
     results = self_test(device_type, dtypes)
     used = _dispatch.chosen(device_type)
     found.data["self_test"] = [
-        {**one._asdict(), "dtype": str(one.dtype).removeprefix("torch."), "device": device_type} for one in results
+        {
+            **one._asdict(),
+            "dtype": str(one.dtype).removeprefix("torch."),
+            "error": one.error if math.isfinite(one.error) else None,  # JSON has no NaN
+            "device": device_type,
+        }
+        for one in results
     ]
     failed = [one for one in results if not one.passed]
     seconds = sum(one.seconds for one in results)

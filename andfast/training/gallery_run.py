@@ -204,4 +204,4 @@ def _draw(path: Path, cases: Sequence[Case], degrader: Degrader, options: argpar
         sections[titles.get(one.section, titles["one group alone"])].append(cell)
     against = "interpolation" if options.weights is None else options.weights.name
     heading = f"{options.image.name}, x{degrader.scale}, against {against}"
-    gallery_sheet(path, heading, list(sections.items()))
+    gallery_sheet(path, heading, [(title, cells) for title, cells in sections.items() if cells])

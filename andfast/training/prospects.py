@@ -129,7 +129,11 @@ def _photographs(found: Diagnosis, config: TrainConfig) -> int:
 
 def _memory_and_disk(found: Diagnosis, config: TrainConfig, pack: int) -> None:
     device = torch.device(resolve_device(config.device))
-    steps = [step_memory(config, stage) for stage in config.stages]
+    try:
+        steps = [step_memory(config, stage) for stage in config.stages]
+    except Exception as error:  # what runs a whole step may meet anything; the rest of the diagnosis goes on
+        found.say("", f"memory: no estimate, {type(error).__name__}: {' '.join(str(error).split())}", "note")
+        steps = []
     process = _resident()
     if device.type == "cuda":
         available, total = torch.cuda.mem_get_info()
