@@ -19,7 +19,7 @@ from andfast.config_cli import read_command_line
 from andfast.nn import RRDBNet
 from andfast.training import diagnosis, gallery, gallery_run
 
-WEIGHTS, PICTURES, CONFIGURATIONS = 700, 500, 60
+WEIGHTS, PICTURES, CONFIGURATIONS = 700, 300, 60
 
 
 def damaged(generator: random.Random, good: bytes) -> bytes:

@@ -195,16 +195,7 @@ def _read_pickled(path: Path) -> object:
             raise
         # a seek to where the table of contents of a damaged archive points
         raise ValueError(f"{path}: not a readable file of weights: its archive is cut off") from error
-    except (
-        RuntimeError,
-        EOFError,
-        ValueError,
-        LookupError,
-        TypeError,
-        AttributeError,
-        struct.error,
-    ) as error:
-        # what a damaged zip archive or pickle stream makes torch.load raise
+    except Exception as error:  # a damaged zip archive or pickle stream makes torch.load raise nearly anything
         raise ValueError(f"{path}: not a readable file of weights: {_first_line(error)}") from error
 
 
