@@ -1,0 +1,180 @@
+"""How a row is timed, and what is written beside its time.
+
+On a GPU the time is the device's, between two CUDA events around several calls. The host enqueues them while the device is
+still held by a spinning kernel, so launches cost nothing as long as the host is ahead, which is checked: the first event
+must not have passed when the last call is enqueued. That is how a training step runs, its launches queued or replayed
+from a graph. Inputs rotate through sets that together exceed twice the L2 cache. On a CPU the host's clock is
+read around a round of calls. pytest-benchmark gets seconds a call either way, through :func:`clock`.
+"""
+
+import gc
+import itertools
+import math
+import os
+import time
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any
+
+import torch
+
+from benchmarks.counts import Work
+from benchmarks.machine import device
+from benchmarks.rates import Rates, measured
+
+MAX_SPIN = 1 << 31
+"""Cycles of the spinning kernel at most, about a second."""
+MAX_SETS = 32
+
+_device_seconds: float | None = None
+
+
+def clock() -> float:
+    """pytest-benchmark's timer: the host's, or the sum of the measured device times while a GPU row runs."""
+    return time.perf_counter() if _device_seconds is None else _device_seconds
+
+
+@cache
+def rates() -> Rates:
+    """This machine's, measured once a process; ``ANDFAST_BENCH_QUICK=1`` measures with small sizes."""
+    return measured(device(), quick=quick())
+
+
+def quick() -> bool:
+    """Whether sizes and rounds are those for trying the programs, not for numbers to keep."""
+    return os.environ.get("ANDFAST_BENCH_QUICK") == "1"
+
+
+def cache_bytes() -> int:
+    """The last cache before memory."""
+    if device() == "cuda":
+        return int(torch.cuda.get_device_properties(0).L2_cache_size)
+    try:
+        found = os.sysconf("SC_LEVEL3_CACHE_SIZE")
+    except (ValueError, OSError):
+        found = 0
+    return found if found > 0 else 32 << 20
+
+
+def sets_of(size: int) -> int:
+    """How many input sets of ``size`` bytes are more than twice the cache, at most MAX_SETS."""
+    return 1 if quick() else min(MAX_SETS, 2 * cache_bytes() // max(size, 1) + 1)
+
+
+def bytes_of(tensors: Sequence[Any]) -> int:
+    return sum(one.nbytes for one in tensors if isinstance(one, torch.Tensor))
+
+
+class DeviceQueue:
+    """Times calls on a GPU by events, with the host ahead of the device."""
+
+    def __init__(self, call: Callable[..., object], inputs: Sequence[Sequence[Any]]) -> None:
+        self.call, self.sets = call, itertools.cycle(inputs)
+        self.spin, self.ahead = 1 << 20, False
+
+    def once(self) -> None:
+        self.call(*next(self.sets))
+
+    def seconds(self, calls: int) -> float:
+        """Seconds a call of the device, over that many."""
+        while True:
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            torch.cuda.synchronize()
+            torch.cuda._sleep(self.spin)
+            start.record()
+            for _ in range(calls):
+                self.once()
+            end.record()
+            self.ahead = not start.query()
+            end.synchronize()
+            if self.ahead or self.spin >= MAX_SPIN:
+                return start.elapsed_time(end) / 1e3 / calls
+            self.spin *= 4
+
+    def calibrate(self, target: float) -> int:
+        """Warm up, and find how many calls take about ``target`` seconds."""
+        for _ in range(2):
+            self.once()
+        torch.cuda.synchronize()
+        return max(1, min(64, math.ceil(target / max(self.seconds(1), 1e-7))))
+
+
+def time_row(benchmark: Any, call: Callable[..., object], inputs: Sequence[Sequence[Any]]) -> dict[str, Any]:
+    """Time ``call`` over rotating ``inputs`` with pytest-benchmark; returns what to say about how."""
+    if device() == "cuda":
+        return _time_on_device(benchmark, call, inputs)
+    sets = itertools.cycle(inputs)
+    call(*next(sets))
+    begun = time.perf_counter()
+    call(*next(sets))
+    once = time.perf_counter() - begun
+    iterations = 1 if quick() else max(1, min(1000, round(0.01 / max(once, 1e-7))))
+    benchmark.pedantic(lambda: call(*next(sets)), rounds=3 if quick() else 7, iterations=iterations, warmup_rounds=1)
+    return {"timing": f"host clock, {iterations} calls a round", "peak_memory_bytes": None}
+
+
+def _time_on_device(benchmark: Any, call: Callable[..., object], inputs: Sequence[Sequence[Any]]) -> dict[str, Any]:
+    global _device_seconds  # noqa: PLW0603
+    queue = DeviceQueue(call, inputs)
+    queue.once()  # compiles, and fills the allocator's pool
+    gc.collect()
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    queue.once()
+    torch.cuda.synchronize()
+    peak = torch.cuda.max_memory_allocated() - before
+    calls = queue.calibrate(0.002 if quick() else 0.01)
+    each = queue.seconds(calls) * calls
+
+    def one_round() -> None:
+        global _device_seconds  # noqa: PLW0603
+        _device_seconds = (_device_seconds or 0.0) + queue.seconds(calls)
+
+    _device_seconds = 0.0
+    try:
+        benchmark.pedantic(one_round, rounds=max(3, min(15, round(0.3 / max(each, 1e-6)))))
+    finally:
+        _device_seconds = None
+    host = "" if queue.ahead else ", the host was not ahead: launches are in it"
+    return {"timing": f"CUDA events, {calls} calls a round{host}", "peak_memory_bytes": peak}
+
+
+def describe_row(
+    benchmark: Any,
+    works: Sequence[Work],
+    *,
+    precision: str,
+    timing: dict[str, Any],
+    **facts: Any,
+) -> None:
+    """Write the row's facts, and what its median makes of the counts, to ``extra_info``.
+
+    Args:
+        works: the passes that the row runs; their floors add up.
+        precision: of :data:`benchmarks.rates.PRECISIONS`.
+        timing: what :func:`time_row` returned.
+        facts: what identifies the row: op, implementation, direction, shape, dtype, error and so on.
+    """
+    seconds = benchmark.stats["median"] if benchmark.stats is not None else None
+    floor = rates().seconds(*works, precision=precision)
+    moved, flops = sum(one.bytes for one in works), sum(one.flops for one in works)
+    benchmark.extra_info.update(
+        **facts,
+        **timing,
+        precision=precision,
+        device=rates().name,
+        bytes=moved,
+        gflop=flops / 1e9,
+        intensity=flops / moved,
+        matrix=all(one.matrix for one in works),
+        roofline_seconds=floor,
+        bound=rates().bound(*works, precision=precision),
+        rates=rates().as_dict(),
+    )
+    if seconds:
+        benchmark.extra_info.update(
+            gb_per_s=moved / seconds / 1e9,
+            tflop_per_s=flops / seconds / 1e12,
+            fraction_of_roofline=floor / seconds,
+        )

@@ -1,0 +1,227 @@
+"""The degradation block against what PyTorch offers, at the shapes of F.
+
+    python -m pytest benchmarks/test_degradation_block.py --benchmark-group-by=group --benchmark-columns=median,rounds
+
+Rows of a group, at one shape and precision:
+
+- andfast's implementations, by name
+- eager: pad, grouped convolution, LeakyReLU and addition as one writes them, differentiated by autograd; with shared
+  weights a plain convolution
+- compiled: the same under torch.compile
+- convolution: cuDNN's grouped convolution alone, zero padding, no activation, no noise. It does less than the others
+
+Directions are forward (nothing kept for a backward pass) and forward+backward (all gradients). Each row's result is held
+against float64 on its first and last image, with shared weights the weight's gradient against fp32 over all images.
+benchmarks/measure.py says how a row is timed.
+"""
+
+import itertools
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from andfast.functional import _dispatch, degradation_block
+from andfast.functional.degradation_block import OP
+from benchmarks import counts, measure
+from benchmarks.machine import device
+
+DEVICE = device()
+CUDA = DEVICE == "cuda"
+BATCH, SIDES = (48, (256, 64)) if CUDA and not measure.quick() else (2, (16,))
+LAYERS = ((64, 64), (3, 64), (64, 3))
+IMPLEMENTATIONS = list(_dispatch.available(OP, DEVICE))
+OTHERS = ["eager", "compiled", "convolution"]
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "tf32": torch.float32, "fp32": torch.float32}
+TOLERANCE = {"bf16": 1e-2, "fp16": 2e-3, "tf32": 2e-3, "fp32": 1e-5}
+
+pytestmark = pytest.mark.benchmark(timer=measure.clock)
+
+
+def cases():
+    """(direction, side, layer, weights, precision, name): bf16 at every shape, the rest where most of F's time goes."""
+    sides_layers = list(itertools.product(SIDES, LAYERS))
+    precisions = list(DTYPES) if CUDA else ["fp32", "bf16"]
+    for side, layer in sides_layers:
+        for precision, weights in itertools.product(precisions, ("per image", "shared")):
+            main = precision == precisions[0] and weights == "per image"
+            # Shared weights in bf16, other precisions in HR's size.
+            other = layer == LAYERS[0] and (precision == precisions[0] or (weights == "per image" and side == SIDES[0]))
+            if not (main or other):
+                continue
+            for direction, name in itertools.product(("forward", "forward+backward"), IMPLEMENTATIONS + OTHERS):
+                # A minute of compilation for rows that say the same again; inductor's C++ takes as long on a CPU.
+                if name == "compiled" and not (CUDA and main and layer == LAYERS[0]):
+                    continue
+                yield direction, side, layer, weights, precision, name
+
+
+def eager(x, weight, slope, noise):
+    """The block as one writes it with grouped convolutions."""
+    n, c_in, height, width = x.shape
+    padded = F.pad(x, (1, 1, 1, 1), mode="replicate")
+    if weight.dim() == 4:
+        z = F.conv2d(padded, weight)
+    else:
+        z = F.conv2d(padded.reshape(1, n * c_in, height + 2, width + 2), weight.flatten(0, 1), groups=n)
+        z = z.reshape(n, -1, height, width)
+    return torch.where(z > 0, z, z * slope.view(-1, 1, 1, 1)) + noise
+
+
+def convolution(x, weight, slope, noise):
+    """The convolution alone."""
+    if weight.dim() == 4:
+        return F.conv2d(x, weight, padding=1)
+    n, _, height, width = x.shape
+    return F.conv2d(x.reshape(1, -1, height, width), weight.flatten(0, 1), padding=1, groups=n).reshape(
+        n, -1, height, width
+    )
+
+
+def function(name):
+    if name in IMPLEMENTATIONS:
+        # The op's slopes are (N,) in fp32, as F's are.
+        return lambda x, weight, slope, noise: degradation_block(x, weight, slope, noise, impl=name)
+    if name == "compiled":
+        torch.compiler.reset()
+        return torch.compile(eager, dynamic=False)
+    return {"eager": eager, "convolution": convolution}[name]
+
+
+def inputs(side, layer, shared, dtype, memory_format):
+    """x, weight, slope, noise; the incoming gradient."""
+    c_in, c_out = layer
+    x = torch.rand(BATCH, c_in, side, side, device=DEVICE)
+    weight = torch.randn(*(() if shared else (BATCH,)), c_out, c_in, 3, 3, device=DEVICE) / (9 * c_in) ** 0.5
+    slope = 1 + 0.1 * torch.randn(BATCH, device=DEVICE)
+    noise, grad = (torch.randn(BATCH, c_out, side, side, device=DEVICE) for _ in range(2))
+    x, noise, grad = (one.to(dtype=dtype, memory_format=memory_format) for one in (x, noise, grad))
+    return (x, weight.to(dtype), slope, noise), grad
+
+
+def pick(tensors, shared):
+    """The first and the last image, in float64; weights that are shared as they are."""
+    ends = [0, -1]
+    return [one.double() if index == 1 and shared else one[ends].double() for index, one in enumerate(tensors)]
+
+
+def gradients(call, tensors, grad):
+    leaves = [one.detach().requires_grad_() for one in tensors]
+    out = call(*leaves)
+    found = torch.autograd.grad(out, leaves, grad, allow_unused=True)
+    return out.detach(), found
+
+
+def expected_weight(call, tensors, grad):
+    """The gradient to shared weights in fp32, eight images at a time."""
+    total = 0
+    for first in range(0, BATCH, 8):
+        part = [one if index == 1 else one[first : first + 8] for index, one in enumerate(tensors)]
+        total = total + gradients(call, [one.float() for one in part], grad[first : first + 8].float())[1][1]
+    return total.double()
+
+
+def relative(found, expected):
+    return ((found.double() - expected).norm() / expected.norm()).item()
+
+
+def error_of(call, same, tensors, grad, shared, both):
+    """The largest relative error of the output, and of the gradients with ``both``, of a call at full size.
+
+    ``same``: the function it should agree with, the block's reference or the bare convolution.
+    """
+    ends = pick(tensors, shared)
+    if not both:
+        with torch.no_grad():
+            return relative(call(*tensors)[[0, -1]], same(*ends))
+    out, found = gradients(call, tensors, grad)
+    expected_out, expected = gradients(same, ends, grad[[0, -1]].double())
+    errors = [relative(out[[0, -1]], expected_out)]
+    for index, (one, other) in enumerate(zip(found, expected, strict=True)):
+        if one is None:
+            assert other is None
+        elif index == 1 and shared:
+            errors.append(relative(one, expected_weight(same, tensors, grad)))
+        else:
+            errors.append(relative(one[[0, -1]], other))
+    return max(errors)
+
+
+@pytest.fixture
+def precision_switch():
+    """TF32 as the row wants it, in convolutions and products; full precision while errors are taken."""
+    kinds = (torch.backends.cudnn.conv, torch.backends.cuda.matmul)
+    before = [kind.fp32_precision for kind in kinds], torch.backends.cudnn.benchmark
+
+    def use(value):
+        for kind in kinds:
+            kind.fp32_precision = value
+
+    torch.backends.cudnn.benchmark = True
+    use("ieee")
+    yield use
+    for kind, value in zip(kinds, before[0], strict=True):
+        kind.fp32_precision = value
+    torch.backends.cudnn.benchmark = before[1]
+
+
+@pytest.mark.parametrize(("direction", "side", "layer", "weights", "precision", "name"), list(cases()))
+def test_degradation_block(benchmark, precision_switch, direction, side, layer, weights, precision, name):
+    shared, both = weights == "shared", direction != "forward"
+    memory_format = torch.channels_last
+    # cuDNN's grouped convolution takes the images of a batch as channels, which lie in NCHW.
+    if name in ("eager", "compiled", "convolution") and not shared:
+        memory_format = torch.contiguous_format
+    given, grad = inputs(side, layer, shared, DTYPES[precision], memory_format)
+    mode = "tf32" if precision == "tf32" else "ieee"
+    call = function(name)
+
+    def same(*arguments):
+        precision_switch("ieee")
+        return convolution(*arguments) if name == "convolution" else degradation_block(*arguments, impl="reference")
+
+    def timed(*arguments):
+        precision_switch(mode)
+        return call(*arguments)
+
+    error = error_of(timed, same, given, grad, shared, both)
+    assert error <= TOLERANCE[precision]
+    precision_switch(mode)
+    sets = [(given, grad)]
+    while len(sets) < measure.sets_of(measure.bytes_of((*given, grad))):
+        sets.append(inputs(side, layer, shared, DTYPES[precision], memory_format))
+    c_in, c_out = layer
+    shape = f"{BATCH}x{c_in}->{c_out}x{side}x{side}"
+    benchmark.group = f"{OP} {direction}, {shape} {precision}, {weights} weights"
+    if both:
+        leaves = [([one.detach().requires_grad_() for one in one_set[0]], one_set[1]) for one_set in sets]
+        # Without activation and noise there are no gradients to their arguments.
+        wanted = slice(0, 2) if name == "convolution" else slice(None)
+        timing = measure.time_row(
+            benchmark, lambda given, grad: torch.autograd.grad(call(*given), given[wanted], grad), leaves
+        )
+    else:
+        with torch.no_grad():
+            timing = measure.time_row(benchmark, call, [one_set[0] for one_set in sets])
+    passes = counts.degradation_block(
+        given[0].shape,
+        c_out,
+        size=given[0].element_size(),
+        shared=shared,
+        noise=None if name == "convolution" else c_out,
+        wanted=() if not both else ("x", "weight") if name == "convolution" else counts.ALL,
+    )
+    measure.describe_row(
+        benchmark,
+        passes[: 1 + both],
+        precision=precision,
+        timing=timing,
+        op=OP,
+        implementation=name,
+        direction=direction,
+        shape=shape,
+        weights=weights,
+        memory_format="nchw" if memory_format == torch.contiguous_format else "nhwc",
+        error=error,
+        input_sets=len(sets),
+    )
