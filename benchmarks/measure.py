@@ -1,10 +1,10 @@
 """How a row is timed, and what is written beside its time.
 
-On a GPU the time is the device's, between two CUDA events around several calls. The host enqueues them while the device is
-still held by a spinning kernel, so launches cost nothing as long as the host is ahead, which is checked: the first event
-must not have passed when the last call is enqueued. That is how a training step runs, its launches queued or replayed
-from a graph. Inputs rotate through sets that together exceed twice the L2 cache. On a CPU the host's clock is
-read around a round of calls. pytest-benchmark gets seconds a call either way, through :func:`clock`.
+On a GPU the time is the device's, between two CUDA events around several calls. The host enqueues them while a
+spinning kernel still holds the device, so launches cost nothing as long as the host is ahead, which is checked: the
+first event must not have passed when the last call is enqueued. That is how a training step runs, its launches queued
+or replayed from a graph. Inputs rotate through sets that together exceed twice the L2 cache. On a CPU the host's clock
+is read around a round of calls. pytest-benchmark gets seconds a call either way, through :func:`clock`.
 """
 
 import gc

@@ -4,8 +4,8 @@
     python -m benchmarks.roofline --device A100 --json
     python -m benchmarks.roofline --batch 16 --hr-size 128
 
-Counts are computed from shapes (benchmarks/counts.py). Of every layer's pass the longer of its two times is its floor, and
-floors add up: nothing overlaps, and nothing is fused across layers but the residual dense block's five convolutions.
+Counts are computed from shapes (benchmarks/counts.py). The floor of a layer's pass is the longer of its two times, and floors
+add up: nothing overlaps, and nothing is fused across layers but the residual dense block's five convolutions.
 """
 
 import argparse

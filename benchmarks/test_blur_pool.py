@@ -4,8 +4,8 @@
 
 Rows of a group do the same work but for two: F.avg_pool2d (box filter, aliases more) and F.interpolate(antialias=True)
 (triangle filter of the same width, other border handling). The depthwise convolution is what an anti-aliased pooling is
-usually written as: one 2-D filter, stride = factor, after reflection padding. Directions are forward, backward alone, and
-both. Each row's result and gradient are held against float64. benchmarks/measure.py says how a row is timed.
+usually written as: one 2-D filter, stride = factor, after reflection padding. Directions are forward, backward and both.
+Each row's result and gradient are held against float64. benchmarks/measure.py says how a row is timed.
 """
 
 import itertools

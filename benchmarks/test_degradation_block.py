@@ -10,8 +10,8 @@ Rows of a group, at one shape and precision:
 - compiled: the same under torch.compile
 - convolution: cuDNN's grouped convolution alone, zero padding, no activation, no noise. It does less than the others
 
-Directions are forward (nothing kept for a backward pass) and forward+backward (all gradients). Each row's result is held
-against float64 on its first and last image, with shared weights the weight's gradient against fp32 over all images.
+Directions are forward (nothing kept for a backward pass) and forward+backward (all gradients). Each row is held against
+float64 on its first and last image, with shared weights the weight's gradient against fp32 over all images.
 benchmarks/measure.py says how a row is timed.
 """
 

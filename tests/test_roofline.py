@@ -1,5 +1,6 @@
 """benchmarks/counts.py and roofline.py: counts from shapes against torch's flop counter on the modules themselves."""
 
+import functools
 import json
 import sys
 from pathlib import Path
@@ -115,11 +116,11 @@ def test_networks(scale: int) -> None:
         ]
     for module, size, layers in modules:
         x = torch.empty(N, 3, size, size, device="meta")
-        forward = flops(lambda: module(x))
+        forward = flops(functools.partial(module, x))
         assert forward == forward_flops(layers)
         out = module(x)
         backward = sum(layer.backward(2, x=not layer.image, weights=True).flops for layer in layers)
-        assert flops(lambda: out.sum().backward()) == backward
+        assert flops(out.sum().backward) == backward
         parameters = sum(one.numel() for name, one in module.named_parameters() if one.dim() > 1)
         assert parameters == sum(layer.weights for layer in layers)
     theta = sample_identity(N, hr_size=hr, scale=scale, device="meta")
