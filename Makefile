@@ -1,10 +1,12 @@
 # make help lists what there is. PYTHON=/path/to/python3.11 chooses the interpreter, JOBS the processes that test.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-newest demo test test-newest bench clean
+.PHONY: help setup setup-newest demo test test-newest bench gpu-check roofline docs-results clean
 
 JOBS ?= 2
 PYTEST_ARGS ?=
+GPU_CHECK_ARGS ?=
+ROOFLINE_ARGS ?=
 export PYTHON
 
 help: ## this list
@@ -26,10 +28,27 @@ test: setup ## all tests that this machine can run
 test-newest: setup-newest ## the fast tests with the newest torch that is supported, in .venv-newest
 	OMP_NUM_THREADS=1 PYTHONSAFEPATH=1 .venv-newest/bin/python -m pytest --benchmark-disable -n $(JOBS) -m "not slow and not gpu" $(PYTEST_ARGS)
 
-bench: setup ## the benchmarks; results in runs/benchmarks.json
+bench: setup ## the benchmarks; rows, tables and a picture in runs/benchmarks.*
 	@mkdir -p runs
 	.venv/bin/python -m pytest benchmarks --benchmark-group-by=group --benchmark-columns=min,median,ops \
 		--benchmark-json=runs/benchmarks.json $(PYTEST_ARGS)
+	.venv/bin/python -m benchmarks.report runs/benchmarks.json --markdown runs/benchmarks.md \
+		--figure runs/benchmarks.png
+
+# Without .venv an interpreter whose torch has CUDA will do, as on a machine without a network.
+gpu-check: ## tests, benchmarks and tuning on a GPU, below 9 minutes; GPU_CHECK_ARGS="--output DIR"
+	@if [ -x .venv/bin/python ]; then python=.venv/bin/python; \
+	elif $${PYTHON:-python3} -c 'import sys, torch; sys.exit(torch.version.cuda is None)' 2>/dev/null; \
+	then python=$${PYTHON:-python3}; \
+	else $(MAKE) --no-print-directory setup && python=.venv/bin/python || exit 1; fi; \
+	"$$python" benchmarks/gpu_check.py $(GPU_CHECK_ARGS)
+
+roofline: ## floors of the ops and of a step, for this GPU or one on paper; ROOFLINE_ARGS="--device A100"
+	@python=.venv/bin/python; [ -x $$python ] || python=$${PYTHON:-python3}; \
+	$$python -m benchmarks.roofline $(ROOFLINE_ARGS)
+
+docs-results: ## docs/results.md from benchmarks/results/
+	@python=.venv/bin/python; [ -x $$python ] || python=$${PYTHON:-python3}; $$python -m benchmarks.report --docs
 
 clean: ## remove what was built, the environments included; runs/ stays
 	rm -rf .venv .venv-newest build dist *.egg-info andfast/_C.*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,12 +1,15 @@
 """What all benchmarks share: where they are imported from, a time budget, and the GPU in the JSON's machine_info.
 
 ``ANDFAST_BENCH_SECONDS`` is a budget for a whole run: when it is spent, the rows that are left are skipped, so that the
-rows that were measured reach the JSON, which pytest-benchmark writes at the end.
+rows that were measured reach the JSON, which pytest-benchmark writes at the end. ``ANDFAST_BENCH_ROWS`` names a file to
+which each row is appended as soon as it is measured, one JSON object a line: what was measured outlives a kill.
 """
 
+import json
 import os
 import sys
 import time
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +21,27 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT))
 
 BUDGET = os.environ.get("ANDFAST_BENCH_SECONDS")
+ROWS = os.environ.get("ANDFAST_BENCH_ROWS")
 _begun = time.monotonic()
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if BUDGET and time.monotonic() - _begun > float(BUDGET):
         pytest.skip(f"the time budget of {BUDGET} s (ANDFAST_BENCH_SECONDS) is spent")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    row = getattr(item, "funcargs", {}).get("benchmark")
+    if ROWS and call.when == "call" and row is not None and row.stats is not None and row.stats.stats.data:
+        values = {name: row.stats[name] for name in ("min", "median", "mean", "stddev", "rounds")}
+        line = {"group": row.group, "name": row.name, **values, "passed": report.passed, "extra_info": row.extra_info}
+        with open(ROWS, "a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+    return report
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

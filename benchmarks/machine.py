@@ -1,6 +1,7 @@
 """What a number was measured on: the device, the versions and the commit, for every result's JSON."""
 
 import importlib.metadata
+import json
 import os
 import platform
 import re
@@ -88,3 +89,7 @@ def _driver() -> str | None:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
+
+
+if __name__ == "__main__":
+    print(json.dumps(describe()))

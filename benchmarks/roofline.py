@@ -4,8 +4,8 @@
     python -m benchmarks.roofline --device A100 --json
     python -m benchmarks.roofline --batch 16 --hr-size 128
 
-Counts are computed from shapes (benchmarks/counts.py). The floor of a layer's pass is the longer of its two times, and floors
-add up: nothing overlaps, and nothing is fused across layers but the residual dense block's five convolutions.
+Counts are computed from shapes (benchmarks/counts.py). A layer's floor is the longer of its two times, and floors add
+up: nothing overlaps, and nothing is fused across layers but the residual dense block's five convolutions.
 """
 
 import argparse
@@ -151,6 +151,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--batch", type=int, default=48)
     parser.add_argument("--hr-size", type=int, default=256)
     parser.add_argument("--scale", type=int, choices=(2, 4), default=4)
+    parser.add_argument("--quick", action="store_true", help="measure with small sizes, to try the program")
     parser.add_argument("--json", action="store_true", help="print JSON, not tables")
     given = parser.parse_args(arguments)
     if given.batch < 1:
@@ -159,7 +160,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"--hr-size must be a power of two of at least 64, was {given.hr_size}")
     cuda = torch.cuda.is_available()
     chosen = given.device or ("this" if cuda else "H100")
-    rates = measured("cuda" if cuda else "cpu") if chosen == "this" else NOMINAL[chosen]
+    rates = measured("cuda" if cuda else "cpu", quick=given.quick) if chosen == "this" else NOMINAL[chosen]
     sizes = {"batch": given.batch, "hr_size": given.hr_size, "scale": given.scale, "precision": given.precision}
     found = everything(rates, **sizes)
     print(json.dumps(found, indent=1) if given.json else text(found))

@@ -1,0 +1,256 @@
+"""Tables and figures of measured results: JSON in, Markdown and a picture out. Nothing in them is typed by hand.
+
+    python -m benchmarks.report runs/benchmarks.json --markdown runs/benchmarks.md --figure runs/benchmarks.png
+    python -m benchmarks.report --docs                   docs/results.md from benchmarks/results/*/
+
+The JSON is pytest-benchmark's, or the results.json of ``make gpu-check``. The figure has every kernel on the roofline
+and, where rows of the training step tell their parts, bars of a step by part.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.append(str(ROOT))  # when run as a file
+
+from benchmarks import summary  # noqa: E402
+
+RESULTS = ROOT / "benchmarks" / "results"
+DOCS = ROOT / "docs" / "results.md"
+NAMES = ("implementation", "variant")
+
+Row = dict[str, Any]
+Results = dict[str, Any]
+
+
+# ----------------------------------------------------------------------------------------------------------- reading
+
+
+def load(path: Path) -> Results:
+    """{"machine", "rates", "rows"} of a file; rows have group, name, min, median, rounds, passed and extra_info.
+
+    Raises:
+        ValueError: the file is neither pytest-benchmark's JSON nor a results.json.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+    if isinstance(found, dict) and "rows" in found:
+        return found
+    if not (isinstance(found, dict) and "benchmarks" in found):
+        raise ValueError(f"{path} must be pytest-benchmark's JSON or a results.json of make gpu-check")
+    rows = [
+        {"group": one["group"], "name": one["name"], "passed": True, "extra_info": one["extra_info"]}
+        | {key: one["stats"][key] for key in ("min", "median", "mean", "stddev", "rounds")}
+        for one in found["benchmarks"]
+    ]
+    return collect(rows, found["machine_info"].get("andfast", {}))
+
+
+def collect(rows: Iterable[Row], machine: dict[str, Any]) -> Results:
+    """Results of rows as they were measured; the machine's rates, which each row names, are kept once."""
+    rows = [dict(row, extra_info=dict(row["extra_info"])) for row in rows]
+    rates = [row["extra_info"].pop("rates") for row in rows if row["extra_info"].get("rates")]
+    return {"machine": machine, "rates": rates[0] if rates else None, "rows": rows}
+
+
+# ------------------------------------------------------------------------------------------------------------ tables
+
+Column = tuple[str, Callable[[Row], object]]
+
+
+def _extra(key: str, factor: float = 1.0, form: str = ".3g") -> Callable[[Row], object]:
+    def cell(row: Row) -> object:
+        value = row["extra_info"].get(key)
+        return None if value is None else format(factor * value, form)
+
+    return cell
+
+
+def _error(row: Row) -> object:
+    value = row["extra_info"].get("error", row["extra_info"].get("loss_error"))
+    return None if value is None else f"{value:.1e}"
+
+
+COLUMNS: Sequence[Column] = (
+    ("median, ms", lambda row: f"{1e3 * row['median']:.4g}"),
+    ("rounds", lambda row: row["rounds"]),
+    ("error", _error),
+    ("GB/s", _extra("gb_per_s", form=".4g")),
+    ("TFLOP/s", _extra("tflop_per_s")),
+    ("roofline, ms", _extra("roofline_seconds", 1e3)),
+    ("of roofline", _extra("fraction_of_roofline", form=".1%")),
+    ("peak memory, MB", _extra("peak_memory_bytes", 1e-6, ".4g")),
+    ("images/s", _extra("images_per_second", form=".4g")),
+    ("over plain step", _extra("overhead", form=".3f")),
+    ("TFLOP/s of the step", _extra("flops_per_second", 1e-12, ".4g")),
+    ("peak memory, GB", _extra("peak_memory", 1e-9)),
+    ("crops/s", _extra("crops_per_second", form=".4g")),
+    ("pictures/s", _extra("pictures_per_second", form=".4g")),
+)
+
+
+def title(row: Row) -> str:
+    """What a row is called in its group: the implementation or variant, else the test's parameters."""
+    for key in NAMES:
+        if key in row["extra_info"]:
+            return str(row["extra_info"][key])
+    return str(row["name"].partition("[")[2].rstrip("]") or row["name"])
+
+
+def table(header: Sequence[str], lines: Iterable[Sequence[object]]) -> str:
+    """A Markdown table; None is an empty cell."""
+    cells = [["" if cell is None else str(cell) for cell in line] for line in [header, *lines]]
+    cells.insert(1, ["---"] * len(header))
+    return "\n".join("| " + " | ".join(line) + " |" for line in cells)
+
+
+def tables(results: Results) -> str:
+    """One table a group, the fastest row first; columns that no row of a group has are left out."""
+    groups: dict[str, list[Row]] = {}
+    for row in results["rows"]:
+        groups.setdefault(row["group"] or "other", []).append(row)
+    blocks = []
+    for group, rows in groups.items():
+        rows.sort(key=lambda row: row["median"])
+        columns = [(name, cell) for name, cell in COLUMNS if any(cell(row) is not None for row in rows)]
+        header = ["", "times the fastest", *(name for name, _ in columns)]
+        lines = [
+            [
+                title(row) + ("" if row.get("passed", True) else " (FAILED)"),
+                f"{row['median'] / rows[0]['median']:.2f}",
+                *(cell(row) for _, cell in columns),
+            ]
+            for row in rows
+        ]
+        blocks.append(f"### {group}\n\n{table(header, lines)}")
+    return "\n\n".join(blocks) or "No rows were measured."
+
+
+def machine_text(results: Results) -> str:
+    """Where and with what the rows were measured."""
+    machine, rates = results["machine"], results.get("rates")
+    packages = ", ".join(f"{name} {number}" for name, number in machine.get("packages", {}).items() if number)
+    lines = [
+        f"- device: {machine.get('name', 'unknown')}, driver {machine.get('driver')}, CUDA {machine.get('cuda')}",
+        f"- commit: {machine.get('commit', 'unknown')}",
+        f"- Python {machine.get('python')}, {packages}",
+    ]
+    if rates:
+        matrix = ", ".join(f"{name} {rate / 1e12:.4g}" for name, rate in rates["matrix"].items())
+        lines.append(
+            f"- {rates['source']}: copy {rates['bandwidth'] / 1e9:.4g} GB/s; matrix products, TFLOP/s: {matrix}"
+        )
+    return "\n".join(lines)
+
+
+def figures_table(found: dict[str, Any]) -> str:
+    """The figures of a summary.json against their targets."""
+    lines = []
+    for name, (kind, target) in summary.TARGETS.items():
+        value = found.get(name)
+        state = found["reasons"].get(name, "not measured") if value is None else _verdict(name, value)
+        lines.append([f"`{name}`", None if value is None else f"{value:.3g}", f"{kind} {target:g}", state])
+    return table(["figure", "measured", "target on an H100", ""], lines)
+
+
+def _verdict(name: str, value: float) -> str:
+    return "met" if summary.met(name, value) else "not met"
+
+
+def stages_table(stages: dict[str, dict[str, Any]]) -> str:
+    lines = [[name, one["status"], f"{one['seconds']:.0f}", one.get("reason")] for name, one in stages.items()]
+    return table(["stage", "status", "seconds", ""], lines)
+
+
+def gpu_report(found: dict[str, Any], results: Results) -> str:
+    """The report.md of a run of gpu-check: of its summary.json and its results."""
+    meanings = "\n".join(f"- `{name}`: {meaning}" for name, meaning in summary.MEANINGS.items())
+    parts = [
+        f"# {results['machine'].get('name', 'unknown device')}",
+        "Written by `make gpu-check`.",
+        machine_text(results),
+        "## Figures",
+        figures_table(found),
+        meanings,
+        "## Stages",
+        stages_table(found["stages"]),
+        "## Rows",
+        tables(results),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def docs_page(folder: Path = RESULTS) -> str:
+    """docs/results.md from all folders of committed results."""
+    parts = [
+        "# Results",
+        "Measured figures and rows, generated by `python -m benchmarks.report --docs` from the JSON under "
+        "`benchmarks/results/`, which `make gpu-check` writes. Nothing here is typed.",
+    ]
+    found = sorted(folder.glob("*/summary.json"))
+    if not found:
+        parts += [
+            "**Not measured yet.** No run on a GPU has been committed.",
+            "To measure, on a machine with an NVIDIA GPU of compute capability 8.0 or newer, torch with CUDA and nvcc:",
+            "    make gpu-check",
+            "It takes less than nine minutes, needs no network, and writes `benchmarks/results/<gpu>/`: summary.json "
+            "(the figures below), results.json (every row), report.md. Commit that folder and run `make docs-results`.",
+            table(
+                ["figure", "target on an H100", "meaning"],
+                [
+                    [f"`{name}`", f"{kind} {target:g}", summary.MEANINGS[name]]
+                    for name, (kind, target) in summary.TARGETS.items()
+                ],
+            ),
+        ]
+    for file in found:
+        one, results = json.loads(file.read_text()), load(file.with_name("results.json"))
+        parts += [
+            f"## {results['machine'].get('name', file.parent.name)}",
+            machine_text(results),
+            figures_table(one),
+            f"All rows: [report](../benchmarks/results/{file.parent.name}/report.md).",
+        ]
+    return "\n\n".join(parts) + "\n"
+
+
+# ------------------------------------------------------------------------------------------------------ command line
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__.splitlines()[0])
+    parser.add_argument("json", nargs="?", type=Path, help="pytest-benchmark's JSON, or a results.json")
+    parser.add_argument("--markdown", type=Path, help="where the tables go; printed if not given")
+    parser.add_argument("--figure", type=Path, help="where the picture goes (.png, .svg, .pdf)")
+    parser.add_argument("--docs", action="store_true", help=f"write {DOCS.relative_to(ROOT)} from benchmarks/results/")
+    given = parser.parse_args(arguments)
+    if given.docs == (given.json is not None):
+        parser.error("either a JSON file or --docs must be given")
+    if given.docs:
+        DOCS.write_text(docs_page(), encoding="utf-8")
+        return 0
+    try:
+        results = load(given.json)
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    page = f"# Benchmarks\n\n{machine_text(results)}\n\n{tables(results)}\n"
+    if given.markdown:
+        given.markdown.write_text(page, encoding="utf-8")
+    else:
+        print(page, end="")
+    if given.figure:
+        from benchmarks.figure import draw  # noqa: PLC0415  # matplotlib is of the extra "demo"
+
+        draw(results, given.figure)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
