@@ -34,7 +34,8 @@ def evaluate(options: argparse.Namespace) -> None:
     scale = options.scale or next((restorer.scale for restorer in restorers.values()), None)
     listing = find_pairs(options.data, layout=options.layout, scale=scale)
     ignored = f", {listing.ignored} other pictures left out" if listing.ignored else ""
-    print(f"{options.data}: layout {listing.layout.name}, x{listing.scale}, {len(listing.pairs)} pairs{ignored}")
+    found = f"layout {listing.layout.name}, x{listing.scale}, {len(listing.pairs)} pairs{ignored}"
+    print(f"{printable(str(options.data))}: {found}")
 
     judge = Judge(
         options.metrics,
@@ -91,7 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {printable(' '.join(str(error).split()))}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("interrupted: nothing was written", file=sys.stderr)
+        print("interrupted: what was written is complete, the rest is not there", file=sys.stderr)
         return 130
     return 0
 

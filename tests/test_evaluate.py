@@ -152,6 +152,18 @@ def test_weights_whole_and_in_tiles(pairs, tmp_path, capsys):
     assert found[0]["mean"]["psnr"] < found[0]["methods"][0]["mean"]["psnr"]  # an untrained network
 
 
+@pytest.mark.gpu
+def test_a_gpu_gives_the_same_numbers(pairs, tmp_path, capsys):
+    file = weights(tmp_path / "net.safetensors")
+    means = []
+    for device in ("cpu", "cuda"):
+        target = tmp_path / f"{device}.json"
+        code, _, _ = run(capsys, "--data", pairs, "--weights", file, "--json", target, "--device", device)
+        assert code == 0
+        means.append(json.loads(target.read_text())["mean"])
+    assert means[0] == pytest.approx(means[1], abs=0.01)
+
+
 def test_comparison_of_networks_and_folders(pairs, outputs, tmp_path, capsys):
     first, second = weights(tmp_path / "a" / "net.safetensors"), weights(tmp_path / "b" / "net.safetensors", seed=1)
     sheet, target = tmp_path / "sheet.png", tmp_path / "scores.json"
@@ -175,6 +187,7 @@ def test_comparison_of_networks_and_folders(pairs, outputs, tmp_path, capsys):
     assert names == ["bicubic", "net", "b/net", "theirs"]
     lines = out.splitlines()
     assert [line.split()[0] for line in lines[2:6]] == names
+    assert lines[1].split() == ["mean", "PSNR", "SSIM"]
     assert lines[5].count("*") == 2  # HR with a little noise is the best of these by far
     assert not any("*" in line for line in lines[2:5])
     with Image.open(sheet) as picture:
@@ -407,7 +420,7 @@ def test_interrupting_writes_nothing(pairs, tmp_path, capsys, monkeypatch):
 
     monkeypatch.setattr("andfast.evaluation.run.check_shift", interrupt)
     code, _, err = run(capsys, "--data", pairs, "--compare", "bicubic", "--json", tmp_path / "s.json")
-    assert (code, err) == (130, "interrupted: nothing was written\n")
+    assert (code, err) == (130, "interrupted: what was written is complete, the rest is not there\n")
     assert not (tmp_path / "s.json").exists()
 
 

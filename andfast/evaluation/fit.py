@@ -5,6 +5,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from andfast.data.pack import printable
 from andfast.data.sources import find_images
 from andfast.evaluation.pairs import UnfitPairError, read_picture
 from andfast.evaluation.scores import PROTOCOLS
@@ -40,4 +41,4 @@ def fit_niqe_to_folder(folder: str | Path, path: Path, *, protocol: str = "studi
     parameters = fit_niqe(pictures(), y_range=PROTOCOLS[protocol][0])
     write_niqe_parameters(parameters, path)
     left_out = f", {unreadable} unreadable ones left out" if unreadable else ""
-    return f"NIQE fitted to {len(files) - unreadable} photographs of {folder}{left_out}: {path}"
+    return printable(f"NIQE fitted to {len(files) - unreadable} photographs of {folder}{left_out}: {path}")

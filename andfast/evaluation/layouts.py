@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Final, Literal, NamedTuple
 
+from andfast.data.pack import printable
 from andfast.data.sources import find_images
 
 Role = Literal["hr", "lr", "other"]
@@ -44,7 +45,7 @@ class Layout:
 
 @dataclass(frozen=True)
 class PairFiles:
-    """Two files that belong together; ``name`` is the relative path of HR without its ending, as people see it."""
+    """Two files that belong together; ``name`` is what they share, a file name or a path, made printable."""
 
     name: str
     hr: Path
@@ -190,7 +191,7 @@ def _listing(layout: Layout, scale: int, folder: Path, files: list[PurePosixPath
     for key in sorted(found["hr"].keys() | found["lr"].keys()):
         hr, lr = found["hr"][key], found["lr"][key]
         short = key.rpartition("/")[2]
-        name = short if names[short] == 1 else key
+        name = printable(short if names[short] == 1 else key)
         if len(hr) == 1 and len(lr) == 1:
             listing.pairs.append(PairFiles(name, folder / hr[0], folder / lr[0]))
         elif len(hr) > 1 or len(lr) > 1:

@@ -9,6 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from andfast.data.pack import printable
 from andfast.data.sources import find_images
 from andfast.evaluation.layouts import Listing, PairFiles
 from andfast.evaluation.pairs import Pair, UnfitPairError, read_picture
@@ -93,16 +94,15 @@ def outputs_of(folder: Path, pairs: Sequence[PairFiles], *, name: str) -> tuple[
     if not found:
         raise ValueError(f"outputs must be a folder of pictures, {folder} holds none")
     names = {pair.name: {pair.name, pair.hr.stem, pair.lr.stem} for pair in pairs}
+    owners: defaultdict[str, set[str]] = defaultdict(set)
+    for pair in pairs:
+        for one in names[pair.name]:
+            owners[one.rpartition("/")[2]].add(pair.name)
     begun: defaultdict[str, list[PurePosixPath]] = defaultdict(list)
     for file in found:
-        fits = [
-            (len(start), pair.name)
-            for pair in pairs
-            for start in (name.rpartition("/")[2] for name in names[pair.name])
-            if file.stem.startswith(start) and not file.stem[len(start) : len(start) + 1].isalnum()
-        ]
-        longest = max(fits)[0] if fits else 0
-        for owner in {owner for length, owner in fits if length == longest}:
+        ends = [end for end in range(len(file.stem), 0, -1) if not file.stem[end : end + 1].isalnum()]
+        longest = next((start for end in ends if (start := file.stem[:end]) in owners), "")
+        for owner in owners.get(longest, ()):
             begun[owner].append(file)
 
     files: dict[str, Path] = {}
@@ -193,4 +193,4 @@ def _unique(name: str, path: Path, taken: set[str]) -> str:
     while unique in taken:
         unique, number = f"{name} ({number})", number + 1
     taken.add(unique)
-    return unique
+    return printable(unique)

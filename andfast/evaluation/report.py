@@ -13,7 +13,7 @@ from andfast.training.logging import versions
 
 def table(results: Mapping[str, Sequence[Score]], summaries: Mapping[str, Summary], metrics: Sequence[str]) -> str:
     """One row a method: its mean of every metric, the best of a column starred, and the pictures left out."""
-    header = ["mean"] + [f"{metric.upper()} {'↑' if HIGHER_IS_BETTER[metric] else '↓'}" for metric in metrics]
+    header = ["mean", *(f"{metric.upper()} " for metric in metrics)]
     best = {}
     for metric in metrics:
         means = [mean for one in summaries.values() if (mean := one.mean[metric]) is not None]
@@ -31,6 +31,9 @@ def table(results: Mapping[str, Sequence[Score]], summaries: Mapping[str, Summar
         "  ".join([row[0].ljust(widths[0])] + [c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True)]).rstrip()
         for row in rows
     ]
+    lower = [metric.upper() for metric in metrics if not HIGHER_IS_BETTER[metric]]
+    if lower:
+        lines.append(f"{' and '.join(lower)}: lower is better")
     for name, summary in summaries.items():
         for metric, count in summary.left_out.items():
             if count:
