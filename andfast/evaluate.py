@@ -8,10 +8,10 @@ import torch
 
 from andfast.data.pack import printable
 from andfast.evaluation.fit import fit_niqe_to_folder
-from andfast.evaluation.layouts import Listing, find_pairs
+from andfast.evaluation.layouts import find_pairs
 from andfast.evaluation.methods import load_weights, make_methods
 from andfast.evaluation.options import parse
-from andfast.evaluation.report import images_table, table, write_json
+from andfast.evaluation.report import images_table, leave_out, table, write_json
 from andfast.evaluation.run import Evaluation, check_pairs, judge_pairs
 from andfast.evaluation.scores import Judge
 from andfast.evaluation.sheet import Sheet
@@ -51,7 +51,7 @@ def evaluate(options: argparse.Namespace) -> None:
     )
     unfit, reduced = check_pairs(listing, methods, max_shift=options.max_shift, progress=not options.quiet)
     evaluation = Evaluation(listing, judge, methods, listing.problems | missing | unfit, reduced)
-    _report_problems(listing, evaluation.left_out, skip=options.skip_unfit)
+    leave_out(listing, evaluation.left_out, allowed=options.skip_unfit)
     if reduced:
         print(f"{reduced} LR pictures have HR's size and are reduced by {listing.scale} (antialiased bicubic)")
 
@@ -67,17 +67,6 @@ def evaluate(options: argparse.Namespace) -> None:
         write_json(options.json, evaluation.record(str(options.data), device))
     if sheet is not None:
         sheet.write(options.sheet, f"x{listing.scale}, crops where the methods differ most ({judge.sentence()})")
-
-
-def _report_problems(listing: Listing, problems: dict[str, str], *, skip: bool) -> None:
-    """Name every pair that does not fit; leave them out if asked to, else refuse to go on."""
-    for name, reason in sorted(problems.items()):
-        print(printable(f"does not fit: {name}: {reason}"), file=sys.stderr)
-    listing.pairs = [pair for pair in listing.pairs if pair.name not in problems]
-    if not listing.pairs:
-        raise ValueError("no pair fits")
-    if problems and not skip:
-        raise ValueError(f"{len(problems)} pairs do not fit; correct them, or leave them out with --skip-unfit")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

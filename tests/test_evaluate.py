@@ -262,6 +262,39 @@ def test_what_has_no_value_is_null_with_a_reason_and_counted(metric, pairs, tmp_
     assert f"copies: {metric.upper()} leaves out" in out
 
 
+@pytest.mark.parametrize(
+    ("layout", "hr_file", "lr_file", "scale"),
+    [
+        ("drealsr", "Test_x4/test_HR/DSC_1_x4.png", "Test_x4/test_LR/DSC_1_x1.png", 4),
+        ("drealsr", "Test_x3/test_HR/DSC_1_x1.png", "Test_x3/test_LR/DSC_1_x1.png", 3),
+        ("super", "books/pan/Bin1/0000.png", "books/pan/Bin2/0000.png", 2),
+        ("realsr", "Nikon/Test/4/Nikon_001_HR.png", "Nikon/Test/4/Nikon_001_LR4.png", 4),
+        ("imagepairs", "ImagePairs_Test/0001_gt.png", "ImagePairs_Test/0001.png", None),
+    ],
+)
+def test_benchmarks_in_their_own_layouts(layout, hr_file, lr_file, scale, tmp_path, capsys):
+    hr = photograph("coffee", 204, 216)
+    save(hr, tmp_path / "data" / hr_file)
+    save(reduce(hr, scale or 2), tmp_path / "data" / lr_file)
+    save(hr, tmp_path / "out" / hr_file)  # somebody's pictures under HR's names
+    options = ("--scale", scale) if scale else ()
+    code, out, err = run(
+        capsys, "--data", tmp_path / "data", "--outputs", tmp_path / "out", *options, "--json", tmp_path / "scores.json"
+    )
+    assert (code, err) == (0, "")
+    assert f"layout {layout}, x{scale or 2}, 1 pairs" in out
+    record = json.loads((tmp_path / "scores.json").read_text())
+    assert (record["layout"], record["scale"]) == (layout, scale or 2)
+    assert record["images"][0]["reasons"]["psnr"] == "infinite: SR equals HR"
+    pillow = Image.fromarray(reduce(hr, scale or 2).permute(1, 2, 0).numpy()).resize(
+        (216, 204), Image.Resampling.BICUBIC
+    )
+    expected = peak_signal_noise_ratio(
+        rgb2ycbcr(hr.permute(1, 2, 0).numpy())[..., 0], rgb2ycbcr(pillow)[..., 0], data_range=255
+    )
+    assert record["methods"][0]["mean"]["psnr"] == pytest.approx(expected, abs=0.02)
+
+
 def test_lr_of_hrs_size_is_reduced_and_said_so(tmp_path, capsys):
     hr = photograph("coffee", 203, 301)
     save(hr, tmp_path / "Canon/Test/4/Canon_001_HR.png")

@@ -1,14 +1,32 @@
-"""What is handed over: a table for the terminal, and JSON."""
+"""What is handed over: which pairs do not fit, a table for the terminal, and JSON."""
 
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from andfast.data.pack import printable
+from andfast.evaluation.layouts import Listing
 from andfast.evaluation.scores import DECIMALS, HIGHER_IS_BETTER, Score, Summary
 from andfast.files import atomic_file
 from andfast.training.logging import versions
+
+
+def leave_out(listing: Listing, problems: Mapping[str, str], *, allowed: bool) -> None:
+    """Name every pair that does not fit on stderr, and take it off the listing.
+
+    Raises:
+        ValueError: there is one, and that is not allowed; or no other pair is left.
+    """
+    for name, reason in sorted(problems.items()):
+        print(printable(f"does not fit: {name}: {reason}"), file=sys.stderr)
+    listing.pairs = [pair for pair in listing.pairs if pair.name not in problems]
+    if not listing.pairs:
+        raise ValueError("no pair fits")
+    if problems and not allowed:
+        raise ValueError(f"{len(problems)} pairs do not fit; correct them, or leave them out with --skip-unfit")
 
 
 def table(results: Mapping[str, Sequence[Score]], summaries: Mapping[str, Summary], metrics: Sequence[str]) -> str:

@@ -83,8 +83,9 @@ class Sheet:
         tall, wide = (min(CROP, side) // s * s for side in (height, width))
         y = torch.stack([luma(picture[None])[0, 0] for picture in pictures])
         variance = y.var(dim=0, correction=0)[None, None]
-        # First over cells of one LR pixel: a crop begins and ends with whole ones.
-        windows = F.avg_pool2d(F.avg_pool2d(variance, s), (tall // s, wide // s), stride=1)[0, 0]
+        # First over cells of one LR pixel: a crop begins and ends with whole ones. Then rows, then columns.
+        cells = F.avg_pool2d(F.avg_pool2d(variance, s), (tall // s, 1), stride=1)
+        windows = F.avg_pool2d(cells, (1, wide // s), stride=1)[0, 0]
         best = int(windows.argmax())
         row, column = divmod(best, windows.shape[1])
         return windows.flatten()[best].item(), row * s, column * s, tall, wide

@@ -26,7 +26,7 @@ SHARPNESS = 0.75
 
 _WINDOW, _SIGMA = 7, 7 / 6
 _SHIFTS = ((0, 1), (1, 0), (1, 1), (1, -1))
-_BLOCKS_AT_ONCE = 512
+_BLOCKS_AT_ONCE = 32  # as many as caches hold
 # A flat neighbourhood has coefficients of 0, up to rounding, whose sign would decide on which side of the fit they
 # count: up to 0.2 of NIQE on pictures with flat areas. What is not flat is far above: Y is whole numbers.
 _NOTHING = 1e-9
@@ -159,7 +159,13 @@ def _halved(y: Tensor) -> Tensor:
 
 def _correlated(y: Tensor, taps: Tensor, axis: int, stride: int) -> Tensor:
     """The sum of taps over every whole window along an axis, every `stride` pixels."""
-    return y.unfold(axis, len(taps), stride) @ taps
+    lines = y.transpose(axis, -1)
+    span = lines.shape[-1] - len(taps) + 1
+    # A sum of shifted copies: float64 convolutions are several times slower on a CPU.
+    total = lines[..., 0:span:stride] * taps[0]
+    for shift in range(1, len(taps)):
+        total.add_(lines[..., shift : shift + span : stride], alpha=taps[shift].item())
+    return total.transpose(axis, -1)
 
 
 def _blocks(y: Tensor, side: int) -> Tensor:
@@ -180,23 +186,19 @@ def _block_features(mscn: Tensor) -> Tensor:
 
 def _fit(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Asymmetric generalised Gaussians by matched moments: shape, left and right scale of each row of (B, M)."""
-    left = _root_mean_square(x, x < 0)
-    right = _root_mean_square(x, x > 0)
+    square = x.square()
+    # A side without an entry is NaN.
+    left, right = (((square * side).sum(dim=1) / side.sum(dim=1)).sqrt() for side in (x < 0, x > 0))
     ratio = left / right
-    moments = x.abs().mean(dim=1) ** 2 / x.square().mean(dim=1)
+    moments = x.abs().mean(dim=1) ** 2 / square.mean(dim=1)
     moments = moments * (ratio**3 + 1) * (ratio + 1) / (ratio**2 + 1) ** 2
     shapes, of_shape = _shape_table()
     # The table ascends: the nearest entry is one of two.
-    above = torch.searchsorted(of_shape, moments.contiguous()).clamp(1, len(of_shape) - 1)
-    nearest = above - (moments - of_shape[above - 1] <= of_shape[above] - moments).long()
+    upper = torch.searchsorted(of_shape, moments.contiguous()).clamp(1, len(of_shape) - 1)
+    nearest = upper - (moments - of_shape[upper - 1] <= of_shape[upper] - moments).long()
     shape = shapes[nearest]
     factor = ((torch.lgamma(1 / shape) - torch.lgamma(3 / shape)) / 2).exp()
     return torch.where(moments.isnan(), moments, shape), left * factor, right * factor
-
-
-def _root_mean_square(x: Tensor, where: Tensor) -> Tensor:
-    """Of the entries of each row that count; NaN where none does."""
-    return (torch.where(where, x, 0.0).square().sum(dim=1) / where.sum(dim=1)).sqrt()
 
 
 @lru_cache(maxsize=1)
