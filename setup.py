@@ -9,7 +9,8 @@ Environment variables:
     Build the CPU part only, CUDA toolkit or not.
 ``ANDFAST_CUDA_ARCHS="8.0;9.0"``
     Build the CUDA part (csrc/*.cu) for these compute capabilities; no GPU need be present. It is an error if it cannot
-    be built. Unset: built for 8.0 and 9.0 if a toolkit is found.
+    be built. Unset: built for 8.0, 9.0 and what comes after them ("8.0;9.0+PTX") if there is a toolkit that works and
+    whose major version is that of torch's CUDA; else a printed line, and the CPU part only.
 ``ANDFAST_REQUIRE_EXT=1``
     A missing torch or compiler is an error. Unset: a printed warning and an install without the extension; the ops then
     run their reference implementations, and tell on request (``impl="cpp"``) why.
@@ -20,15 +21,26 @@ Environment variables:
 import os
 import re
 import shutil
+import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
 from setuptools import setup
 
 ROOT = Path(__file__).resolve().parent
-DEFAULT_ARCHS = "8.0;9.0"
+DEFAULT_ARCHS = "8.0;9.0+PTX"
 ARCH = r"\d+\.\d+[a-z]?(\+PTX)?"
+NVCC_FLAGS = ["-O3", "-std=c++20", "--expt-relaxed-constexpr"]
+METADATA_COMMANDS = {"egg_info", "dist_info", "sdist", "--version", "--name"}
+PROBE = """
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+__global__ void kernel(float* x) { *x = __bfloat162float(__float2bfloat16(*x)); }
+extern "C" int andfast_probe() { kernel<<<1, 1>>>(nullptr); return cudaGetLastError(); }
+"""
 
 
 def switched_on(name: str) -> bool:
@@ -82,6 +94,42 @@ def toolkit() -> bool:
     return False
 
 
+def toolkit_problem(archs: str) -> str | None:
+    """Why the toolkit in CUDA_HOME cannot build for this torch and these capabilities, or None: a small kernel is tried.
+
+    Toolkits come without parts (libraries, half of their headers), too old for an architecture, or too old for the C++
+    compiler; torch refuses another major version.
+    """
+    import torch  # noqa: PLC0415
+
+    home = Path(os.environ["CUDA_HOME"])
+    nvcc = str(home / "bin" / "nvcc")
+    try:
+        said = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError) as error:
+        return f"{nvcc} does not run: {error}"
+    release = re.search(r"release (\d+)\.(\d+)", said)
+    if release and torch.version.cuda and release[1] != torch.version.cuda.split(".")[0]:
+        return f"{home} is CUDA {release[1]}.{release[2]}, torch {torch.__version__} is built for {torch.version.cuda}"
+    if METADATA_COMMANDS.intersection(sys.argv[1:2]):
+        return None  # nothing is built
+    codes = [arch.removesuffix("+PTX").replace(".", "") for arch in archs.split(";")]
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder, "probe.cu")
+        source.write_text(PROBE)
+        targets = [f"-gencode=arch=compute_{code},code=sm_{code}" for code in codes]
+        host = ["-ccbin", os.environ["CXX"].split()[-1]] if os.environ.get("CXX") else []
+        command = [nvcc, *NVCC_FLAGS, *targets, *host, "-Xcompiler", "-fPIC", "-shared", "-cudart", "shared"]
+        done = subprocess.run(
+            [*command, str(source), "-o", str(Path(folder, "probe.so"))], capture_output=True, text=True, check=False
+        )
+    if done.returncode == 0:
+        return None
+    lines = [line.strip() for line in (done.stderr + done.stdout).splitlines() if line.strip()]
+    telling = [line for line in lines if re.search("error|fatal|cannot|unsupported", line, re.IGNORECASE)]
+    return f"the toolkit in {home} does not compile a small kernel: {(telling or lines or ['no message'])[0]}"
+
+
 def cuda_archs() -> str | None:
     """Compute capabilities to build the CUDA part for, or None to leave it out."""
     asked = asked_archs()
@@ -89,9 +137,12 @@ def cuda_archs() -> str | None:
         return None
     import torch  # noqa: PLC0415
 
-    lacking = None if toolkit() else "no CUDA toolkit found; set CUDA_HOME"
     if torch.version.cuda is None:
         lacking = f"torch {torch.__version__} is a build without CUDA"
+    elif not toolkit():
+        lacking = "no CUDA toolkit found; set CUDA_HOME"
+    else:
+        lacking = toolkit_problem(asked or DEFAULT_ARCHS)
     if lacking and asked:
         sys.exit(f"andfast: ANDFAST_CUDA_ARCHS={asked!r} asks for the CUDA part: {lacking}")
     if lacking:
@@ -111,13 +162,14 @@ def extension() -> dict[str, Any]:
     cxx += ["-fno-math-errno", "-fno-trapping-math"]
     flags = {"cxx": cxx}
     if archs is not None:
-        flags["nvcc"] = ["-O3", "-std=c++20", "--expt-relaxed-constexpr"]
+        flags["nvcc"] = [*NVCC_FLAGS]
         os.environ["TORCH_CUDA_ARCH_LIST"] = archs
     built = (CppExtension if archs is None else CUDAExtension)(
         "andfast._C",
-        sources("*.cpp") + ([] if archs is None else sources("*.cu")),
+        [name for name in sources("*.cpp") if archs or not name.endswith("_cuda_host.cpp")]
+        + sources("*.cu") * bool(archs),
         depends=sources("*.h") + sources("*.cuh"),
-        define_macros=[] if archs is None else [("ANDFAST_WITH_CUDA", None)],
+        define_macros=[] if archs is None else [("ANDFAST_CUDA_ARCHS", archs.replace(";", ":"))],
         extra_compile_args=flags,
         extra_link_args=["-fopenmp", "-s"],
     )

@@ -6,6 +6,9 @@
 
 namespace py = pybind11;
 
+#define ANDFAST_TEXT_(...) #__VA_ARGS__
+#define ANDFAST_TEXT(...) ANDFAST_TEXT_(__VA_ARGS__)
+
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.doc() = "Compiled implementations behind andfast.functional (private).";
 
@@ -13,6 +16,17 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
         py::arg("channels_last"), py::call_guard<py::gil_scoped_release>());
   m.def("blur_pool_backward_cpu", &andfast::blur_pool_backward_cpu, py::arg("grad"), py::arg("taps"), py::arg("factor"),
         py::arg("channels_last"), py::call_guard<py::gil_scoped_release>());
+
+  // Compute capabilities that the CUDA part was built for, "8.0:9.0+PTX"; nothing in a build without a CUDA part.
+#ifdef ANDFAST_CUDA_ARCHS
+  m.attr("CUDA_ARCHS") = ANDFAST_TEXT(ANDFAST_CUDA_ARCHS);
+  m.def("blur_pool_forward_cuda", &andfast::blur_pool_forward_cuda, py::arg("x"), py::arg("taps"), py::arg("factor"),
+        py::arg("channels_last"), py::call_guard<py::gil_scoped_release>());
+  m.def("blur_pool_backward_cuda", &andfast::blur_pool_backward_cuda, py::arg("grad"), py::arg("taps"),
+        py::arg("factor"), py::arg("channels_last"), py::call_guard<py::gil_scoped_release>());
+#else
+  m.attr("CUDA_ARCHS") = "";
+#endif
 
   // The index arithmetic, for its tests.
   m.def("blur_pool_input_of", &andfast::input_of, py::arg("o"), py::arg("k"), py::arg("factor"), py::arg("pad"),

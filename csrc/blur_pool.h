@@ -17,4 +17,10 @@ at::Tensor blur_pool_forward_cpu(
 at::Tensor blur_pool_backward_cpu(
     const at::Tensor& grad, const std::vector<double>& taps, int64_t factor, bool channels_last);
 
+// The same on a CUDA device, on its current stream; in builds with CUDA. At most 256 taps.
+at::Tensor blur_pool_forward_cuda(
+    const at::Tensor& x, const std::vector<double>& taps, int64_t factor, bool channels_last);
+at::Tensor blur_pool_backward_cuda(
+    const at::Tensor& grad, const std::vector<double>& taps, int64_t factor, bool channels_last);
+
 }  // namespace andfast

@@ -22,7 +22,8 @@ namespace andfast {
 ANDFAST_HOST_DEVICE int64_t padding_of(int64_t n_taps, int64_t factor) { return (n_taps - factor) / 2; }
 
 // Mirrors an index into [0, size) without repeating the border (numpy's "reflect"); needs -size < i < 2 * size - 1.
-ANDFAST_HOST_DEVICE int64_t reflect(int64_t i, int64_t size) {
+template <typename Int>
+ANDFAST_HOST_DEVICE Int reflect(Int i, Int size) {
   i = i < 0 ? -i : i;
   return i >= size ? 2 * (size - 1) - i : i;
 }
@@ -61,6 +62,29 @@ ANDFAST_HOST_DEVICE PaddedCoordinates padded_of(int64_t i, int64_t pad, int64_t 
     found.at[found.count++] = 2 * (size - 1) - i + pad;
   }
   return found;
+}
+
+// Tap k, and zero outside of the filter.
+template <typename Int, typename Tap>
+ANDFAST_HOST_DEVICE Tap tap_at(const Tap* taps, Int k, Int n_taps) {
+  return k >= 0 && k < n_taps ? taps[k] : Tap(0);
+}
+
+// What output o takes of input i, mirrored margins included: the transposed map's coefficient. The outputs that read
+// any mirror image of i are among those in reach of i itself, o = p / factor - m with m * factor < n_taps: a margin is
+// narrower than half the window. (p, i's padded coordinate, is at most n_taps - factor for a mirrored i at the left
+// border, so that every output from 0 to p / factor is in reach; the right border is symmetric.)
+template <typename Int, typename Tap>
+ANDFAST_HOST_DEVICE Tap weight_of(const Tap* taps, Int i, Int o, Int factor, Int n_taps, Int pad, Int size) {
+  const Int start = factor * o;
+  Tap sum = tap_at(taps, i + pad - start, n_taps);
+  if (i > 0 && i <= pad) {
+    sum += tap_at(taps, pad - i - start, n_taps);
+  }
+  if (i < size - 1 && size - 1 - i <= pad) {
+    sum += tap_at(taps, 2 * (size - 1) - i + pad - start, n_taps);
+  }
+  return sum;
 }
 
 }  // namespace andfast

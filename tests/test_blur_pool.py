@@ -1,5 +1,6 @@
 """blur_pool: every implementation against the definition, its gradients, registration, formats, dtypes and errors."""
 
+import contextlib
 import itertools
 import math
 import sys
@@ -16,6 +17,7 @@ from andfast.functional import _dispatch, blur_pool
 from andfast.functional.blur_pool import binomial_taps
 
 IMPLS = ["reference", "cpp"]
+GPU = pytest.param("cuda", marks=pytest.mark.gpu)
 FORMATS = [torch.contiguous_format, torch.channels_last]
 TOLERANCES = {torch.float64: 1e-14, torch.float32: 1e-6, torch.bfloat16: 4e-3, torch.float16: 5e-4}
 ODD_SHAPES = [
@@ -29,9 +31,11 @@ ODD_SHAPES = [
 ]
 
 
-@pytest.fixture(params=IMPLS)
+@pytest.fixture(params=[*IMPLS, GPU])
 def impl(request):
-    return request.param
+    """An implementation's name; tensors that the test makes are on its device."""
+    with torch.device("cuda") if request.param == "cuda" else contextlib.nullcontext():
+        yield request.param
 
 
 def matrix(size, taps, factor):
@@ -48,7 +52,7 @@ def matrix(size, taps, factor):
 def definition(x, factor, taps=None):
     """The definition in float64 as two dense matrix products; differentiable."""
     taps = binomial_taps(factor) if taps is None else taps
-    rows, columns = (matrix(size, taps, factor) for size in x.shape[2:])
+    rows, columns = (matrix(size, taps, factor).to(x.device) for size in x.shape[2:])
     return rows @ x.double() @ columns.T
 
 
@@ -190,6 +194,7 @@ def test_opcheck(impl, shape, memory_format):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("impl", IMPLS)
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_compiles_whole(impl, dynamic):
     def scaled(x):
@@ -210,7 +215,7 @@ def test_compiles_whole(impl, dynamic):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_autocast_changes_nothing(impl, dtype):
     x = torch.randn(1, 3, 16, 16).to(dtype).requires_grad_()
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast(x.device.type, dtype=torch.bfloat16):
         inside = blur_pool(x, 4, impl=impl)
         (grad_inside,) = torch.autograd.grad(inside.sum(), x)
     outside = blur_pool(x, 4, impl=impl)
@@ -257,7 +262,7 @@ def test_operation_count(impl):
 
 def test_cpu_takes_the_compiled_code():
     assert _dispatch.resolve("blur_pool", "auto", "cpu") == "cpp"
-    assert _dispatch.resolve("blur_pool", "auto", "cuda") == "reference"
+    assert _dispatch.resolve("blur_pool", "auto", "mps") == "reference"
 
 
 def test_explicit_choices_that_cannot_run():
@@ -347,7 +352,7 @@ def test_errors_name_the_argument(kind, message, arguments, impl):
 
 @given(st.integers(1, 6), st.integers(0, 4), st.integers(1, 9))
 def test_index_arithmetic(factor, pad, outputs):
-    """blur_pool_index.h, which the CPU code uses and CUDA code will: one axis, by brute force."""
+    """blur_pool_index.h, which the CPU code and the CUDA code use: one axis, by brute force."""
     from andfast import _C  # noqa: PLC0415
 
     size = factor * outputs

@@ -11,6 +11,7 @@ sum to 1, so a constant image stays constant. The op is linear; its backward is 
 The paper (section 3.1) names average pooling in the middle of F; docs/method.md says why it is this one.
 """
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -39,7 +40,45 @@ def _why_no_cpp(device_type: str) -> str | None:
     return _cpp_error
 
 
-_dispatch.register(OP, {"cpp": _why_no_cpp, "reference": _dispatch.everywhere})
+@functools.cache
+def _why_no_cuda_here() -> str | None:
+    if _cpp_error is not None:
+        return _cpp_error
+    archs: str = getattr(_C, "CUDA_ARCHS", "")  # an extension that was built before there was a CUDA part has none
+    if not archs:
+        return "the extension was built without its CUDA part (setup.py says when it is, and what it needs)"
+    if torch.version.cuda is None:
+        return f"torch {torch.__version__} is a build without CUDA"
+    if not torch.cuda.is_available():
+        return "torch finds no CUDA device"
+    for index in range(torch.cuda.device_count()):
+        capability = torch.cuda.get_device_capability(index)
+        if not _runs_on(archs, capability):
+            have, built = ".".join(map(str, capability)), archs.replace(":", ", ")
+            return f"device {index} has compute capability {have}, the extension was built for {built}"
+    return None
+
+
+def _runs_on(archs: str, capability: tuple[int, int]) -> bool:
+    """Whether code for these capabilities runs on a device: of its own major version and no newer, or as PTX."""
+    for arch in archs.split(":"):
+        built = tuple(map(int, arch.removesuffix("+PTX").rstrip("abcdefghijklmnopqrstuvwxyz").split(".")))
+        exact = arch.removesuffix("+PTX")[-1].isalpha()
+        if exact and built != capability:
+            continue
+        if built <= capability and (built[0] == capability[0] or arch.endswith("+PTX")):
+            return True
+    return False
+
+
+@torch.compiler.assume_constant_result  # torch.compile asks it once, and does not look into it
+def _why_no_cuda(device_type: str) -> str | None:
+    if device_type != "cuda":
+        return f"it runs on CUDA devices, the tensor is on {device_type!r}"
+    return _why_no_cuda_here()
+
+
+_dispatch.register(OP, {"cuda": _why_no_cuda, "cpp": _why_no_cpp, "reference": _dispatch.everywhere})
 
 
 def blur_pool(
@@ -57,7 +96,7 @@ def blur_pool(
     Args:
         x: images or features (N, C, H, W), floating point, H and W divisible by the factor and greater than the padding
             (taps - factor) / 2; any value range. N may be 0. Both memory formats.
-        factor: the subsampling factor, a positive integer; 2, 3 and 4 are the fast ones.
+        factor: the subsampling factor, a positive integer; 2, 3 and 4 with the binomial filter are the fast ones.
         filter: "binomial": the binomial coefficients of 2 * factor taps for an even factor, 2 * factor - 1 for an odd
             one (x4: 8 taps, x3: 5, x2: 4), or the taps themselves: 1-D, symmetric, sum 1, at least ``factor`` of them,
             even in number for an even factor and odd for an odd one. A tensor of taps is read to the host and gets no
@@ -128,6 +167,8 @@ def _forward(x: Tensor, taps: Sequence[float], factor: int, impl: str) -> Tensor
     x = x.detach().contiguous(memory_format=_format(channels_last))
     if impl == "cpp":
         return _C.blur_pool_forward_cpu(x, taps, factor, channels_last)
+    if impl == "cuda":
+        return _C.blur_pool_forward_cuda(x, taps, factor, channels_last)
     return _reference_forward(x, taps, factor).contiguous(memory_format=_format(channels_last))
 
 
@@ -145,6 +186,8 @@ def _backward(grad: Tensor, taps: Sequence[float], factor: int, impl: str) -> Te
     grad = grad.detach().contiguous(memory_format=_format(channels_last))
     if impl == "cpp":
         return _C.blur_pool_backward_cpu(grad, taps, factor, channels_last)
+    if impl == "cuda":
+        return _C.blur_pool_backward_cuda(grad, taps, factor, channels_last)
     return _reference_backward(grad, taps, factor).contiguous(memory_format=_format(channels_last))
 
 
