@@ -95,7 +95,7 @@ def toolkit() -> bool:
 
 
 def toolkit_problem(archs: str) -> str | None:
-    """Why the toolkit in CUDA_HOME cannot build for this torch and these capabilities, or None: a small kernel is tried.
+    """Why the toolkit in CUDA_HOME cannot build for this torch and these capabilities, or None; a kernel is tried.
 
     Toolkits come without parts (libraries, half of their headers), too old for an architecture, or too old for the C++
     compiler; torch refuses another major version.
@@ -164,10 +164,12 @@ def extension() -> dict[str, Any]:
     if archs is not None:
         flags["nvcc"] = [*NVCC_FLAGS]
         os.environ["TORCH_CUDA_ARCH_LIST"] = archs
+    files = sources("*.cpp") + sources("*.cu")
+    if archs is None:
+        files = [name for name in files if not name.endswith(("_cuda_host.cpp", ".cu"))]
     built = (CppExtension if archs is None else CUDAExtension)(
         "andfast._C",
-        [name for name in sources("*.cpp") if archs or not name.endswith("_cuda_host.cpp")]
-        + sources("*.cu") * bool(archs),
+        files,
         depends=sources("*.h") + sources("*.cuh"),
         define_macros=[] if archs is None else [("ANDFAST_CUDA_ARCHS", archs.replace(";", ":"))],
         extra_compile_args=flags,

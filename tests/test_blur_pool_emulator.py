@@ -1,8 +1,8 @@
 """blur_pool's CUDA code, run on the CPU: the same headers, thread by thread, with every access checked.
 
-``blur_pool_emulator.cpp`` compiles what the kernels consist of (csrc/blur_pool_tile.h, blur_pool_any.h, blur_pool_plan.h)
-for the CPU and fails on accesses out of bounds or unaligned, on races in shared memory between two barriers, and on
-results written twice or never. The results are compared with the definition in float64.
+``blur_pool_emulator.cpp`` compiles what the kernels consist of (csrc/blur_pool_tile.h, blur_pool_any.h and
+blur_pool_plan.h) for the CPU. It fails on accesses out of bounds or unaligned, on races in shared memory between two
+barriers, and on results written twice or never. The results are compared with the definition in float64.
 """
 
 import ctypes
@@ -75,7 +75,7 @@ def shifted(shape, dtype, memory_format, offset):
     count = torch.Size(shape).numel()
     whole = torch.empty(count + offset + 64, dtype=dtype)
     start = -whole.data_ptr() // whole.element_size() % (64 // whole.element_size()) + offset
-    n, c, h, w = shape
+    _, c, h, w = shape
     strides = (c * h * w, 1, w * c, c) if memory_format == torch.channels_last else (c * h * w, h * w, w, 1)
     return whole[start : start + count].as_strided(shape, strides)
 

@@ -11,6 +11,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import torch
 
 import andfast
 
@@ -168,6 +169,40 @@ def test_switches_that_cannot_be_met(tmp_path, cuda_sources, variables, message)
     done = run("setup.py", "--version", cwd=tree, **variables)
     assert done.returncode == 1
     assert message in done.stderr
+
+
+def fake_toolkit(folder, release, script="exit 1"):
+    """A folder that looks like a CUDA toolkit until one compiles with it."""
+    (folder / "bin").mkdir(parents=True)
+    (folder / "include").mkdir()
+    (folder / "include" / "cuda_runtime.h").touch()
+    nvcc = folder / "bin" / "nvcc"
+    version = f"Cuda compilation tools, release {release}"
+    nvcc.write_text(f'#!/bin/sh\n[ "$1" = --version ] && echo "{version}" && exit 0\n{script}\n')
+    nvcc.chmod(0o755)
+    return {"CUDA_HOME": str(folder)}
+
+
+@pytest.mark.skipif(torch.version.cuda is None, reason="needs a torch built with CUDA")
+@pytest.mark.parametrize(
+    ("release", "script", "message"),
+    [
+        ("1.2", "exit 1", r"is CUDA 1\.2, torch .* is built for "),
+        (None, "echo 'nvcc fatal: unknown gpu' >&2; exit 1", "a small kernel: nvcc fatal: unknown gpu"),
+    ],
+    ids=["another major version", "does not compile"],
+)
+def test_toolkits_that_do_not_suit(tmp_path, release, script, message):
+    """Asked for, it is an error of one line; else the CPU part alone is built, and it is said."""
+    home = fake_toolkit(tmp_path / "cuda", release or torch.version.cuda, script)
+    tree = copy_checkout(tmp_path / "checkout")
+    done = run("setup.py", "build_ext", "--help", cwd=tree, ANDFAST_CUDA_ARCHS="9.0", **home)
+    assert done.returncode == 1
+    (line,) = done.stderr.strip().splitlines()
+    assert re.match(r"andfast: ANDFAST_CUDA_ARCHS='9.0' asks for the CUDA part: .*" + message, line), line
+    done = run("setup.py", "build_ext", "--help", cwd=tree, **home)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"andfast: building the CPU part only: .*" + message, done.stderr), done.stderr
 
 
 def test_version_has_one_source():
