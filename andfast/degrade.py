@@ -28,7 +28,13 @@ def parser() -> argparse.ArgumentParser:
     add("--weights", type=Path, metavar="FILE", help="weights of G (.safetensors or .pth, ESRGAN family)")
     add("--output", type=Path, required=True, metavar="DIR", help="folder of the gallery; made if need be")
     add("--config", metavar="FILE", help="configuration whose adversary and F are taken")
-    add("--crop", type=int, default=256, metavar="N", help="use N x N pixels of it (default: 256; 0: all)")
+    add(
+        "--crop",
+        type=int,
+        default=256,
+        metavar="N",
+        help="use N x N of its pixels (default: 256; 0: all)",
+    )
     add("--at", type=int, nargs=2, metavar=("X", "Y"), help="the middle of these pixels (default: the picture's)")
     add("--factors", type=float, nargs="+", default=[0.25, 0.5, 2.0, 4.0], metavar="X", help="other radii to show")
     add("--target-psnr", type=float, metavar="DB", help="find a common factor on the radii for this LR PSNR")
