@@ -127,17 +127,20 @@ def _write_onnx(generator: RRDBNet, path: Path, metadata: dict[str, str]) -> Non
             raise ModuleNotFoundError(f"format onnx needs the package {package}: {_EXTRA}")
     example, shapes = _example(generator)
     with _quiet():
-        program = torch.onnx.export(
-            plain_copy(generator),
-            (example,),
-            dynamo=True,
-            dynamic_shapes=shapes,
-            opset_version=OPSET,
-            input_names=["lr"],
-            output_names=["sr"],
-            external_data=False,
-            verbose=False,
-        )
+        try:
+            program = torch.onnx.export(
+                plain_copy(generator),
+                (example,),
+                dynamo=True,
+                dynamic_shapes=shapes,
+                opset_version=OPSET,
+                input_names=["lr"],
+                output_names=["sr"],
+                external_data=False,
+                verbose=False,
+            )
+        except ModuleNotFoundError as error:  # onnxscript has a part for every torch that it knows
+            raise ModuleNotFoundError(f"format onnx needs newer packages for this torch: {_EXTRA} ({error})") from error
         assert program is not None
         program.model.metadata_props.update(metadata)
         program.save(path, external_data=False)
