@@ -118,7 +118,7 @@ def _architecture(device: torch.device) -> str:
     return architecture(torch.cuda.get_device_capability(device))
 
 
-def _precision(dtype: torch.dtype, tf32: bool) -> str:
+def precision_name(dtype: torch.dtype, tf32: bool) -> str:
     if dtype in (torch.bfloat16, torch.float16):
         return "half"
     return "tf32" if tf32 else "tf32x3"
@@ -127,12 +127,12 @@ def _precision(dtype: torch.dtype, tf32: bool) -> str:
 def table_config(kernel: str, x: Tensor, tf32: bool) -> Config:
     """The table's entry; Triton's interpreter, which runs on the CPU, takes that of the oldest architecture."""
     name = _architecture(x.device) if x.device.type == "cuda" else min(TABLE)
-    return TABLE[name][kernel, _precision(x.dtype, tf32)]
+    return TABLE[name][kernel, precision_name(x.dtype, tf32)]
 
 
 def dot_precision(dtype: torch.dtype, tf32: bool) -> str:
     """tl.dot's input_precision; it has no meaning for half types."""
-    precision = _precision(dtype, tf32)
+    precision = precision_name(dtype, tf32)
     return "tf32" if precision == "half" else precision
 
 

@@ -1,14 +1,12 @@
 """The degradation block's Triton kernels against the reference in float64, in Triton's interpreter.
 
-The interpreter has to be chosen before triton is imported, and must not leak into other tests. So this file runs
-itself again in processes of their own, with TRITON_INTERPRET=1; what is under ``if INTERPRETED`` runs there only.
-Triton's interpreter gets bf16 wrong: here the same code is tested as fp32 and fp16; bf16 is tested on a GPU, in
+This file runs itself again in the interpreter, see triton_interpreter; what is under ``if INTERPRETED`` runs there
+only. Triton's interpreter gets bf16 wrong: here the same code is tested as fp32 and fp16; bf16 is tested on a GPU, in
 test_kernels_degradation_block_gpu.py.
 """
 
 import importlib.util
 import itertools
-import os
 import random
 import subprocess
 import sys
@@ -17,8 +15,10 @@ from typing import Any
 
 import pytest
 import torch
+import triton_interpreter
 from degradation_block_exact import BACKWARD, FORWARD, assert_near, exact_results
 from torch import Tensor
+from triton_interpreter import INTERPRETED
 
 from andfast.functional import _dispatch, degradation_block
 from andfast.functional.degradation_block import _memory_format, _reduce_slope
@@ -32,7 +32,6 @@ from andfast.kernels.degradation_block_configs import (
     channel_block,
 )
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 CASES = 208
 GROUPS = 16
 
@@ -48,12 +47,7 @@ if not INTERPRETED:
     @pytest.mark.slow
     @pytest.mark.parametrize("part", ["parity_even", "parity_odd", "not parity"])
     def test_in_the_interpreter(part: str) -> None:
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST")}
-        environment.update(TRITON_INTERPRET="1", OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1")
-        command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", part, __file__]
-        root = Path(__file__).resolve().parents[1]
-        done = subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
+        triton_interpreter.run(__file__, part)
 
     def test_andfast_imports_without_triton() -> None:
         code = (
@@ -134,37 +128,12 @@ if not INTERPRETED:
 
 
 if INTERPRETED:
-    from dataclasses import replace
-
-    from triton.runtime import interpreter
-
     from andfast.kernels import degradation_block_forward as forward_kernel
     from andfast.kernels import degradation_block_grad_input as grad_input_kernel
     from andfast.kernels import degradation_block_grad_weight as grad_weight_kernel
     from andfast.kernels.degradation_block_shared import refuse_huge
 
-    def _repair_interpreter() -> None:
-        """Let Triton 3.6's interpreter run on NumPy 2.4, and fast enough for hundreds of cases."""
-        patch_tensor = interpreter._patch_lang_tensor
-        call = interpreter.InterpretedFunction.__call__
-
-        def patch_tensor_and_index(tensor: Any, scope: Any) -> None:
-            patch_tensor(tensor, scope)
-            # Scalars are arrays of one element there, which NumPy no longer takes for an int.
-            scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
-
-        def call_without_patching_again(self: Any, *args: Any, **kwargs: Any) -> Any:
-            # The kernel that calls has patched triton.language already, for all functions of andfast.
-            if self.fn.__module__.startswith("triton"):
-                return call(self, *args, **kwargs)
-            return self.rewrite()(*args, **kwargs)
-
-        interpreter._patch_lang_tensor = patch_tensor_and_index
-        interpreter.InterpretedFunction.__call__ = call_without_patching_again
-        builder = interpreter.interpreter_builder
-        builder.options = replace(builder.options, sanitize_overflow=False)
-
-    _repair_interpreter()
+    triton_interpreter.repair()
 
     CONFIGS = (
         Config(8, 8, 16, 4, 1, 3),

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from andfast.functional._degradation_block_triton import DTYPES, why_not
+from andfast.functional._triton import DTYPES, why_not
 
 __all__ = ["DTYPES", "ascent_step", "why_not"]
 

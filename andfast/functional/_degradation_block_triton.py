@@ -1,44 +1,15 @@
-"""The degradation block's Triton implementation behind its registered ops: where it can run, and how it is called.
+"""The degradation block's Triton implementation behind its registered ops: how it is called.
 
 Triton is imported by the first call, so that andfast can be imported where there is none.
 """
 
-import functools
-import importlib.util
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from andfast.functional._triton import tf32_allowed
 from andfast.kernels import degradation_block_saved as saved_form
-
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-"""The dtypes of x that the kernels take."""
-
-_OLDEST = (8, 0)
-
-
-@functools.cache
-def _why_not_here() -> str | None:
-    if importlib.util.find_spec("triton") is None:
-        return "the package triton is not installed"
-    if not torch.cuda.is_available():
-        return "torch finds no CUDA device"
-    if torch.version.cuda is None:
-        return "it is written for NVIDIA's devices, and this torch is built for others"
-    for index in range(torch.cuda.device_count()):
-        capability = torch.cuda.get_device_capability(index)
-        if capability < _OLDEST:
-            have = ".".join(map(str, capability))
-            return f"it needs compute capability 8.0 or newer, device {index} has {have}"
-    return None
-
-
-def why_not(device_type: str) -> str | None:
-    """Why the kernels cannot run on tensors of this device type, or None if they can."""
-    if device_type != "cuda":
-        return f"it runs on CUDA devices, and the tensors are on {device_type!r}"
-    return _why_not_here()
 
 
 def saved_shape(x: Tensor, weight: Tensor, save: bool, save_z: bool) -> tuple[int]:
@@ -51,11 +22,6 @@ def _form(save: bool, save_z: bool) -> int:
     if not save:
         return saved_form.SAVE_NOTHING
     return saved_form.SAVE_Z if save_z else saved_form.SAVE_BITS
-
-
-def _tf32() -> bool:
-    """Whether the user allows tf32 in matrix products; this spelling follows both the old and the new switches."""
-    return bool(torch.backends.cuda.matmul.fp32_precision == "tf32")
 
 
 def forward(
@@ -78,7 +44,7 @@ def forward(
         noise,
         replicate=padding == "replicate",
         save=_form(save, save_z),
-        tf32=_tf32(),
+        tf32=tf32_allowed(),
         memory_format=memory_format,
     )
 
@@ -99,7 +65,7 @@ def backward(
     want_x, want_weight, want_slope, want_noise = wanted
     grad_x = grad_weight = over_pixels = grad_noise = None
     one_map = want_noise and list(noise_shape) != list(grad.shape)
-    replicate, tf32 = padding == "replicate", _tf32()
+    replicate, tf32 = padding == "replicate", tf32_allowed()
     if want_x:
         from andfast.kernels.degradation_block_grad_input import grad_input  # noqa: PLC0415
 

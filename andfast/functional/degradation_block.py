@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from andfast.functional import _check, _degradation_block_triton, _dispatch
+from andfast.functional import _check, _degradation_block_triton, _dispatch, _triton
 
 OP = "degradation_block"
 PADDINGS = ("replicate", "zeros")
@@ -25,8 +25,8 @@ _KERNEL = 3
 
 _dispatch.register(
     OP,
-    {"triton": _degradation_block_triton.why_not, "reference": _dispatch.everywhere},
-    dtypes={"triton": _degradation_block_triton.DTYPES},
+    {"triton": _triton.why_not, "reference": _dispatch.everywhere},
+    dtypes={"triton": _triton.DTYPES},
 )
 
 

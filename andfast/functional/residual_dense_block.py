@@ -12,12 +12,12 @@ concatenation is ever made: one buffer of F + 4G channels holds x, x1, ..., x4 s
 reads its first F + (k-1)G channels. The backward pass accumulates in one buffer of the same layout, from the
 last convolution to the first.
 
-What is kept between the passes depends on who asks. To train the weights, the buffer itself. With frozen
-weights, the signs of x1 to x4 alone, four bits an element of growth: a 24th of the buffer in fp32.
+What is kept between the passes depends on who asks. To train the weights, the buffer itself (in Triton x and
+the growth, side by side). With frozen weights, the signs of x1 to x4 alone.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
 import torch
@@ -25,7 +25,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from andfast.functional import _check, _dispatch
+from andfast.functional import _check, _dispatch, _triton
+from andfast.functional import _residual_dense_block_triton as _fused
 
 CONVOLUTIONS: Final = 5
 TAPS: Final = 9
@@ -250,13 +251,12 @@ def _convolution_backward(
     )
 
 
-class _Implementation(NamedTuple):
-    forward: Callable[..., tuple[Tensor, Tensor]]
-    backward: Callable[..., tuple[Tensor | None, list[Tensor | None], list[Tensor | None]]]
-
-
-_IMPLEMENTATIONS: Final = {"reference": _Implementation(_forward_reference, _backward_reference)}
-_dispatch.register(NAME, {"reference": _dispatch.everywhere})
+# Triton comes second until a GPU has verified and timed it: "auto" takes the first that can run.
+_dispatch.register(
+    NAME,
+    {"reference": _dispatch.everywhere, "triton": _triton.why_not},
+    dtypes={"triton": _triton.DTYPES},
+)
 
 
 # --------------------------------------- Registration: one op forward, one backward, for every implementation
@@ -275,15 +275,20 @@ def forward_op(
     """Return out and what is saved for backward; arguments are not checked.
 
     Saved are the features (N, F + 4G, H, W), x first, if ``keep_features`` (gradients to weights need them),
-    else the signs, uint8 (N, G, H, W): bit k of channel g is set where channel g of x(k+1) is positive.
+    else the signs, uint8 (N, G, H, W): bit k of channel g is set where channel g of x(k+1) is positive. Triton's
+    forms are those of :func:`andfast.functional._residual_dense_block_triton.saved_for_backward`.
     """
-    return _IMPLEMENTATIONS[impl].forward(x, weights, biases, slope, scale, keep_features)
+    if impl == "triton":
+        return _fused.forward(x, weights, biases, slope, scale, keep_features, _memory_format(x))
+    return _forward_reference(x, weights, biases, slope, scale, keep_features)
 
 
 @forward_op.register_fake
 def _(x: Tensor, weights: Sequence[Tensor], *others: Any) -> tuple[Tensor, Tensor]:
-    _biases, _slope, _scale, keep_features, _impl = others
+    _biases, _slope, _scale, keep_features, impl = others
     channels, growth = x.shape[1], weights[0].shape[0]
+    if impl == "triton":
+        return _empty(x, channels), _fused.saved_for_backward(x, growth, keep_features)
     saved = _empty(x, channels + 4 * growth) if keep_features else _empty(x, growth, torch.uint8)
     return _empty(x, channels), saved
 
@@ -299,10 +304,17 @@ def backward_op(
     weights_needed: Sequence[bool],
     biases_needed: Sequence[bool],
     impl: str,
+    x: Tensor | None = None,
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-    """Return the gradients to x, weights and biases; those not needed as tensors without elements."""
+    """Return the gradients to x, weights and biases; those not needed as tensors without elements.
+
+    ``x`` is wanted by Triton for gradients to weights; the reference has it in its features.
+    """
     needs = _Needs(x_needed, weights_needed, biases_needed)
-    grad_x, grad_weights, grad_biases = _IMPLEMENTATIONS[impl].backward(grad, saved, weights, slope, scale, needs)
+    if impl == "triton":
+        grad_x, grad_weights, grad_biases = _fused.backward(grad, saved, x, weights, slope, scale, *needs)
+    else:
+        grad_x, grad_weights, grad_biases = _backward_reference(grad, saved, weights, slope, scale, needs)
     # An op returns tensors, not None, and always of the same strides, which the fake below can foretell.
     return (
         grad.new_empty(0) if grad_x is None else grad_x,
@@ -315,22 +327,25 @@ def backward_op(
 def _(
     grad: Tensor, saved: Tensor, weights: Sequence[Tensor], *others: Any
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-    _slope, _scale, x_needed, weights_needed, biases_needed, _impl = others
+    _slope, _scale, x_needed, weights_needed, biases_needed, impl, *_ = others
+    if x_needed:
+        grad_x = _fused.gradient_to_x(grad) if impl == "triton" else _empty(saved, weights[-1].shape[0], grad.dtype)
     return (
-        _empty(saved, weights[-1].shape[0], grad.dtype) if x_needed else grad.new_empty(0),
+        grad_x if x_needed else grad.new_empty(0),
         [w.new_empty(w.shape if need else (0,)) for w, need in zip(weights, weights_needed, strict=True)],
         [w.new_empty(w.shape[0] if need else 0) for w, need in zip(weights, biases_needed, strict=True)],
     )
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    _, weights, _, ctx.slope, ctx.scale, ctx.features_kept, ctx.impl = inputs
+    x, weights, _, ctx.slope, ctx.scale, ctx.features_kept, ctx.impl = inputs
     ctx.mark_non_differentiable(output[1])
-    ctx.save_for_backward(output[1], *weights)
+    x_kept = x if ctx.features_kept and ctx.impl == "triton" else None
+    ctx.save_for_backward(output[1], x_kept, *weights)
 
 
 def _backward(ctx: Any, grad: Tensor, _grad_saved: Tensor | None) -> tuple[Any, ...]:
-    saved, *weights = ctx.saved_tensors
+    saved, x, *weights = ctx.saved_tensors
     x_needed, weights_needed, biases_needed = ctx.needs_input_grad[:3]
     if any(weights_needed) and not ctx.features_kept:
         raise RuntimeError("gradients to the weights of residual_dense_block need keep_features=True in the forward op")
@@ -344,6 +359,7 @@ def _backward(ctx: Any, grad: Tensor, _grad_saved: Tensor | None) -> tuple[Any, 
         list(weights_needed),
         list(biases_needed),
         ctx.impl,
+        x,
     )
     return (
         grad_x if x_needed else None,
@@ -371,12 +387,21 @@ def _forward_operations(x_shape: Any, weight_shapes: Any, *_args: Any, **_kwargs
 
 @register_flop_formula(torch.ops.andfast.residual_dense_block_backward)
 def _backward_operations(grad_shape: Any, _saved_shape: Any, weight_shapes: Any, *others: Any, **_kwargs: Any) -> int:
-    _slope, _scale, x_needed, weights_needed, biases_needed, *_ = others
+    _slope, _scale, x_needed, weights_needed, biases_needed, impl, *_ = others
     needs = _Needs(x_needed, weights_needed, biases_needed)
     first = 0 if x_needed else weight_shapes[-1][0]
-    to_input = sum(
-        _operations(grad_shape, shape[1] - first, shape[0]) for k, shape in enumerate(weight_shapes) if needs.below(k)
-    )
+    if impl == "triton":  # gathers, for x and for every activation whose gradient is needed, from what reads it
+        features, growth = weight_shapes[-1][0], weight_shapes[0][0]
+        lowest = _fused.lowest_needed(x_needed, weights_needed, biases_needed)
+        read = [features + (CONVOLUTIONS - 2 - k) * growth for k in range(lowest, CONVOLUTIONS - 1)]
+        to_input = sum(_operations(grad_shape, cout, growth) for cout in read)
+        to_input += _operations(grad_shape, features + 4 * growth, features) if x_needed else 0
+    else:
+        to_input = sum(
+            _operations(grad_shape, shape[1] - first, shape[0])
+            for k, shape in enumerate(weight_shapes)
+            if needs.below(k)
+        )
     to_weights = sum(
         _operations(grad_shape, shape[1], shape[0])
         for shape, need in zip(weight_shapes, weights_needed, strict=True)

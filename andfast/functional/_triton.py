@@ -1,0 +1,42 @@
+"""What every op's Triton implementation shares: where it can run, on which dtypes, and whether tf32 is allowed.
+
+Triton itself is imported by an op's first call, so that andfast can be imported where there is none.
+"""
+
+import functools
+import importlib.util
+
+import torch
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+"""The dtypes of x that the kernels take."""
+
+_OLDEST = (8, 0)
+
+
+@functools.cache
+def _why_not_here() -> str | None:
+    if importlib.util.find_spec("triton") is None:
+        return "the package triton is not installed"
+    if not torch.cuda.is_available():
+        return "torch finds no CUDA device"
+    if torch.version.cuda is None:
+        return "it is written for NVIDIA's devices, and this torch is built for others"
+    for index in range(torch.cuda.device_count()):
+        capability = torch.cuda.get_device_capability(index)
+        if capability < _OLDEST:
+            have = ".".join(map(str, capability))
+            return f"it needs compute capability 8.0 or newer, device {index} has {have}"
+    return None
+
+
+def why_not(device_type: str) -> str | None:
+    """Why the kernels cannot run on tensors of this device type, or None if they can."""
+    if device_type != "cuda":
+        return f"it runs on CUDA devices, and the tensors are on {device_type!r}"
+    return _why_not_here()
+
+
+def tf32_allowed() -> bool:
+    """Whether the user allows tf32 in matrix products; this spelling follows both the old and the new switches."""
+    return bool(torch.backends.cuda.matmul.fp32_precision == "tf32")

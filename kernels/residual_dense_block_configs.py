@@ -1,0 +1,70 @@
+"""Launch configurations of the residual dense block's kernels, per architecture. Plain data: needs no triton, no GPU.
+
+``TABLE[architecture][kernel, precision]`` is what a benchmark regenerates; precisions and fields are those of the
+degradation block. Entries go by the block of output channels that a program has. Chosen by counts, registers and
+occupancy (docs/kernels.md); not measured yet. tests/test_kernels_compile_residual_dense_block.py holds
+each against spills.
+"""
+
+from typing import Final
+
+from .degradation_block_configs import Config
+
+CHANNEL_BLOCKS: Final = (16, 32, 64)
+"""Channel block sizes; the matrix units take no less than 16."""
+
+# fmt: off
+TABLE: Final[dict[str, dict[tuple[str, str], Config]]] = {
+    "8.0": {
+        ("convolution_16", "half"): Config(8, 16, 32, 8, 1, registers=80),
+        ("convolution_16", "tf32"): Config(8, 16, 16, 8, 1, registers=80),
+        ("convolution_16", "tf32x3"): Config(8, 8, 16, 8, 1, registers=80),
+        ("convolution_32", "half"): Config(8, 16, 32, 8, 1, registers=80),
+        ("convolution_32", "tf32"): Config(8, 16, 16, 8, 1, registers=80),
+        ("convolution_32", "tf32x3"): Config(8, 8, 16, 8, 1, registers=80),
+        ("convolution_64", "half"): Config(8, 16, 32, 8, 1, registers=128),
+        ("convolution_64", "tf32"): Config(8, 16, 16, 8, 1, registers=128),
+        ("convolution_64", "tf32x3"): Config(8, 8, 16, 8, 1, registers=128),
+        ("grad_weight_16", "half"): Config(4, 8, 16, 4, 1, 432),
+        ("grad_weight_16", "tf32"): Config(4, 8, 16, 4, 1, 432),
+        ("grad_weight_16", "tf32x3"): Config(4, 8, 16, 4, 1, 432),
+        ("grad_weight_32", "half"): Config(4, 8, 32, 4, 1, 432, registers=168),
+        ("grad_weight_32", "tf32"): Config(4, 8, 32, 4, 1, 432, registers=168),
+        ("grad_weight_32", "tf32x3"): Config(4, 8, 32, 4, 1, 432, registers=168),
+        ("grad_weight_64", "half"): Config(4, 8, 64, 8, 1, 432),
+        ("grad_weight_64", "tf32"): Config(4, 8, 64, 8, 1, 432),
+        ("grad_weight_64", "tf32x3"): Config(4, 4, 64, 8, 1, 432),
+    },
+    "9.0": {
+        ("convolution_16", "half"): Config(8, 16, 64, 8, 1, registers=80),
+        ("convolution_16", "tf32"): Config(8, 16, 32, 8, 1, registers=80),
+        ("convolution_16", "tf32x3"): Config(8, 8, 16, 8, 1, registers=80),
+        ("convolution_32", "half"): Config(8, 16, 64, 8, 1, registers=80),
+        ("convolution_32", "tf32"): Config(8, 16, 32, 8, 1, registers=80),
+        ("convolution_32", "tf32x3"): Config(8, 8, 16, 8, 1, registers=80),
+        ("convolution_64", "half"): Config(8, 16, 64, 8, 1, registers=128),
+        ("convolution_64", "tf32"): Config(8, 16, 32, 8, 1, registers=128),
+        ("convolution_64", "tf32x3"): Config(8, 8, 16, 8, 1, registers=128),
+        ("grad_weight_16", "half"): Config(4, 8, 16, 4, 1, 528),
+        ("grad_weight_16", "tf32"): Config(4, 8, 16, 4, 1, 528),
+        ("grad_weight_16", "tf32x3"): Config(4, 8, 16, 4, 1, 528),
+        ("grad_weight_32", "half"): Config(4, 8, 32, 4, 1, 528, registers=168),
+        ("grad_weight_32", "tf32"): Config(4, 8, 32, 4, 1, 528, registers=168),
+        ("grad_weight_32", "tf32x3"): Config(4, 8, 32, 4, 1, 528, registers=168),
+        ("grad_weight_64", "half"): Config(4, 16, 64, 8, 1, 528, registers=80),
+        ("grad_weight_64", "tf32"): Config(4, 8, 64, 8, 1, 528, registers=128),
+        ("grad_weight_64", "tf32x3"): Config(4, 4, 64, 8, 1, 528),
+    },
+}
+# fmt: on
+
+
+def output_block(channels: int) -> int:
+    """The smallest block that holds all channels, or the largest."""
+    return next((block for block in CHANNEL_BLOCKS if block >= channels), CHANNEL_BLOCKS[-1])
+
+
+def reduction_block(segments: tuple[int, int], limit: int) -> int:
+    """The block of at most ``limit`` that pads the two segments of a reduction least; of equals, the largest."""
+    blocks = [block for block in CHANNEL_BLOCKS if block <= limit]
+    return min(reversed(blocks), key=lambda block: sum(-(-channels // block) * block for channels in segments))

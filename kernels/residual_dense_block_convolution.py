@@ -1,0 +1,266 @@
+"""One 3x3 convolution of the residual dense block in Triton, with all that follows it; and its launcher.
+
+Forward and backward are the same walk. With F channels of x and G of growth, xk the output of activation k::
+
+    forward   xk  = lrelu(bias + conv(x, x1 .. x(k-1)))
+              out = x + scale * (bias + conv(x, x1 .. x4))
+    backward  gk  = lrelu'(scale * conv'(grad) + conv'(g(k+1) .. g4))
+              gx  = grad + scale * conv'(grad) + conv'(g1 .. g4)
+
+where gk is the gradient to what activation k reads and conv' is the transposed convolution: the same sum with flipped
+taps. So each convolution sums over two tensors, one of F channels that came in (a) and a run of channels of a buffer
+of 4G (b), and writes the next G channels of that buffer, or the result. Nothing is concatenated, accumulated in memory
+or activated by a pass of its own. docs/kernels.md draws and counts.
+"""
+
+import functools
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .degradation_block_configs import MAX_REGISTERS, architecture
+from .degradation_block_shared import dot_precision, precision_name, refuse_huge, tile_counts, tile_pixels
+from .residual_dense_block_configs import TABLE, Config, output_block, reduction_block
+
+BITS = tl.constexpr(8)  # sign bits of eight channels share a byte
+
+# What follows the sum; a run-time number, as uniform branches of an epilogue cost nothing.
+ACTIVATE, ACTIVATE_AND_SAVE, GRADIENT_BY_BITS, GRADIENT_BY_FEATURES, RESIDUAL = range(5)
+
+
+@triton.jit
+def _add_products(
+    acc,  # [P, BLOCK_OUT]
+    source,  # image n of the tensor that is read
+    channels,  # how many of its channels
+    w,  # the weights of its first channel, the first tap
+    row,  # [P]
+    column,  # [P]
+    inside,  # [P] whether the pixel exists
+    o,  # [BLOCK_OUT] output channels
+    c_out,  # number of output channels
+    height,  # of the images
+    width,  # of the images
+    stride_h,  # strides of source, in values; its channels are neighbours
+    stride_w,
+    w_stride_tap,  # stride of the weights from tap to tap; negative for flipped taps
+    BLOCK_K: tl.constexpr,  # channels a step
+    PRECISION: tl.constexpr,  # tl.dot's input_precision
+):
+    """acc plus the 3x3 convolution of ``channels`` channels.
+
+    Channels outside, taps inside: what nine taps read of a block of channels stays in L1 meanwhile.
+    """
+    for first in range(0, channels, BLOCK_K):
+        i = first + tl.arange(0, BLOCK_K)
+        offset = (row * stride_h + column * stride_w)[:, None] + i[None, :]
+        w_offset = (i * c_out)[:, None] + o[None, :]
+        w_mask = (i < channels)[:, None] & (o < c_out)[None, :]
+        for tap_row in range(3):
+            at_row = row + (tap_row - 1)
+            row_inside = inside & (at_row >= 0) & (at_row < height)
+            for tap_column in range(3):
+                at_column = column + (tap_column - 1)
+                exists = row_inside & (at_column >= 0) & (at_column < width)
+                shift = (tap_row - 1) * stride_h + (tap_column - 1) * stride_w
+                mask = exists[:, None] & (i < channels)[None, :]
+                x = tl.load(source + shift + offset, mask=mask, other=0.0)
+                tap = w + (tap_row * 3 + tap_column) * w_stride_tap
+                acc = tl.dot(x, tl.load(tap + w_offset, mask=w_mask, other=0.0), acc, input_precision=PRECISION)
+    return acc
+
+
+@triton.jit(
+    do_not_specialize=[
+        "bias_channels", "images", "height", "width", "tiles", "tiles_w", "kind", "plane",
+    ]
+)  # fmt: skip
+def _convolution_kernel(
+    a_ptr,  # (N, A, H, W), channels are neighbours: x, or the gradient that came in
+    b_ptr,  # (N, 4G, H, W), channels_last: the buffer of the growth, or of its gradients
+    w_ptr,  # (9, R, Cout), contiguous: rows for the channels of a, then for those read of b
+    bias_ptr,  # (Cout), contiguous; unused if bias_channels is 0
+    bits_ptr,  # (4, N, H, W, ceil(G / 8)) bytes: signs of the activations
+    features_ptr,  # as b: the growth itself, whose signs are those of its activations
+    out_ptr,  # (N, >= Cout, H, W), any strides; may be b's buffer
+    a_channels,  # A
+    b_channels,  # B, channels read of b
+    b_first,  # the first of them
+    c_out,  # output channels
+    out_first,  # the first of them in out, and in features
+    bias_channels,  # Cout, or 0 without a bias
+    images,  # N
+    height,  # of the images
+    width,  # of the images
+    tiles,  # pixel tiles of an image
+    tiles_w,  # pixel tiles in a row
+    a_stride_n,  # strides of a, in values
+    a_stride_h,
+    a_stride_w,
+    b_stride_n,  # strides of b and features, in values
+    b_stride_h,
+    b_stride_w,
+    w_first,  # offset of the first tap, or the ninth for flipped taps, in w
+    w_stride_tap,  # from tap to tap; negative for flipped taps
+    out_stride_n,  # strides of out, in values
+    out_stride_c,
+    out_stride_h,
+    out_stride_w,
+    kind,  # what follows the sum: ACTIVATE ... RESIDUAL
+    plane,  # which of the four activations bits are about
+    slope,  # of the leaky ReLU
+    a_scale,  # factor of the sum over a
+    out_scale,  # RESIDUAL: factor of the sum before a is added
+    BLOCK_H: tl.constexpr,  # rows of a pixel tile
+    BLOCK_W: tl.constexpr,  # columns of a pixel tile
+    BLOCK_K: tl.constexpr,  # channels a step of the reduction
+    BLOCK_OUT: tl.constexpr,  # output channels a program
+    PRECISION: tl.constexpr,  # tl.dot's input_precision
+):
+    """One program: BLOCK_OUT channels of one pixel tile. Channel blocks, then tiles, then images are neighbours."""
+    program = tl.program_id(0)
+    blocks = tl.cdiv(c_out, BLOCK_OUT)
+    n = (program // (blocks * tiles)).to(tl.int64)
+    row, column = tile_pixels((program // blocks) % tiles, tiles_w, BLOCK_H, BLOCK_W)
+    o = (program % blocks) * BLOCK_OUT + tl.arange(0, BLOCK_OUT)
+    inside = (row < height) & (column < width)
+    a = a_ptr + n * a_stride_n
+    b = b_ptr + n * b_stride_n + b_first
+    w = w_ptr + w_first
+
+    acc = tl.zeros((BLOCK_H * BLOCK_W, BLOCK_OUT), dtype=tl.float32)
+    for segment in range(2):
+        of_a = segment == 0
+        acc = _add_products(
+            acc, tl.where(of_a, a, b), tl.where(of_a, a_channels, b_channels),
+            tl.where(of_a, w, w + a_channels * c_out), row, column, inside, o, c_out, height, width,
+            tl.where(of_a, a_stride_h, b_stride_h), tl.where(of_a, a_stride_w, b_stride_w), w_stride_tap,
+            BLOCK_K, PRECISION,
+        )  # fmt: skip
+        acc *= tl.where(of_a, a_scale, 1.0)
+
+    store = inside[:, None] & (o < c_out)[None, :]
+    bias = tl.load(bias_ptr + o, mask=o < bias_channels, other=0.0).to(tl.float32)
+    value = acc + bias[None, :]
+    c_bytes = (c_out + BITS - 1) // BITS
+    byte = (program % blocks) * (BLOCK_OUT // BITS) + tl.arange(0, BLOCK_OUT // BITS)
+    bits = bits_ptr + (plane * images + n) * height * width * c_bytes
+    at_byte = ((row * width + column) * c_bytes)[:, None] + byte[None, :]
+    byte_exists = inside[:, None] & (byte < c_bytes)[None, :]
+    if kind <= 1:  # ACTIVATE, ACTIVATE_AND_SAVE
+        value = tl.where(value > 0, value, value * slope)
+    if kind == 1:
+        # The sign of what is stored: a value that rounds to zero is not positive, as one who reads it would say.
+        positive = value.to(out_ptr.dtype.element_ty).to(tl.float32) > 0
+        flags = tl.reshape(positive.to(tl.int32), (BLOCK_H * BLOCK_W, BLOCK_OUT // BITS, BITS))
+        packed = tl.sum(flags << tl.arange(0, BITS)[None, None, :], axis=2)
+        tl.store(bits + at_byte, packed.to(tl.uint8), mask=byte_exists)
+    if kind == 2:  # GRADIENT_BY_BITS
+        flags = tl.load(bits + at_byte, mask=byte_exists, other=255).to(tl.int32)
+        flags = (flags[:, :, None] >> tl.arange(0, BITS)[None, None, :]) & 1
+        by_byte = tl.reshape(value, (BLOCK_H * BLOCK_W, BLOCK_OUT // BITS, BITS))
+        value = tl.reshape(tl.where(flags != 0, by_byte, by_byte * slope), (BLOCK_H * BLOCK_W, BLOCK_OUT))
+    if kind == 3:  # GRADIENT_BY_FEATURES
+        at = (row * b_stride_h + column * b_stride_w)[:, None] + (out_first + o)[None, :]
+        feature = tl.load(features_ptr + n * b_stride_n + at, mask=store, other=1.0).to(tl.float32)
+        value = tl.where(feature > 0, value, value * slope)
+    if kind == 4:  # RESIDUAL
+        at = (row * a_stride_h + column * a_stride_w)[:, None] + o[None, :]
+        value = tl.load(a + at, mask=store, other=0.0).to(tl.float32) + out_scale * value
+    at = (row * out_stride_h + column * out_stride_w)[:, None] + ((out_first + o) * out_stride_c)[None, :]
+    tl.store(out_ptr + n * out_stride_n + at, value.to(out_ptr.dtype.element_ty), mask=store)
+
+
+@functools.cache
+def _architecture(device: torch.device) -> str:
+    return architecture(torch.cuda.get_device_capability(device))
+
+
+def table_config(kernel: str, x: Tensor, tf32: bool) -> Config:
+    """The table's entry; Triton's interpreter, which runs on the CPU, takes that of the oldest architecture."""
+    name = _architecture(x.device) if x.device.type == "cuda" else min(TABLE)
+    return TABLE[name][kernel, precision_name(x.dtype, tf32)]
+
+
+def pixel_strides(value: Tensor) -> tuple[int, int, int]:
+    """Strides of image, row and column."""
+    return value.stride(0), value.stride(2), value.stride(3)
+
+
+def register_limit(config: Config, dense: bool, *sizes: int) -> int:
+    """The configuration's limit where channels are neighbours and come in sixteens; addresses of others need more."""
+    aligned = dense and all(size % 16 == 0 for size in sizes)
+    return config.registers if aligned else MAX_REGISTERS
+
+
+def convolve(
+    a: Tensor,
+    b: Tensor,
+    b_range: tuple[int, int],
+    weight: Tensor,
+    weight_first: int,
+    out: Tensor,
+    out_first: int,
+    kind: int,
+    *,
+    bias: Tensor | None = None,
+    bits: Tensor | None = None,
+    features: Tensor | None = None,
+    plane: int = 0,
+    slope: float = 1.0,
+    a_scale: float = 1.0,
+    out_scale: float = 1.0,
+    flip: bool = False,
+    tf32: bool,
+    config: Config | None = None,
+) -> None:
+    """Write one convolution's channels of ``out``, from ``out_first`` on.
+
+    Args:
+        a: (N, A, H, W), whose channels are neighbours in memory.
+        b: (N, 4G, H, W), channels_last, of a's dtype.
+        b_range: first and one past the last channel that is read of b.
+        weight: (9, R, Cout), contiguous; rows for the channels of a, then for those read of b.
+        weight_first: the first of these rows.
+        out: (N, C, H, W), any strides; b itself, or the result.
+        out_first: first channel written.
+        kind: what follows the sum, see the constants above.
+        bias: (Cout,).
+        bits: (4, N, H, W, ceil(Cout / 8)) bytes, for ACTIVATE_AND_SAVE and GRADIENT_BY_BITS.
+        features: of b's shape and strides, for GRADIENT_BY_FEATURES.
+        plane: index of the activation, 0 to 3.
+        slope: of the leaky ReLU.
+        a_scale: factor of the sum over a.
+        out_scale: factor of the whole sum before a is added, for RESIDUAL.
+        flip: take the taps from last to first: the transposed convolution.
+        tf32: whether fp32 may be rounded to tf32.
+        config: instead of the table's.
+    """
+    n, a_channels, height, width = a.shape
+    c_out = weight.shape[2]
+    if out.numel() == 0:
+        return
+    block_out = output_block(c_out)
+    config = config or table_config(f"convolution_{block_out}", a, tf32)
+    tiles, tiles_w = tile_counts(height, width, config)
+    b_channels = b_range[1] - b_range[0]
+    for name, value in (("x", a), ("the growth of x", b), ("the result", out)):
+        refuse_huge(name, value)
+    tap_stride = weight.stride(0)
+    _convolution_kernel[n * tiles * triton.cdiv(c_out, block_out),](
+        a, b, weight, weight if bias is None else bias, weight if bits is None else bits,
+        b if features is None else features, out,
+        a_channels, b_channels, b_range[0], c_out, out_first, 0 if bias is None else c_out,
+        n, height, width, tiles, tiles_w, *pixel_strides(a), *pixel_strides(b),
+        weight_first * c_out + (8 * tap_stride if flip else 0), -tap_stride if flip else tap_stride, *out.stride(),
+        kind, plane, slope, a_scale, out_scale,
+        BLOCK_H=config.block_h, BLOCK_W=config.block_w,
+        BLOCK_K=reduction_block((a_channels, b_channels), config.block_k), BLOCK_OUT=block_out,
+        PRECISION=dot_precision(a.dtype, tf32),
+        num_warps=config.warps, num_stages=config.stages,
+        maxnreg=register_limit(
+            config, out.stride(1) == 1, a_channels, *b_range, c_out, out_first, *pixel_strides(a), *pixel_strides(out)
+        ),
+    )  # fmt: skip

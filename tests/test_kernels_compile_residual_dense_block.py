@@ -1,0 +1,130 @@
+"""Every launchable configuration of the dense block's Triton kernels compiles for sm_80 and sm_90, and fits.
+
+Registers, spills and shared memory are compared with a committed table, ``residual_dense_block_resources.json``, which
+``python tests/test_kernels_compile_residual_dense_block.py`` writes anew.
+"""
+
+import itertools
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import kernel_resources
+import pytest
+from kernel_resources import KERNELS as FOLDER
+from kernel_resources import Resources
+from triton.compiler import ASTSource
+
+from andfast.kernels.degradation_block_configs import MAX_REGISTERS, PRECISIONS, Config
+from andfast.kernels.residual_dense_block_configs import CHANNEL_BLOCKS, TABLE
+from andfast.kernels.residual_dense_block_convolution import _convolution_kernel
+from andfast.kernels.residual_dense_block_grad_weight import _grad_weight_kernel
+
+RESOURCES = FOLDER / "residual_dense_block_resources.json"
+KERNELS = [f"{kind}_{block}" for kind in ("convolution", "grad_weight") for block in CHANNEL_BLOCKS]
+# channels_last in multiples of 16; x channels_last of any number of channels; a result of any strides, too
+LAYOUTS = ("aligned", "odd", "general")
+TYPES = {"bits_ptr": "*u8", "gw_ptr": "*fp32", "slope": "fp32", "a_scale": "fp32", "out_scale": "fp32"}
+
+
+class Variant(NamedTuple):
+    """One compiled kernel: a configuration of the table, at a channel block and a way of being called."""
+
+    architecture: str
+    kernel: str
+    precision: str
+    dtype: str
+    block: int  # channels a step of a convolution's reduction; channels of a weight gradient's block, in and out
+    layout: str  # of LAYOUTS
+
+    def name(self) -> str:
+        return f"{self.architecture} {self.kernel} {self.precision} {self.dtype} {self.block} {self.layout}"
+
+    def config(self) -> Config:
+        return TABLE[self.architecture][self.kernel, self.precision]
+
+
+def variants(architecture: str, kernel: str, precision: str) -> list[Variant]:
+    """All that the launchers can ask for, in every layout where the blocks are largest."""
+    limit = TABLE[architecture][kernel, precision].block_k
+    dtypes = ("bf16", "fp16") if precision == "half" else ("fp32",)
+    of_weights = kernel.startswith("grad_weight")
+    blocks = [block for block in CHANNEL_BLOCKS if (block == limit if of_weights else block <= limit)]
+    found = [Variant(architecture, kernel, precision, dtypes[0], block, "aligned") for block in blocks]
+    layouts = LAYOUTS[1:2] if of_weights else LAYOUTS[1:]
+    found += [found[-1]._replace(layout=layout) for layout in layouts]
+    if len(dtypes) > 1:  # the same instructions but for the type
+        found.append(found[len(blocks) - 1]._replace(dtype=dtypes[1]))
+    return found
+
+
+def source(variant: Variant) -> ASTSource:
+    """The kernel with the signature that a launch of this kind gets from Triton's own specialisation."""
+    config = variant.config()
+    constants: dict[str, Any] = {
+        "BLOCK_H": config.block_h,
+        "BLOCK_W": config.block_w,
+        "PRECISION": "tf32" if variant.precision == "half" else variant.precision,
+    }
+    if variant.kernel.startswith("grad_weight"):
+        function = _grad_weight_kernel
+        constants.update(BLOCK_IN=variant.block, BLOCK_OUT=variant.block)
+    else:
+        function = _convolution_kernel
+        constants.update(BLOCK_K=variant.block, BLOCK_OUT=int(variant.kernel.split("_")[1]))
+    types: dict[str, str] = {}
+    divisible = []
+    for parameter in function.params:
+        name = parameter.name
+        if name in TYPES or name.endswith("_ptr"):
+            types[name] = TYPES.get(name, "*" + variant.dtype)
+            if name.endswith("_ptr"):
+                divisible.append(name)
+        elif not (parameter.is_constexpr or parameter.do_not_specialize):
+            if name == "out_stride_c" and variant.layout != "general":
+                constants[name] = 1
+            elif variant.layout == "aligned":
+                divisible.append(name)
+    return kernel_resources.source(function, types, constants, divisible)
+
+
+def resources(variant: Variant) -> Resources:
+    """Compile one variant; what one program takes of a multiprocessor."""
+    config = variant.config()
+    registers = config.registers if variant.layout == "aligned" else MAX_REGISTERS
+    return kernel_resources.resources(
+        source(variant),
+        variant.architecture,
+        num_warps=config.warps,
+        num_stages=config.stages,
+        maxnreg=registers,
+    )
+
+
+def everything() -> list[Variant]:
+    return [
+        variant
+        for architecture, kernel, precision in itertools.product(TABLE, KERNELS, PRECISIONS)
+        for variant in variants(architecture, kernel, precision)
+    ]
+
+
+@pytest.fixture(autouse=True)
+def _fresh_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("architecture", TABLE)
+def test_compiles_and_fits(architecture: str, kernel: str, precision: str) -> None:
+    for variant in variants(architecture, kernel, precision):
+        kernel_resources.check(variant, resources(variant), RESOURCES)
+
+
+def test_the_table_holds_every_launchable_kernel_and_no_other() -> None:
+    kernel_resources.check_table(everything(), RESOURCES)
+
+
+if __name__ == "__main__":
+    kernel_resources.write(everything(), resources, RESOURCES)
