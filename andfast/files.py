@@ -12,7 +12,8 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
     """Open a file for writing bytes; it appears under ``path`` when the block ends without an error."""
     temporary = path.with_name(f".tmp-{path.name}")
     try:
-        with temporary.open("wb") as file:
+        temporary.unlink(missing_ok=True)  # what a crash left, or a link that someone else laid to another place
+        with temporary.open("xb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())

@@ -125,7 +125,7 @@ def test_refused(tile: int, overlap: int, multiple: int, message: str) -> None:
 
 
 def test_wrong_tensors_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"lr must have shape \(N, 3, H, W\).*was \(3, 8, 8\)"):
+    with pytest.raises(ValueError, match=r"lr must have shape \(N, C, H, W\).*was \(3, 8, 8\)"):
         restore_tiled(identity_restorer(), torch.rand(3, 8, 8), tile=0, overlap=0)
     with pytest.raises(TypeError, match=r"lr must be a floating-point tensor, was torch\.int64"):
         restore_tiled(identity_restorer(), torch.zeros(1, 3, 8, 8, dtype=torch.int64), tile=0, overlap=0)

@@ -23,6 +23,8 @@ import os
 import struct
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -40,7 +42,7 @@ SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".tif",
 HEADER = struct.Struct("<cII")  # a reply of the worker: kind, then height and width, or the length of a reason and 0
 READY, PIXELS, REASON = b"r", b"p", b"e"
 
-_PHOTOMETRIC, _PLANAR, _ORIENTATION, _BITS = 262, 284, 274, 258  # TIFF and EXIF tags
+_PHOTOMETRIC, _PLANAR, ORIENTATION, _BITS = 262, 284, 274, 258  # TIFF and EXIF tags
 _OTHER_BYTE = {"16B": "16L", "16L": "16B", "16N": "16B" if sys.byteorder == "little" else "16L"}
 _DEEP_RAW_MODES = ("RGB;16", "RGBA;16", "RGBX;16")
 
@@ -62,6 +64,19 @@ def decode(path: str | Path, *, min_size: int = 1) -> NDArray[np.uint8]:
     Raises:
         UnusableImageError: the file is missing, unreadable, damaged, truncated, of another kind or too small.
     """
+    with reasons(path):
+        return _decode(path, min_size)
+
+
+@contextmanager
+def reasons(path: str | Path, *, max_pixels: int | None = None) -> Iterator[None]:
+    """Turn whatever goes wrong with a file inside the block into an UnusableImageError that says why in one line.
+
+    Args:
+        path: the file.
+        max_pixels: more than these are refused; None for Pillow's decompression-bomb limit.
+    """
+    limit = Image.MAX_IMAGE_PIXELS
     with warnings.catch_warnings():
         # What Pillow only warns of is either fatal here (a bomb, a truncated file) or harmless (damaged
         # metadata).
@@ -69,7 +84,13 @@ def decode(path: str | Path, *, min_size: int = 1) -> NDArray[np.uint8]:
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         warnings.filterwarnings("error", message="(?i).*truncated")
         try:
-            return _decode(path, min_size)
+            if max_pixels is not None:
+                Image.MAX_IMAGE_PIXELS = max_pixels
+            if ImageFile.LOAD_TRUNCATED_IMAGES:
+                raise UnusableImageError(
+                    "PIL.ImageFile.LOAD_TRUNCATED_IMAGES is set, which would let truncated files pass"
+                )
+            yield
         except UnusableImageError:
             raise
         except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -78,29 +99,41 @@ def decode(path: str | Path, *, min_size: int = 1) -> NDArray[np.uint8]:
             raise UnusableImageError(_unidentified(path)) from error
         except OSError as error:
             raise UnusableImageError(error.strerror or f"truncated or damaged: {_line(error)}") from error
+        except MemoryError as error:
+            raise UnusableImageError("not enough memory for its pixels") from error
         except Exception as error:  # Pillow's plugins meet damaged files with all kinds of errors
             raise UnusableImageError(f"damaged: {type(error).__name__}: {_line(error)}") from error
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
 
 
 def _decode(path: str | Path, min_size: int) -> NDArray[np.uint8]:
-    if ImageFile.LOAD_TRUNCATED_IMAGES:
-        raise UnusableImageError("PIL.ImageFile.LOAD_TRUNCATED_IMAGES is set, which would let truncated files pass")
-    with _open(path) as image:
+    with open_picture(path) as image:
         width, height = image.size
         if min(width, height) < min_size:
             raise UnusableImageError(f"{width}x{height} pixels, smaller than the minimum of {min_size}")
-        samples: NDArray[Any] | None = _deep_samples(path, image)
-        if samples is None:
-            image.load()
-            samples = _plain_samples(image)
-        orientation = image.getexif().get(_ORIENTATION, 1)  # after load, by which TIFFs are already turned
-    return np.ascontiguousarray(_oriented(_over_white(samples), orientation))
+        samples = load_samples(path, image)
+        orientation = image.getexif().get(ORIENTATION, 1)  # after load, by which TIFFs are already turned
+    return np.ascontiguousarray(oriented(_over_white(samples), orientation))
 
 
-def _open(path: str | Path) -> ImageFile.ImageFile:
+def open_picture(path: str | Path) -> ImageFile.ImageFile:
+    """Open a file of one of FORMATS, without decoding its pixels."""
     image = Image.open(path, formats=FORMATS)
     assert isinstance(image, ImageFile.ImageFile)  # what Image.open returns for every file format
     return image
+
+
+def load_samples(path: str | Path, image: ImageFile.ImageFile, *, grey: bool = False) -> NDArray[Any]:
+    """Decode the pixels of an open picture: (H, W, 1..4), uint8 or uint16, as stored.
+
+    Two and four channels end in alpha. Grey of 8 bits becomes one channel if ``grey`` is set, else three.
+    """
+    samples: NDArray[Any] | None = _deep_samples(path, image)
+    if samples is None:
+        image.load()
+        samples = _plain_samples(image, grey and image.mode in {"1", "L", "LA", "La"})
+    return samples
 
 
 def _deep_samples(path: str | Path, image: ImageFile.ImageFile) -> NDArray[np.uint16] | None:
@@ -109,7 +142,7 @@ def _deep_samples(path: str | Path, image: ImageFile.ImageFile) -> NDArray[np.ui
         if _raw_mode(image) == "I;12":
             raise UnusableImageError("12-bit samples: save it as 8 or 16 bit")
         image.load()
-        grey = np.asarray(image).astype(np.uint16)
+        grey = np.array(image, np.uint16)
         tags = getattr(image, "tag_v2", {})
         if tags.get(_PHOTOMETRIC) == 0:  # "white is zero", which Pillow turns round for 8 bit only
             grey = 65535 - grey
@@ -125,10 +158,11 @@ def _deep_samples(path: str | Path, image: ImageFile.ImageFile) -> NDArray[np.ui
     if not raw.startswith(_DEEP_RAW_MODES):
         return None
     # Pillow's unpacker for 16 bits keeps the high byte; the one for the other byte order keeps the low one.
-    with _open(path) as again:
-        low = _load_as(again, raw[:-3] + _OTHER_BYTE[raw[-3:]])
-    high = _load_as(image, raw)
-    return _with_key(high.astype(np.uint16) * 256 + low, image.info.get("transparency"))
+    samples = _load_as(image, raw).astype(np.uint16)
+    samples <<= 8  # in place, as such pictures may be scans of half a gigabyte
+    with open_picture(path) as again:
+        samples += _load_as(again, raw[:-3] + _OTHER_BYTE[raw[-3:]])
+    return _with_key(samples, image.info.get("transparency"))
 
 
 def _raw_mode(image: ImageFile.ImageFile) -> str:
@@ -155,13 +189,15 @@ def _with_key(samples: NDArray[np.uint16], key: Any) -> NDArray[np.uint16]:
     return np.concatenate([samples, alpha.astype(np.uint16)], axis=-1)
 
 
-def _plain_samples(image: Image.Image) -> NDArray[np.uint8]:
-    """(H, W, 3 or 4) uint8 samples of a picture of at most 8 bits."""
+def _plain_samples(image: Image.Image, grey: bool) -> NDArray[np.uint8]:
+    """(H, W, 3 or 4) uint8 samples of a picture of at most 8 bits; (H, W, 1 or 2) of a grey one that stays so."""
     if image.mode in {"I", "F"}:
         raise UnusableImageError(
             "signed, 32-bit or floating-point samples, whose range is unknown: save it as 8 or 16 bit"
         )
-    return np.asarray(image.convert("RGBA" if image.has_transparency_data else "RGB"))
+    mode = ("L" if grey else "RGB") + ("A" if image.has_transparency_data else "")
+    samples = np.asarray(image if image.mode == mode else image.convert(mode))
+    return samples if samples.ndim == 3 else samples[..., None]
 
 
 def _over_white(samples: NDArray[Any]) -> NDArray[np.uint8]:
@@ -177,8 +213,8 @@ def _over_white(samples: NDArray[Any]) -> NDArray[np.uint8]:
     return np.broadcast_to(colour, (*colour.shape[:2], 3))
 
 
-def _oriented(pixels: NDArray[np.uint8], orientation: Any) -> NDArray[np.uint8]:
-    """Turn an (H, W, 3) array upright; what is none of EXIF's eight orientations counts as upright."""
+def oriented(pixels: NDArray[Any], orientation: Any) -> NDArray[Any]:
+    """Turn an (H, W, C) array upright; what is none of EXIF's eight orientations counts as upright."""
     turned = pixels.swapaxes(0, 1) if orientation in {5, 6, 7, 8} else pixels
     if orientation in {3, 4, 7, 8}:
         turned = turned[::-1]

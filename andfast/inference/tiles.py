@@ -8,11 +8,21 @@ where its network saw padding instead of the picture, is never used. The weights
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from andfast.inference.models import Restorer
+
+class Restores(Protocol):
+    """What tiles need of a restorer, see :class:`andfast.inference.models.Restorer`."""
+
+    scale: int
+    device: torch.device
+    multiple: int
+
+    def restore(self, lr: Tensor) -> Tensor:
+        """Restore pictures (N, C, H, W) to (N, C, H * scale, W * scale)."""
 
 
 @dataclass(frozen=True)
@@ -32,17 +42,17 @@ class Span:
     weights: Tensor
 
 
-def restore_tiled(restorer: Restorer, lr: Tensor, *, tile: int, overlap: int) -> Tensor:
+def restore_tiled(restorer: Restores, lr: Tensor, *, tile: int, overlap: int) -> Tensor:
     """Restore pictures tile by tile.
 
     Args:
         restorer: what restores a tile.
-        lr: (N, 3, H, W), RGB, floating point in [0, 1].
+        lr: (N, C, H, W), floating point in [0, 1]; C is 3 for a restorer of RGB.
         tile: height and width of a tile in LR pixels, its overlaps included; 0 restores the whole picture at once.
         overlap: LR pixels that neighbours share, at the least.
 
     Returns:
-        (N, 3, H * scale, W * scale), fp32, on lr's device.
+        (N, C, H * scale, W * scale), fp32, on lr's device.
 
     Raises:
         TypeError, ValueError: lr is no such tensor; overlap is negative; tile is less than twice the overlap.
@@ -52,7 +62,7 @@ def restore_tiled(restorer: Restorer, lr: Tensor, *, tile: int, overlap: int) ->
 
 
 def restore_bands(
-    restorer: Restorer,
+    restorer: Restores,
     lr: Tensor,
     *,
     tile: int,
@@ -61,7 +71,7 @@ def restore_bands(
 ) -> Iterator[Tensor]:
     """As :func:`restore_tiled`, in bands of finished rows from top to bottom, so that nobody has to hold the picture.
 
-    What is held at any time is about one row of tiles, ``4 * 3 * scale**2 * tile * W`` bytes on lr's device, and one
+    What is held at any time is about one row of tiles, ``4 * C * scale**2 * tile * W`` bytes on lr's device, and one
     tile's activations on the restorer's.
 
     Args:
@@ -70,13 +80,13 @@ def restore_bands(
         on_tile: called after each tile; there are :func:`count_tiles` of them.
 
     Yields:
-        (N, 3, rows, W * scale), fp32, on lr's device.
+        (N, C, rows, W * scale), fp32, on lr's device.
     """
     check_tile(tile, overlap, restorer.multiple)
     if not isinstance(lr, Tensor):
         raise TypeError(f"lr must be a tensor, was {type(lr).__name__}")
-    if lr.dim() != 4 or lr.shape[1] != 3 or min(lr.shape[2:]) < 1:
-        raise ValueError(f"lr must have shape (N, 3, H, W), H and W at least 1, was {tuple(lr.shape)}")
+    if lr.dim() != 4 or min(lr.shape[1:]) < 1:
+        raise ValueError(f"lr must have shape (N, C, H, W), C, H and W at least 1, was {tuple(lr.shape)}")
     scale = restorer.scale
     height, width = lr.shape[2:]
     rows, columns = (spans(size, tile, overlap, restorer) for size in (height, width))
@@ -98,9 +108,10 @@ def restore_bands(
         done = (rows[number + 1].first if number + 1 < len(rows) else row.last) - row.first
         kept = band[:, :, done:].clone()
         yield band[:, :, :done]
+        del band, sr  # before the next one is made
 
 
-def count_tiles(restorer: Restorer, height: int, width: int, *, tile: int, overlap: int) -> int:
+def count_tiles(restorer: Restores, height: int, width: int, *, tile: int, overlap: int) -> int:
     """How many tiles an LR picture of that size is restored in."""
     return len(spans(height, tile, overlap, restorer)) * len(spans(width, tile, overlap, restorer))
 
@@ -119,7 +130,7 @@ def check_tile(tile: int, overlap: int, multiple: int = 1) -> None:
         raise ValueError(f"tile must be at least {least} with an overlap of {overlap}, or 0 for no tiles, was {tile}")
 
 
-def spans(size: int, tile: int, overlap: int, restorer: Restorer) -> list[Span]:
+def spans(size: int, tile: int, overlap: int, restorer: Restores) -> list[Span]:
     """The tiles along an axis of ``size`` LR pixels."""
     scale, multiple = restorer.scale, restorer.multiple
     tile = tile // multiple * multiple if tile else size
@@ -152,6 +163,6 @@ def _rise(size: int, middle: float, half: float) -> Tensor:
     return ((centres - middle) / (2 * half) + 0.5).clamp(0, 1).float()
 
 
-def _restore(restorer: Restorer, lr: Tensor) -> Tensor:
+def _restore(restorer: Restores, lr: Tensor) -> Tensor:
     top = {torch.uint8: 255.0, torch.uint16: 65535.0}.get(lr.dtype)
     return restorer.restore(lr if top is None else lr.to(restorer.device).float() / top).to(lr.device)

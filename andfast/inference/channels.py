@@ -1,0 +1,56 @@
+"""Restorers of RGB made to restore the channels that files have: grey, and alpha beside the colours."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from andfast.inference.models import BICUBIC, Restorer, load_restorer
+
+_LUMA = (0.299, 0.587, 0.114)
+_BLEED = 8  # LR pixels by which colours spread into what is fully transparent
+
+
+class ChannelsRestorer:
+    """Restores 1 (grey), 2 (grey, alpha), 3 (RGB) or 4 (RGB, alpha) channels with a restorer of RGB.
+
+    Grey is restored as three equal channels and comes back as their luma. Alpha is enlarged by bicubic interpolation,
+    clamped to [0, 1]; the network never sees it. Colours under fully transparent pixels are arbitrary, often black, and
+    would seep into the edges of what is visible: beforehand, they are replaced by those of the nearest visible pixels.
+    """
+
+    def __init__(self, restorer: Restorer) -> None:
+        self.scale = restorer.scale
+        self.device = restorer.device
+        self.multiple = restorer.multiple
+        self._colours = restorer
+        self._alpha = load_restorer(BICUBIC, scale=restorer.scale, device=restorer.device)
+
+    def restore(self, lr: Tensor) -> Tensor:
+        """(N, C, H, W) in [0, 1] to (N, C, H * scale, W * scale), fp32; the colours neither clamped nor rounded."""
+        channels = lr.shape[1]
+        alpha = lr[:, -1:] if channels % 2 == 0 else None
+        colours = lr if alpha is None else _bleed(lr[:, :-1], alpha)
+        grey = channels < 3
+        restored = self._colours.restore(colours.expand(-1, 3, -1, -1) if grey else colours)
+        if grey:
+            weights = torch.tensor(_LUMA, device=restored.device)[:, None, None]
+            restored = (restored * weights).sum(1, keepdim=True)
+        if alpha is None:
+            return restored
+        enlarged = self._alpha.restore(alpha.expand(-1, 3, -1, -1))[:, :1].clamp(0, 1)
+        return torch.cat([restored, enlarged.to(restored.device)], dim=1)
+
+
+def _bleed(colours: Tensor, alpha: Tensor) -> Tensor:
+    """Spread the colours of visible pixels into fully transparent ones, a ring of pixels at a time."""
+    visible = (alpha > 0).to(colours.dtype)
+    if visible.all() or not visible.any():
+        return colours
+    colours = colours * visible
+    for _ in range(_BLEED):
+        weight = F.avg_pool2d(visible, 3, stride=1, padding=1)
+        spread = F.avg_pool2d(colours, 3, stride=1, padding=1) / weight.clamp(min=1e-6)
+        reached = (weight > 0).to(colours.dtype)
+        colours = torch.where(visible > 0, colours, spread * reached)
+        visible = reached
+    return colours

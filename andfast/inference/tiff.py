@@ -1,0 +1,103 @@
+"""Write a TIFF strip by strip, in 8 or 16 bits, as BigTIFF beyond 4 GB: Pillow wants a whole picture in memory."""
+
+import struct
+import zlib
+from typing import Any, BinaryIO, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+_SHORT, _LONG, _UNDEFINED, _LONG8 = 3, 4, 7, 16
+_FORMATS: Final = {_SHORT: "H", _LONG: "I", _UNDEFINED: "B", _LONG8: "Q"}
+_STRIP_ROWS: Final = 64
+_CLASSIC_LIMIT: Final = 4_000_000_000
+_LEVEL: Final = 4  # a third of the time of 6, a tenth more bytes
+_DEFLATE, _HORIZONTAL, _UNASSOCIATED_ALPHA = 8, 2, 2
+
+
+class TiffWriter:
+    """Writes one picture from top to bottom: little-endian, interleaved, deflate with horizontal differences.
+
+    Args:
+        file: where to, a seekable file open for writing bytes.
+        width, height: the picture's.
+        channels: 1 (grey), 2 (grey, alpha), 3 (RGB) or 4 (RGB, alpha).
+        bits: 8 or 16.
+        profile: an ICC profile.
+    """
+
+    def __init__(
+        self, file: BinaryIO, width: int, height: int, *, channels: int, bits: int, profile: bytes | None = None
+    ) -> None:
+        self._file = file
+        self._size = (width, height)
+        self._channels, self._bits, self._profile = channels, bits, profile
+        self._big = width * height * channels * bits // 8 > _CLASSIC_LIMIT
+        self._type = np.dtype("<u2" if bits == 16 else "u1")
+        self._pending: NDArray[Any] = np.empty((0, width, channels), self._type)
+        self._strips: list[tuple[int, int]] = []  # offset and length of each
+        # The place of the directory, which comes last, is filled in at the end.
+        file.write(struct.pack("<2sHHHQ", b"II", 43, 8, 0, 0) if self._big else struct.pack("<2sHI", b"II", 42, 0))
+
+    def write(self, rows: NDArray[Any]) -> None:
+        """Append rows: (n, width, channels), uint8 or uint16 as the bits say."""
+        rows = np.concatenate([self._pending, rows.astype(self._type, copy=False)])
+        whole = len(rows) // _STRIP_ROWS * _STRIP_ROWS
+        for start in range(0, whole, _STRIP_ROWS):
+            self._strip(rows[start : start + _STRIP_ROWS])
+        self._pending = rows[whole:].copy()
+
+    def close(self) -> None:
+        """Finish the picture; the file stays open."""
+        if len(self._pending):
+            self._strip(self._pending)
+        offset_type = _LONG8 if self._big else _LONG
+        offsets, lengths = zip(*self._strips, strict=True)
+        entries = [
+            (256, _LONG, self._size[:1]),
+            (257, _LONG, self._size[1:]),
+            (258, _SHORT, (self._bits,) * self._channels),
+            (259, _SHORT, (_DEFLATE,)),
+            (262, _SHORT, (2 if self._channels > 2 else 1,)),  # RGB, or grey with black at zero
+            (273, offset_type, offsets),
+            (277, _SHORT, (self._channels,)),
+            (278, _LONG, (_STRIP_ROWS,)),
+            (279, offset_type, lengths),
+            (284, _SHORT, (1,)),
+            (317, _SHORT, (_HORIZONTAL,)),
+        ]
+        if self._channels % 2 == 0:
+            entries.append((338, _SHORT, (_UNASSOCIATED_ALPHA,)))
+        if self._profile:
+            entries.append((34675, _UNDEFINED, tuple(self._profile)))
+        self._directory(entries)
+
+    def _strip(self, rows: NDArray[Any]) -> None:
+        differences = rows.copy()
+        differences[:, 1:] -= rows[:, :-1]
+        content = zlib.compress(differences.tobytes(), _LEVEL)
+        self._strips.append((self._file.tell(), len(content)))
+        self._file.write(content)
+
+    def _directory(self, entries: list[tuple[int, int, tuple[int, ...]]]) -> None:
+        """Append the directory: values that do not fit in an entry first, then the entries, then its place."""
+        word, entry, room = ("<Q", "<HHQ", 8) if self._big else ("<I", "<HHI", 4)
+        packed = []
+        for tag, kind, values in entries:
+            content = struct.pack(f"<{len(values)}{_FORMATS[kind]}", *values)
+            if len(content) > room:
+                self._align()
+                place = self._file.tell()
+                self._file.write(content)
+                content = struct.pack(word, place)
+            packed.append(struct.pack(entry, tag, kind, len(values)) + content.ljust(room, b"\0"))
+        self._align()
+        start = self._file.tell()
+        self._file.write(struct.pack("<Q" if self._big else "<H", len(packed)) + b"".join(packed))
+        self._file.write(struct.pack(word, 0))  # no further picture
+        self._file.seek(8 if self._big else 4)
+        self._file.write(struct.pack(word, start))
+        self._file.seek(0, 2)
+
+    def _align(self) -> None:
+        self._file.write(b"\0" * (-self._file.tell() % 8))
