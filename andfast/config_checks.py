@@ -95,7 +95,11 @@ def resolve_device(name: str) -> str:
 
 def _number(name: str, value: float | None, rule: Callable[[float], bool], must: str) -> None:
     """Refuse a number that is not finite or breaks ``rule``; None stands for a default."""
-    if value is not None and not (math.isfinite(value) and rule(value)):
+    if value is None:
+        return
+    if isinstance(value, int) and abs(value) >= 1 << 63:
+        raise ValueError(f"{name} must be {must} and below 2**63, was larger")
+    if not (math.isfinite(value) and rule(value)):
         raise ValueError(f"{name} must be {must}, was {value}")
 
 

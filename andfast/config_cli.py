@@ -163,6 +163,8 @@ def check_names(found: Mapping[Any, Any], where: str, group: type = TrainConfig,
             if not isinstance(value, Mapping):
                 raise ConfigError(f"{where}: {name} must be a group of settings, was {value!r}")
             check_names(value, where, hints[key], f"{name}.")
+        elif value is None and NoneType not in get_args(hints[key]):
+            raise ConfigError(f"{where}: {name} must be {_describe(hints[key])}, was null")
         elif isinstance(value, str) and NoneType in get_args(hints[key]) and means_null(value):
             raise ConfigError(f"{where}: {name} must not be the text {value!r}, write null or {'./' + value!r}")
 
@@ -268,6 +270,9 @@ def _explain(message: str) -> str:
         return f"{unloadable[1]} must be settings or a YAML file with them, was {unloadable[2]!r}"
     value = re.search(r'^Parser key "(.+?)":.*(?:Got|Given) value: (.*)$', message, re.DOTALL)
     types = dict(setting_types())
+    other = re.search(r'^Parser key "(.+?)":\s*(.*)$', message, re.DOTALL)
+    if value is None and other is not None and other[1] in types:
+        return f"{other[1]} must be {_describe(types[other[1]])}: {one_line(other[2])}"
     if value is None or value[1] not in types:
         return one_line(message)
     name, text, hint = value[1], one_line(value[2]), types[value[1]]

@@ -2,9 +2,11 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import yaml
+
+_MOST_NODES: Final = 100_000
 
 
 class ConfigError(ValueError):
@@ -22,7 +24,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8")
         node = yaml.compose(text, Loader=yaml.SafeLoader)
         if node is not None:
-            _refuse_repeated(node, path)
+            _check(node, path, {})
         found = yaml.safe_load(text)
     except FileNotFoundError:
         raise ConfigError(f"--config must be a YAML file, {str(path)!r} does not exist") from None
@@ -38,7 +40,8 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         raise ConfigError(f"{where}: not valid YAML: {one_line(error.problem or error.context)}") from error
     except ConfigError:
         raise
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date that is none, a node within itself
+    except (yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+        # Deep nesting, or what a tag makes of a value that is not its own: a date that is none, a set of a list.
         raise ConfigError(f"{path}: not valid YAML: {one_line(str(error))}") from error
     if found is None:
         return {}
@@ -66,8 +69,19 @@ def one_line(text: str) -> str:
     return " ".join(text.split())
 
 
-def _refuse_repeated(node: Any, path: Path) -> None:
-    """YAML takes the last of two equal keys without a word; here that is an error."""
+def _check(node: Any, path: Path, counted: dict[int, int]) -> int:
+    """Refuse repeated keys, of which YAML takes the last without a word, and aliases that multiply or hold themselves.
+
+    Returns:
+        How many nodes there are once aliases are written out; ``counted`` remembers it of each node.
+    """
+    if (known := counted.get(id(node))) is not None:
+        if known == 0:
+            raise ConfigError(
+                f"{path}, line {node.start_mark.line + 1}: not valid YAML: an alias within what it stands for"
+            )
+        return known
+    counted[id(node)] = 0  # begun
     children = node.value if isinstance(node, yaml.SequenceNode) else []
     if isinstance(node, yaml.MappingNode):
         seen = set()
@@ -75,9 +89,14 @@ def _refuse_repeated(node: Any, path: Path) -> None:
             if isinstance(key, yaml.ScalarNode) and key.value in seen:
                 raise ConfigError(f"{path}, line {key.start_mark.line + 1}: {key.value!r} is given twice")
             seen.add(key.value if isinstance(key, yaml.ScalarNode) else None)
-            children = [*children, value]
-    for child in children:
-        _refuse_repeated(child, path)
+            children = [*children, key, value]
+    count = 1 + sum(_check(child, path, counted) for child in children)
+    if count > _MOST_NODES:
+        raise ConfigError(
+            f"{path}, line {node.start_mark.line + 1}: more than {_MOST_NODES} values, through aliases or not"
+        )
+    counted[id(node)] = count
+    return count
 
 
 class _Dumper(yaml.SafeDumper):

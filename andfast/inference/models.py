@@ -193,13 +193,14 @@ def _from_spandrel(path: Path, device: torch.device, dtype: torch.dtype, reason:
             f"{reason}; other architectures need spandrel, which is not installed: pip install 'andfast[models]'"
         ) from None
     state = spandrel.canonicalize_state_dict(read_state(path))
+    _check_sizes(path, state)
     try:
         model = spandrel.ModelLoader(device="cpu").load_from_state_dict(state)
     except spandrel.UnsupportedModelError:
         names = ", ".join(sorted(state)[:_NAMES_SHOWN])
         raise ValueError(f"{path}: weights of no architecture known here or to spandrel, with {names} ...") from None
     except Exception as error:  # its detection meets crafted or damaged shapes with all kinds of errors
-        raise ValueError(f"{path}: spandrel cannot load it: {_first_line(error)}") from error
+        raise ValueError(f"{reason}; spandrel cannot load it either: {_one_line(error)}") from error
     name = model.architecture.name
     if not isinstance(model, spandrel.ImageModelDescriptor):
         raise ValueError(f"{path}: a network of {name} wants a mask beside the picture, which is not restoring")
@@ -236,5 +237,15 @@ def _check_finite(name: str, network: nn.Module) -> None:
             raise ValueError(f"{name}: {key} holds values that are not finite")
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+def _check_sizes(path: Path, state: dict[str, Tensor]) -> None:
+    """Refuse names and shapes from which spandrel would infer a network far larger than the file."""
+    most = 10 * len(state) + 100
+    for key, tensor in state.items():
+        if any(part.isdecimal() and (len(part) > 9 or int(part) > most) for part in key.split(".")):
+            raise ValueError(f"{path}: {key!r} names a layer beyond {most}, with {len(state)} entries in all")
+        if tensor.numel() == 0:
+            raise ValueError(f"{path}: {key!r} must not be empty, had shape {tuple(tensor.shape)}")
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__

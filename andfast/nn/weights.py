@@ -8,6 +8,7 @@ import errno
 import pickle
 import re
 import struct
+import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -182,14 +183,18 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 def _read_pickled(path: Path) -> object:
     _check_archive(path)
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of pickles of other protocols; whether they can be read shows
+            return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         forbidden = re.search(r"GLOBAL (\S+)", str(error))
         if forbidden:
             raise ValueError(
                 f"{path}: refused, for reading it would run {forbidden[1]}; only tensors are read"
             ) from error
-        raise ValueError(f"{path}: not a readable file of weights: {_first_line(error)}") from error
+        cause = re.search(r"WeightsUnpickler error: (.*)", str(error))
+        why = cause[1].strip() if cause else _first_line(error)
+        raise ValueError(f"{path}: not a readable file of weights: {why}") from error
     except OSError as error:
         if error.errno != errno.EINVAL:
             raise
