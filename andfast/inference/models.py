@@ -135,8 +135,8 @@ def from_network(
     _check_finite(source, network)
     dtype = PRECISIONS[precision]
     network.requires_grad_(False).eval().to(device, dtype)
-    layout = torch.preserve_format if device.type == "mps" else torch.channels_last  # which matrix units want
-    network.to(memory_format=layout)
+    layout = torch.contiguous_format if device.type == "mps" else torch.channels_last  # which matrix units want
+    network.to(memory_format=layout)  # type: ignore[call-overload]
     if dtype != torch.float32:
         # bf16 has eight bits of mantissa: as the last layer's output they would be grey levels that are visible.
         network.conv_last.float().register_forward_pre_hook(lambda _, inputs: (inputs[0].float(),))
