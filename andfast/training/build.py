@@ -11,6 +11,7 @@ from andfast.losses import GANLoss, PerceptualLoss
 from andfast.nn import DegradationNetwork, RRDBNet, UNetDiscriminator, VGGDiscriminator
 from andfast.nn.interpolation_start import start_as_interpolation
 from andfast.nn.weights import generator_from_weights
+from andfast.training.capture import Captured, CudaGraphs
 from andfast.training.distributed import Processes
 from andfast.training.objective import Objective
 from andfast.training.step import Adversary, Place, Sharing, TrainingStep
@@ -114,7 +115,7 @@ def build_step(config: TrainConfig, stage: Stage, generator: nn.Module, group: P
             if module is not None:
                 module.compile()
     degradation = DegradationNetwork(config.scale, padding=config.degradation.padding, impl=config.ops)
-    return TrainingStep(
+    step = TrainingStep(
         degradation=degradation,
         generator=generator,
         discriminator=discriminator,
@@ -130,3 +131,6 @@ def build_step(config: TrainConfig, stage: Stage, generator: nn.Module, group: P
         discriminator_parallel=None if discriminator is None else group.parallel(discriminator),
         stopwatch=Stopwatch(device),
     )
+    if config.cuda_graph:
+        step.capture = Captured(step.find, CudaGraphs(), watch=step.frozen_tensors)
+    return step

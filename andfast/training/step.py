@@ -20,6 +20,7 @@ from andfast.adversary import Ascent, Ball, ascend, sample_identity
 from andfast.functional import blur_pool
 from andfast.nn import DegradationNetwork, Theta, frozen
 from andfast.nn.frozen import copies
+from andfast.training.capture import Captured
 from andfast.training.objective import Objective, Targets
 from andfast.training.timing import Stopwatch
 
@@ -94,6 +95,7 @@ class TrainingStep:
         generator_parallel, discriminator_parallel: the same networks as their gradients are averaged (DDP).
         scale_loss: of a gradient scaler, or the identity.
         stopwatch: takes the time of the sub-steps.
+        capture: :meth:`find` as CUDA graphs.
     """
 
     degradation: DegradationNetwork
@@ -111,6 +113,7 @@ class TrainingStep:
     discriminator_parallel: nn.Module | None = None
     scale_loss: Callable[[Tensor], Tensor] = field(default=lambda loss: loss)
     stopwatch: Stopwatch | None = None
+    capture: Captured | None = None
 
     def gradients(self, batches: Sequence[Tensor], step: int) -> dict[str, Tensor]:
         """Accumulate the gradients of G (and D) over micro batches of HR; the host never waits for the device.
@@ -129,14 +132,13 @@ class TrainingStep:
             last = micro == len(batches) - 1
             with self._part("identity"):
                 identity = self.draw_identity(hr, step, micro)
-            with self._part("ascent"), frozen(self.generator, self.discriminator), self.mixed(hr):
-                targets = self.objective.targets(hr)
-                ascent = self.search(hr, targets, identity)
+            with self._part("ascent"), frozen(self.generator, self.discriminator):
+                targets, ascent = (self.capture or self.find)(hr, identity)
             with self._part("restoration"):
                 lr, clean = self.degrade(hr, ascent.theta)
             values = self._train(hr, lr, targets, len(batches), last)
             if len(ascent.losses):
-                values["loss_clean"] = ascent.losses[0].float()
+                values["loss_clean"] = ascent.losses[0].float().clone()  # a replay overwrites what it gave before
                 values["loss_gain"] = values["loss"] - values["loss_clean"]
             values["lr_psnr"] = psnr(lr, clean)
             found.append(values)
@@ -164,6 +166,19 @@ class TrainingStep:
             dtype=hr.dtype,
             batch=(part * n, self.place.accumulate * self.place.world_size * n),
         )
+
+    def find(self, hr: Tensor, identity: Theta) -> tuple[Targets, Ascent]:
+        """Sub-step 2 for frozen networks, with what it needs of HR; neither random nor waiting, so it can be captured."""
+        with self.mixed(hr, cache=self.capture is None):  # a cast kept from before would be an old one in a replay
+            targets = self.objective.targets(hr)
+            return targets, self.search(hr, targets, identity)
+
+    def frozen_tensors(self) -> Iterator[Tensor]:
+        """The weights and buffers that :meth:`find` reads."""
+        for module in (self.generator, self.discriminator, self.objective.vgg):
+            if module is not None:
+                yield from module.parameters()
+                yield from module.buffers()
 
     def search(self, hr: Tensor, targets: Targets, identity: Theta) -> Ascent:
         """Sub-step 2: push the identity networks to where G, frozen, restores worst."""
@@ -291,11 +306,11 @@ class TrainingStep:
         with torch.autocast(hr.device.type, enabled=False):
             return self.degradation(hr, theta)
 
-    def mixed(self, x: Tensor) -> AbstractContextManager[object]:
+    def mixed(self, x: Tensor, *, cache: bool = True) -> AbstractContextManager[object]:
         """The autocast region of the run's precision, for the device of x."""
         if self.autocast is None:
             return nullcontext()
-        return torch.autocast(x.device.type, dtype=self.autocast)
+        return torch.autocast(x.device.type, dtype=self.autocast, cache_enabled=cache)
 
     def _part(self, name: str) -> AbstractContextManager[None]:
         return self.stopwatch.part(name) if self.stopwatch is not None else nullcontext()

@@ -70,6 +70,7 @@ def degrade_against(step: TrainingStep, generator: nn.Module, hr: Tensor, *, bat
         generator_parallel=None,
         discriminator_parallel=None,
         stopwatch=None,
+        capture=None,
     )
     found, clean = [], []
     for number, part in enumerate(hr.split(batch)):

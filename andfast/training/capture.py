@@ -1,0 +1,122 @@
+"""A function of tensors as CUDA graphs: recorded once a shape, then replayed without the host in between.
+
+An ascent is thousands of small launches, whose cost on the host a replay does not have. The price is memory: a graph's
+buffers are its own from then on.
+"""
+
+from collections.abc import Callable, Hashable, Iterable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
+
+WARM_UP: int = 3
+"""Runs before a recording, in which libraries choose algorithms, allocate workspaces and compile."""
+
+
+class Backend(Protocol):
+    """How a function is recorded."""
+
+    def record(self, function: Callable[[], Any]) -> tuple[Callable[[], object], Any]:
+        """Return what replays ``function``, and its results, which are filled by every replay and by the recording."""
+        ...
+
+
+class CudaGraphs:
+    """CUDA graphs of one memory pool: they never run at the same time, so that one may use what another has freed."""
+
+    def __init__(self) -> None:
+        self._pool: Any = None
+
+    def record(self, function: Callable[[], Any]) -> tuple[Callable[[], object], Any]:
+        """Warm up on a side stream, record, and replay once, as a recording computes nothing."""
+        current, side = torch.cuda.current_stream(), torch.cuda.Stream()
+        side.wait_stream(current)
+        with torch.cuda.stream(side):
+            for _ in range(WARM_UP):
+                function()
+        current.wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        # The loader's threads go on meanwhile, and what they call must not spoil the recording: thread_local.
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+            results = function()
+        self._pool = graph.pool()
+        graph.replay()
+        return graph.replay, results
+
+
+@dataclass
+class _Recording:
+    inputs: list[Tensor]
+    replay: Callable[[], object]
+    results: Any
+
+
+class Captured:
+    """A function of tensors that runs as a recording of itself.
+
+    The function must be one that can be recorded: no randomness, no host synchronisation, no shapes that depend on values.
+    Tensors that it reads beside its arguments are read again at each replay, at the addresses of the recording.
+
+    Args:
+        function: maps nested tuples, lists and dictionaries of tensors (and constants) to such.
+        backend: how it is recorded.
+        watch: gives the tensors beside the arguments that it reads, the weights for instance. Changed in place they need
+            nothing; once one is at another address, all recordings are made anew.
+
+    Attributes:
+        recordings: number of recordings so far.
+    """
+
+    def __init__(
+        self, function: Callable[..., Any], backend: Backend, *, watch: Callable[[], Iterable[Tensor]] = tuple
+    ) -> None:
+        self._function, self._backend, self._watch = function, backend, watch
+        self._addresses: tuple[int, ...] = ()
+        self._made: dict[Hashable, _Recording] = {}
+        self.recordings = 0
+
+    def __call__(self, *arguments: Any) -> Any:
+        """The function's results for these arguments; the next call of the same shapes overwrites them."""
+        leaves, structure = tree_flatten(arguments)
+        addresses = tuple(one.data_ptr() for one in self._watch())
+        if addresses != self._addresses:
+            self._made.clear()
+            self._addresses = addresses
+        key = (structure, *(_kind(one) for one in leaves))
+        made = self._made.get(key)
+        if made is None:
+            made = self._made[key] = self._record(leaves, structure)
+        else:
+            for buffer, one in zip(made.inputs, _tensors(leaves), strict=True):
+                buffer.copy_(_without_repeats(one))
+            made.replay()
+        return made.results
+
+    def _record(self, leaves: list[Any], structure: TreeSpec) -> _Recording:
+        inputs = [_without_repeats(one).clone() for one in _tensors(leaves)]
+        buffers = iter(inputs)
+        static = [next(buffers).expand(one.shape) if isinstance(one, Tensor) else one for one in leaves]
+        arguments = tree_unflatten(static, structure)
+        replay, results = self._backend.record(lambda: self._function(*arguments))
+        self.recordings += 1
+        return _Recording(inputs, replay, results)
+
+
+def _tensors(leaves: list[Any]) -> list[Tensor]:
+    return [one for one in leaves if isinstance(one, Tensor)]
+
+
+def _kind(leaf: Any) -> Hashable:
+    """What a recording depends on: all but a tensor's values."""
+    return (leaf.shape, leaf.stride(), leaf.dtype, leaf.device) if isinstance(leaf, Tensor) else leaf
+
+
+def _without_repeats(x: Tensor) -> Tensor:
+    """The part of an expanded tensor that is in memory: a fresh noise map of zeros is one number."""
+    for dim, (length, stride) in enumerate(zip(x.shape, x.stride(), strict=True)):
+        if length > 1 and stride == 0:
+            x = x.narrow(dim, 0, 1)
+    return x
