@@ -216,7 +216,7 @@ class TrainConfig:
     ops: Literal["auto", "reference"] = "auto"
     """auto takes the fastest implementation of each op that the device has; reference takes plain PyTorch."""
     compile: bool = False
-    """Run G and D through torch.compile."""
+    """Run G's blocks and D through torch.compile."""
     cuda_graph: bool = False
     """Replay the ascent as one CUDA graph; it keeps the ascent's memory to itself. Off until a GPU has verified it."""
     ema_decay: float = 0.999

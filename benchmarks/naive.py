@@ -214,7 +214,8 @@ class NaiveStep:
         weights: of L1, VGG and GAN loss.
         steps, step_size: of the ascent.
         channels, scale: of F.
-        autocast: dtype of mixed precision for G, D and VGG (F stays in fp32), or None.
+        autocast: dtype of mixed precision, or None.
+        degradation_autocast: whether F follows it.
         frozen: the better baseline, see above.
         part: context manager of a sub-step's name that takes its time.
     """
@@ -232,16 +233,23 @@ class NaiveStep:
         channels=64,
         scale=4,
         autocast=None,
+        degradation_autocast=False,
         frozen=False,
         part=None,
     ):
         self.generator, self.discriminator, self.vgg = generator, discriminator, vgg
         self.radii, self.weights, self.steps, self.step_size = radii, weights, steps, step_size
         self.channels, self.scale, self.autocast, self.frozen = channels, scale, autocast, frozen
+        self.degradation_autocast = degradation_autocast
+        self.degrade = degrade  # for callers that compile it
         self.part = part or (lambda name: nullcontext())
 
     def mixed(self, x):
-        return torch.autocast(x.device.type, self.autocast, enabled=self.autocast is not None)
+        return nullcontext() if self.autocast is None else torch.autocast(x.device.type, self.autocast)
+
+    def run_degradation(self, hr, theta):
+        with self.mixed(hr) if self.degradation_autocast else nullcontext():
+            return self.degrade(hr, *theta, scale=self.scale)
 
     def set_trainable(self, trainable, *modules):
         for module in modules:
@@ -267,7 +275,7 @@ class NaiveStep:
         for _ in range(self.steps):
             leaves = [[one.detach().requires_grad_() for one in group] for group in theta]
             flat = [one for group in leaves for one in group]
-            lr = degrade(hr, *leaves, scale=self.scale)
+            lr = self.run_degradation(hr, leaves)
             with self.mixed(hr):
                 loss = self.loss(self.generator(lr), hr, hr_features)
             losses.append(loss.detach())
@@ -314,7 +322,7 @@ class NaiveStep:
             if self.frozen:
                 self.set_trainable(True, self.generator, self.discriminator)
         with self.part("restoration"), torch.no_grad():
-            lr = degrade(hr, *theta, scale=self.scale).clamp(0, 1)
+            lr = wide(self.run_degradation(hr, theta)).clamp(0, 1)
         return {**self.train(hr, lr, hr_features), "loss_clean": losses[0]}
 
     def plain_step(self, hr):

@@ -111,7 +111,8 @@ def build_step(config: TrainConfig, stage: Stage, generator: nn.Module, group: P
             gan_loss=GANLoss(loss.gan_kind) if discriminator is not None else None,
         )
     if config.compile:
-        for module in (generator, discriminator):
+        # G a block at a time: one compilation serves all blocks. As a whole it takes minutes, and has no more to fuse.
+        for module in (*generator.get_submodule("body").children(), discriminator):
             if module is not None:
                 module.compile()
     degradation = DegradationNetwork(config.scale, padding=config.degradation.padding, impl=config.ops)

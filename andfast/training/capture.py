@@ -57,14 +57,14 @@ class _Recording:
 class Captured:
     """A function of tensors that runs as a recording of itself.
 
-    The function must be one that can be recorded: no randomness, no host synchronisation, no shapes that depend on values.
-    Tensors that it reads beside its arguments are read again at each replay, at the addresses of the recording.
+    The function must be one that can be recorded: no randomness, no host synchronisation, no shapes that depend on
+    values. Tensors that it reads beside its arguments are read again at each replay, at the recording's addresses.
 
     Args:
         function: maps nested tuples, lists and dictionaries of tensors (and constants) to such.
         backend: how it is recorded.
-        watch: gives the tensors beside the arguments that it reads, the weights for instance. Changed in place they need
-            nothing; once one is at another address, all recordings are made anew.
+        watch: gives the tensors beside the arguments that it reads, the weights for instance. Changed in place they
+            need nothing; once one is at another address, all recordings are made anew.
 
     Attributes:
         recordings: number of recordings so far.

@@ -168,7 +168,7 @@ class TrainingStep:
         )
 
     def find(self, hr: Tensor, identity: Theta) -> tuple[Targets, Ascent]:
-        """Sub-step 2 for frozen networks, with what it needs of HR; neither random nor waiting, so it can be captured."""
+        """Sub-step 2 for frozen networks, and what it needs of HR; not random, never waiting, so it can be captured."""
         with self.mixed(hr, cache=self.capture is None):  # a cast kept from before would be an old one in a replay
             targets = self.objective.targets(hr)
             return targets, self.search(hr, targets, identity)

@@ -1,0 +1,257 @@
+"""The variants of a training step that benchmarks/test_step.py times, and the sizes that it times them at.
+
+Each variant gives the gradients of a plain ESRGAN step and of an AND step, from the same weights, on the same images.
+The first three are plain PyTorch (naive.py), from what one writes first to the best that torch.compile makes of it.
+"""
+
+import functools
+import os
+from dataclasses import dataclass, replace
+
+import naive
+import torch
+
+from andfast.adversary import PRESETS
+from andfast.functional import blur_pool
+from andfast.losses import REAL_ESRGAN_LAYERS, GANLoss, PerceptualLoss
+from andfast.nn import DegradationNetwork, RRDBNet, VGGDiscriminator, frozen
+from andfast.nn.interpolation_start import start_as_interpolation
+from andfast.training.capture import Captured, CudaGraphs
+from andfast.training.objective import Objective
+from andfast.training.step import Adversary, Place, Sharing, TrainingStep
+from andfast.training.timing import Stopwatch
+
+TORCHVISION = {"conv1_1": 0, "conv1_2": 2, "conv2_2": 7, "conv3_4": 16, "conv4_4": 25, "conv5_4": 34}
+"""Where torchvision's ``vgg19().features`` has these layers."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """Of a step's networks and images."""
+
+    batch: int
+    hr: int
+    features: int
+    blocks: int
+    growth: int
+    channels: int
+    discriminator: int
+    layers: dict[str, float]
+    steps: int = 5
+
+
+FULL = Size(48, 256, 64, 23, 32, 64, 64, REAL_ESRGAN_LAYERS)
+"""The paper's."""
+TINY = Size(2, 128, 8, 1, 4, 8, 4, {"conv1_1": 0.1})
+"""For a CPU."""
+PARITY = Size(4, 128, 8, 1, 4, 32, 4, {"conv1_1": 0.1}, steps=2)
+"""For the comparison of losses: batch statistics of more images and fewer passes, as both amplify rounding."""
+PARITY_SEED = 5
+"""With it, no unit deep in D was within rounding of its kink; with others, one that flips moves gradients by 1e-2."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """How a step is computed.
+
+    Attributes:
+        name: for the report.
+        baseline: its number in the list of baselines, 1 to 4; 2 computes what 1 does, 3 the better plain PyTorch, 4 is
+            andfast.
+        bf16: whether G, D, VGG and F run under bf16 autocast, in channels_last; else fp32, contiguous.
+        degradation_fp32: F in fp32 nevertheless, andfast's default.
+        compiled: through torch.compile.
+        graph: the ascent in a CUDA graph.
+    """
+
+    name: str
+    baseline: int
+    bf16: bool = False
+    degradation_fp32: bool = False
+    compiled: bool = False
+    graph: bool = False
+
+
+VARIANTS = (
+    Variant("naive fp32", 1),
+    Variant("naive bf16", 2, bf16=True),
+    Variant("best plain PyTorch", 3, bf16=True, compiled=True),
+    Variant("andfast fp32", 4),
+    Variant("andfast bf16", 4, bf16=True),
+    Variant("andfast bf16, F in fp32", 4, bf16=True, degradation_fp32=True),
+    Variant("andfast bf16, compiled", 4, bf16=True, compiled=True),
+    Variant("andfast bf16, CUDA graph", 4, bf16=True, graph=True),
+)
+
+
+def compile_options(device):
+    """What torch.compile is told; None on a CPU, where inductor's C++ takes minutes and says nothing about a GPU.
+
+    ANDFAST_BENCH_COMPILE, "inductor" or "aot_eager", compiles there all the same.
+    """
+    backend = os.environ.get("ANDFAST_BENCH_COMPILE")
+    if backend:
+        return {"backend": backend}
+    return {"mode": "max-autotune-no-cudagraphs"} if device == "cuda" else None
+
+
+class Step:
+    """One variant of one stage: networks, optimizers, images.
+
+    Args:
+        variant, size: as above.
+        stage: "net" or "gan".
+        device: "cuda", "cpu" or "meta".
+        stopwatch: takes the sub-steps' times.
+        seed: of weights, images and identity networks.
+    """
+
+    def __init__(self, variant, size, stage, device, *, stopwatch=None, seed=0):
+        self.variant, self.size, self.stage, self.device = variant, size, stage, device
+        self.ours = package_step(size, stage, device, seed)
+        if stopwatch is not None:
+            self.ours.stopwatch = stopwatch
+        if variant.bf16:
+            self.ours.autocast = torch.bfloat16
+            self.ours.degradation_autocast = not variant.degradation_fp32
+        self.naive = None
+        if variant.baseline < 4:
+            self.naive = naive_step(self.ours, variant, size, stopwatch)
+        owner = self.naive or self.ours
+        self.networks = [one for one in (owner.generator, owner.discriminator) if one is not None]
+        vgg = self.naive.vgg if self.naive is not None else self.ours.objective.vgg
+        memory_format = torch.channels_last if variant.bf16 else torch.contiguous_format
+        for one in (*self.networks, vgg):
+            if one is not None:
+                one.to(memory_format=memory_format)
+        self.compiled = variant.compiled and device != "meta" and compile_options(device) is not None
+        if self.compiled:
+            self._compile([*self.networks[1:], vgg], owner)
+        if variant.graph:
+            self.ours.capture = Captured(self.ours.find, CudaGraphs(), watch=self.ours.frozen_tensors)
+        fused = {"fused": True} if device == "cuda" else {}
+        self.optimizers = [torch.optim.Adam(one.parameters(), 1e-4, (0.9, 0.99), **fused) for one in self.networks]
+        generator = None if device == "meta" else torch.Generator(device).manual_seed(seed)
+        hr = torch.rand(size.batch, 3, size.hr, size.hr, generator=generator, device=device)
+        smooth = blur_pool(hr, 2).repeat_interleave(2, 2).repeat_interleave(2, 3)
+        self.hr = smooth.contiguous(memory_format=memory_format)
+        self.done = 0
+
+    def _compile(self, others, owner):
+        """G a block at a time, which all share one compiled block; the others, and naive F, whole."""
+        options = compile_options(self.device)
+        for one in (*owner.generator.body, *others):
+            if one is not None:
+                one.compile(**options)
+        if self.naive is not None:
+            self.naive.degrade = torch.compile(naive.degrade, **options)
+
+    def gradients(self, kind, theta=None):
+        """The losses of a "plain" or an "and" step; gradients are left on the weights."""
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
+        if self.naive is not None:
+            if kind == "plain":
+                return self.naive.plain_step(self.hr)
+            return self.naive.and_step(self.hr, theta)
+        if kind == "and":
+            return self.ours.gradients([self.hr], self.done)
+        return plain_step(self.ours, self.hr)
+
+    def whole(self, kind):
+        """One step, optimizers included."""
+        self.gradients(kind)
+        with self.ours.stopwatch.part("update"):
+            for optimizer in self.optimizers:
+                optimizer.step()
+        self.done += 1
+
+
+def plain_step(step, hr):
+    """ESRGAN's step with the package's ops, on clean LR."""
+    with torch.no_grad():
+        lr = blur_pool(hr, step.degradation.scale)
+    with step._part("restoration"), frozen(step.discriminator), step.mixed(hr):
+        targets = step.objective.targets(hr)
+    return step._train(hr, lr, targets, 1, True)
+
+
+def package_step(size, stage, device, seed=0):
+    """A TrainingStep with weights of that seed."""
+    torch.manual_seed(seed)
+    generator = RRDBNet(4, features=size.features, blocks=size.blocks, growth=size.growth)
+    start_as_interpolation(generator)  # a random G's losses hardly depend on LR, and would compare to any
+    discriminator, objective = None, Objective(1.0)
+    if stage == "gan":
+        discriminator = VGGDiscriminator(size.hr, features=size.discriminator)
+        vgg = PerceptualLoss(size.layers, weights="random").to(device)
+        discriminator.to(device)
+        objective = Objective(1.0, 1.0, 0.1, vgg, discriminator, GANLoss("vanilla"))
+    ball = PRESETS["calibrated"].ball_for(size.hr, size.hr)
+    return TrainingStep(
+        degradation=DegradationNetwork(),
+        generator=generator.to(device),
+        objective=objective,
+        adversary=Adversary(ball, steps=size.steps, channels=size.channels),
+        patch_size=size.hr,
+        place=Place(seed, int(stage == "gan")),
+        discriminator=discriminator,
+        sharing=Sharing(discriminator_pass=True),
+        stopwatch=Stopwatch(torch.device("cpu" if device == "meta" else device)),
+    )
+
+
+def naive_step(ours, variant, size, stopwatch):
+    """The naive step over the same weights."""
+    device = next(ours.generator.parameters()).device
+    generator = naive.RRDBNet(size.features, size.blocks, size.growth).to(device)
+    generator.load_state_dict(ours.generator.state_dict())
+    discriminator = vgg = None
+    if ours.discriminator is not None:
+        discriminator = naive.Discriminator(size.hr, size.discriminator).to(device)
+        discriminator.load_state_dict(ours.discriminator.state_dict())
+        vgg = naive.VGGFeatures({TORCHVISION[name]: weight for name, weight in size.layers.items()}).to(device)
+        with torch.no_grad():
+            weights = ours.objective.vgg.vgg.parameters()
+            for one, other in zip(vgg.features.parameters(), weights, strict=True):
+                one.copy_(other)
+    return naive.NaiveStep(
+        generator,
+        discriminator,
+        vgg,
+        radii=ours.adversary.ball.radii,
+        steps=size.steps,
+        channels=size.channels,
+        autocast=torch.bfloat16 if variant.bf16 else None,
+        degradation_autocast=not variant.degradation_fp32,
+        frozen=variant.baseline == 3,
+        part=stopwatch.part if stopwatch is not None else None,
+    )
+
+
+@functools.cache
+def reference_losses(kind, stage, device):
+    """What all variants have to give in fp32: the package's losses, with nothing shared; and its identity networks."""
+    step = Step(Variant("reference", 4), PARITY, stage, device, seed=PARITY_SEED)
+    step.ours.sharing = Sharing(identity_pass=False, hr_features=False, cast_weights=False)
+    theta = [[one.clone() for one in group] for group in step.ours.draw_identity(step.hr, 0)]
+    return step.gradients(kind), theta
+
+
+def loss_error(variant, kind, stage, device):
+    """The largest relative difference of the variant's losses from these, in fp32."""
+    return _loss_error(
+        replace(variant, name="in fp32", baseline=max(variant.baseline, 2), bf16=False, degradation_fp32=False),
+        kind,
+        stage,
+        device,
+    )
+
+
+@functools.cache
+def _loss_error(variant, kind, stage, device):
+    expected, theta = reference_losses(kind, stage, device)
+    step = Step(variant, PARITY, stage, device, seed=PARITY_SEED)
+    found = step.gradients(kind, theta)
+    names = [name for name in ("loss", "loss_clean", "discriminator") if name in expected and name in found]
+    return max(abs(found[name].item() / expected[name].item() - 1) for name in names)

@@ -1,0 +1,152 @@
+"""A training step of every variant in step_variants.py: the plain ESRGAN step and the AND step, of both stages.
+
+    python -m pytest benchmarks/test_step.py --benchmark-group-by=group --benchmark-columns=median,rounds
+
+On a GPU at the paper's size (batch 48, HR 256, 23 blocks; a smaller batch where memory is short, with the reason), on a
+CPU at a tiny one, which says nothing about a GPU. A row is a whole step, zero_grad to the optimizers, on images that
+are on the device already. ``extra_info`` of each row:
+
+    variant, baseline   its name, and its number among the baselines of the design, 4 for andfast
+    step, stage         "plain" or "and"; "net" or "gan"
+    batch, hr, blocks, features, batch_note       sizes; why the batch is another than wanted, or null
+    compiled            whether torch.compile was used; not on a CPU
+    milliseconds, images_per_second               of the median round
+    overhead            AND step over plain step of the same variant, per image; null in plain rows
+    flops               of one step, counted by torch's flop counter on the same step uncompiled; flops_per_second
+    peak_memory         bytes, torch.cuda.max_memory_allocated during the rounds; null on a CPU
+    parts               seconds a step of identity, ascent, restoration, discrimination, update
+    loss_error          largest relative difference of its losses in fp32 from the package's with nothing shared, at a
+                        tiny size; a row fails beyond 1e-2 (stage net: 1e-4)
+"""
+
+import functools
+import statistics
+
+import pytest
+import torch
+from step_variants import FULL, TINY, VARIANTS, Step, Variant, compile_options, loss_error
+from torch.utils.flop_counter import FlopCounterMode
+
+from andfast.training.timing import Stopwatch
+
+CUDA = torch.cuda.is_available()
+DEVICE = "cuda" if CUDA else "cpu"
+SIZE = FULL if CUDA else TINY
+BATCHES = [48, 32, 24, 16, 8, 4] if CUDA else [TINY.batch]
+ROUNDS, WARM_UP = (5, 2) if CUDA else (2, 1)
+TOLERANCE = {"net": 1e-4, "gan": 1e-2}
+SECONDS = {}
+"""Seconds an image by (variant, stage) of the plain rows, which run first."""
+
+
+@pytest.fixture(autouse=True)
+def _precision():
+    """TF32 in fp32 convolutions and products, as the paper's frameworks had it by default on an A100."""
+    kinds = (torch.backends.cudnn.conv, torch.backends.cuda.matmul)
+    before = [kind.fp32_precision for kind in kinds]
+    benchmark, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, True
+    yield
+    torch.backends.cudnn.benchmark = benchmark
+    set_precision(kinds, before)
+    torch.compiler.reset()
+
+
+def set_precision(kinds, values):
+    for kind, value in zip(kinds, values, strict=True):
+        kind.fp32_precision = value
+
+
+def use_tf32(on):
+    kinds = (torch.backends.cudnn.conv, torch.backends.cuda.matmul)
+    set_precision(kinds, ["tf32" if on else "ieee"] * 2)
+
+
+@functools.cache
+def operations(naive, frozen, kind, stage, batch):
+    """Of one step, counted without values on the meta device; precision and compilation do not change them."""
+    variant = Variant("count", 3 if frozen else 1) if naive else Variant("count", 4)
+    step = Step(variant, SIZE.__class__(**{**vars(SIZE), "batch": batch}), stage, "meta")
+    with FlopCounterMode(display=False) as counter:
+        step.gradients(kind)
+    return counter.get_total_flops()
+
+
+def largest(variant, kind, stage):
+    """The step at the largest batch that fits, after its first run, and why it is not the wanted one."""
+    note = None
+    for batch in BATCHES:
+        stopwatch = Stopwatch(torch.device(DEVICE))
+        size = SIZE.__class__(**{**vars(SIZE), "batch": batch})
+        try:
+            step = Step(variant, size, stage, DEVICE, stopwatch=stopwatch)
+            step.whole(kind)
+            if CUDA:
+                torch.cuda.synchronize()
+            return step, stopwatch, note
+        except torch.OutOfMemoryError:
+            note = f"out of memory at batch {batch}"
+        step = None
+        torch.cuda.empty_cache()
+    pytest.fail(f"{variant.name} does not fit: {note}")
+
+
+@pytest.mark.parametrize("stage", ["net", "gan"])
+@pytest.mark.parametrize("variant", VARIANTS, ids=[one.name for one in VARIANTS])
+@pytest.mark.parametrize("kind", ["plain", "and"])
+def test_step(benchmark, kind, variant, stage):
+    if variant.graph and not CUDA:
+        pytest.skip("CUDA graphs need a CUDA GPU")
+    if variant.compiled and variant.baseline == 4 and compile_options(DEVICE) is None:
+        pytest.skip("torch.compile on a CPU takes minutes and says nothing about a GPU")
+    if variant.graph and kind == "plain":
+        pytest.skip("the graph is of the ascent, which a plain step does not have")
+    benchmark.group = f"{'plain ESRGAN' if kind == 'plain' else 'AND'} step, stage {stage}, {DEVICE}"
+    use_tf32(False)
+    error = loss_error(variant, kind, stage, DEVICE)
+    assert error < TOLERANCE[stage]
+    use_tf32(CUDA)
+    step, stopwatch, note = largest(variant, kind, stage)
+    batch = step.size.batch
+
+    def run():
+        step.whole(kind)
+        if CUDA:
+            torch.cuda.synchronize()
+
+    for _ in range(WARM_UP - 1):
+        run()
+    stopwatch.take()
+    if CUDA:
+        torch.cuda.reset_peak_memory_stats()
+    benchmark.pedantic(run, rounds=ROUNDS)
+    # With --benchmark-disable the step ran once and there are no statistics.
+    rounds = ROUNDS if benchmark.stats is not None else 1
+    parts = {name: seconds / rounds for name, seconds in stopwatch.take().items()}
+    seconds = statistics.median(benchmark.stats.stats.data) if benchmark.stats is not None else sum(parts.values())
+    flops = operations(variant.baseline < 4, variant.baseline == 3, kind, stage, batch)
+    if kind == "plain":
+        SECONDS[variant.name, stage] = seconds / batch
+    plain = SECONDS.get((variant.name.replace(", CUDA graph", ""), stage))
+    benchmark.extra_info.update(
+        variant=variant.name,
+        baseline=variant.baseline,
+        step=kind,
+        stage=stage,
+        batch=batch,
+        hr=SIZE.hr,
+        blocks=SIZE.blocks,
+        features=SIZE.features,
+        compiled=step.compiled,
+        batch_note=note,
+        milliseconds=1e3 * seconds,
+        images_per_second=batch / seconds,
+        overhead=None if kind == "plain" or plain is None else seconds / batch / plain,
+        flops=flops,
+        flops_per_second=flops / seconds,
+        peak_memory=torch.cuda.max_memory_allocated() if CUDA else None,
+        parts=parts,
+        loss_error=error,
+        device=torch.cuda.get_device_name() if CUDA else "cpu",
+        threads=torch.get_num_threads(),
+    )
+    assert parts.keys() >= ({"restoration", "update"} if kind == "plain" else {"identity", "ascent", "restoration"})
