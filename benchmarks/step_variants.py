@@ -16,6 +16,7 @@ from andfast.functional import blur_pool
 from andfast.losses import REAL_ESRGAN_LAYERS, GANLoss, PerceptualLoss
 from andfast.nn import DegradationNetwork, RRDBNet, VGGDiscriminator, frozen
 from andfast.nn.interpolation_start import start_as_interpolation
+from andfast.training.build import compile_networks
 from andfast.training.capture import Captured, CudaGraphs
 from andfast.training.objective import Objective
 from andfast.training.step import Adversary, Place, Sharing, TrainingStep
@@ -126,7 +127,7 @@ class Step:
                 one.to(memory_format=memory_format)
         self.compiled = variant.compiled and device != "meta" and compile_options(device) is not None
         if self.compiled:
-            self._compile([*self.networks[1:], vgg], owner)
+            self._compile(owner, vgg)
         if variant.graph:
             self.ours.capture = Captured(self.ours.find, CudaGraphs(), watch=self.ours.frozen_tensors)
         fused = {"fused": True} if device == "cuda" else {}
@@ -137,12 +138,12 @@ class Step:
         self.hr = smooth.contiguous(memory_format=memory_format)
         self.done = 0
 
-    def _compile(self, others, owner):
-        """G a block at a time, which all share one compiled block; the others, and naive F, whole."""
+    def _compile(self, owner, vgg):
+        """As ``compile: true`` does; in plain PyTorch VGG and F too."""
         options = compile_options(self.device)
-        for one in (*owner.generator.body, *others):
-            if one is not None:
-                one.compile(**options)
+        compile_networks(owner.generator, owner.discriminator, **options)
+        if self.naive is not None and vgg is not None:
+            vgg.compile(**options)
         if self.naive is not None:
             self.naive.degrade = torch.compile(naive.degrade, **options)
 

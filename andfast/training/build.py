@@ -1,8 +1,10 @@
 """From a configuration to the networks, the objective and the step of a stage."""
 
 from dataclasses import replace
+from typing import Any
 
 import torch
+import torch._dynamo
 from torch import nn
 
 from andfast.adversary import GROUPS, PRESETS, Ball
@@ -76,6 +78,22 @@ def build_adversary(config: TrainConfig) -> Adversary:
     )
 
 
+def compile_networks(generator: nn.Module, discriminator: nn.Module | None, **options: Any) -> None:
+    """Run G's blocks and D through torch.compile, with its options.
+
+    A compiled block serves all 23: G as a whole takes minutes, and has no more to fuse, as its dense blocks are ops.
+    """
+    # Else torch takes weights that have been frozen, or set free again, for what they were when it compiled: it looks
+    # at the dictionaries that hold them, which requires_grad does not change. In either order gradients were wrong:
+    # computed for frozen weights, or missing for trained ones.
+    for name in ("skip_tensor_guards_with_matching_dict_tags", "use_recursive_dict_tags_for_guards"):
+        if hasattr(torch._dynamo.config, name):
+            setattr(torch._dynamo.config, name, False)
+    for module in (*generator.get_submodule("body").children(), discriminator):
+        if module is not None:
+            module.compile(**options)
+
+
 def build_sharing(config: TrainConfig) -> Sharing:
     """What a step computes once; D's pass only where that is exact, unless the configuration insists."""
     settings = config.sharing
@@ -111,10 +129,7 @@ def build_step(config: TrainConfig, stage: Stage, generator: nn.Module, group: P
             gan_loss=GANLoss(loss.gan_kind) if discriminator is not None else None,
         )
     if config.compile:
-        # G a block at a time: one compilation serves all blocks. As a whole it takes minutes, and has no more to fuse.
-        for module in (*generator.get_submodule("body").children(), discriminator):
-            if module is not None:
-                module.compile()
+        compile_networks(generator, discriminator)
     degradation = DegradationNetwork(config.scale, padding=config.degradation.padding, impl=config.ops)
     step = TrainingStep(
         degradation=degradation,

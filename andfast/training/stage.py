@@ -58,7 +58,13 @@ class StageState:
         """The gradients of the next step; see :meth:`TrainingStep.gradients`."""
         for optimizer in self.optimizers.values():
             optimizer.zero_grad(set_to_none=True)
-        return self.step.gradients(batches, self.done)
+        found = self.step.gradients(batches, self.done)
+        for name, network in self.trained().items():
+            # Whatever stands between weights and loss (compiled graphs, wrappers), none may stay behind unnoticed.
+            missing = [key for key, one in network.named_parameters() if one.grad is None]
+            if missing:
+                raise RuntimeError(f"no gradient has reached {len(missing)} weights of the {name}, {missing[0]} first")
+        return found
 
     def update(self) -> None:
         """Apply the gradients."""
