@@ -69,9 +69,7 @@ def _train(sharing: Sharing, compiler: str | None) -> dict[str, dict[str, list[f
     with_gan = Objective(1.0, 1.0, 0.1, vgg, discriminator, GANLoss("vanilla"))
     return {
         "net": _stage(generator, None, Objective(1.0), 0, sharing),
-        "gan": _stage(
-            generator, discriminator, Objective(1.0, 1.0, 0.1, vgg, discriminator, GANLoss("vanilla")), 1, sharing
-        ),
+        "gan": _stage(generator, discriminator, with_gan, 1, sharing),
     }
 
 
