@@ -1,6 +1,8 @@
 """upscale, the command: what comes out of which file, what is kept, what is refused, and that nothing is half done."""
 
 import os
+import struct
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ from PIL import Image, ImageCms, ImageOps
 from skimage import data
 from torchvision.io import ImageReadMode, decode_png, read_file
 
-from andfast.inference import tiff
+from andfast.inference import png, tiff
 from andfast.inference.channels import ChannelsRestorer
 from andfast.inference.models import Restorer, load_restorer
 from andfast.inference.pictures import read_picture
@@ -89,11 +91,21 @@ def test_depth_and_channels_are_kept(
     assert np.array_equal(found, bicubic(samples))
 
 
+@pytest.mark.parametrize("block", [1, 999, 1 << 20])
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])
-def test_16_bits_are_written(channels: int, tmp_path: Path) -> None:
+def test_16_bits_are_written(channels: int, block: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(png, "_BLOCK", block)
     samples = np.random.default_rng(0).integers(0, 65536, (37, 41, channels), np.uint16)
-    save_16(tmp_path / "x.png", samples)
-    assert np.array_equal(read(tmp_path / "x.png"), samples)
+    file = tmp_path / "x.png"
+    save_16(file, samples)
+    assert np.array_equal(read(file), samples)
+    # libpng forgives a wrong checksum of the whole; zlib does not.
+    content, at, data_ = file.read_bytes(), 8, b""
+    while at < len(content):
+        length, name = struct.unpack_from(">I4s", content, at)
+        data_ += content[at + 8 : at + 8 + length] if name == b"IDAT" else b""
+        at += length + 12
+    assert len(zlib.decompress(data_)) == 37 * (1 + 41 * channels * 2)
 
 
 @pytest.mark.parametrize("big", [False, True])

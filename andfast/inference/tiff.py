@@ -7,6 +7,8 @@ from typing import Any, BinaryIO, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from andfast.inference.in_order import InOrder
+
 _SHORT, _LONG, _UNDEFINED, _LONG8 = 3, 4, 7, 16
 _FORMATS: Final = {_SHORT: "H", _LONG: "I", _UNDEFINED: "B", _LONG8: "Q"}
 _STRIP_ROWS: Final = 64
@@ -17,6 +19,8 @@ _DEFLATE, _HORIZONTAL, _UNASSOCIATED_ALPHA = 8, 2, 2
 
 class TiffWriter:
     """Writes one picture from top to bottom: little-endian, interleaved, deflate with horizontal differences.
+
+    Strips are compressed in threads.
 
     Args:
         file: where to, a seekable file open for writing bytes.
@@ -36,6 +40,7 @@ class TiffWriter:
         self._type = np.dtype("<u2" if bits == 16 else "u1")
         self._pending: NDArray[Any] = np.empty((0, width, channels), self._type)
         self._strips: list[tuple[int, int]] = []  # offset and length of each
+        self._blocks = InOrder(self._append)
         # The place of the directory, which comes last, is filled in at the end.
         file.write(struct.pack("<2sHHHQ", b"II", 43, 8, 0, 0) if self._big else struct.pack("<2sHI", b"II", 42, 0))
 
@@ -51,6 +56,7 @@ class TiffWriter:
         """Finish the picture; the file stays open."""
         if len(self._pending):
             self._strip(self._pending)
+        self._blocks.finish()
         offset_type = _LONG8 if self._big else _LONG
         offsets, lengths = zip(*self._strips, strict=True)
         entries = [
@@ -73,9 +79,9 @@ class TiffWriter:
         self._directory(entries)
 
     def _strip(self, rows: NDArray[Any]) -> None:
-        differences = rows.copy()
-        differences[:, 1:] -= rows[:, :-1]
-        content = zlib.compress(differences.tobytes(), _LEVEL)
+        self._blocks.run(_compressed, rows)
+
+    def _append(self, content: bytes) -> None:
         self._strips.append((self._file.tell(), len(content)))
         self._file.write(content)
 
@@ -101,3 +107,10 @@ class TiffWriter:
 
     def _align(self) -> None:
         self._file.write(b"\0" * (-self._file.tell() % 8))
+
+
+def _compressed(rows: NDArray[Any]) -> bytes:
+    """A strip: horizontal differences, deflated."""
+    differences = rows.copy()
+    differences[:, 1:] -= rows[:, :-1]
+    return zlib.compress(differences.tobytes(), _LEVEL)
