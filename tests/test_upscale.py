@@ -1,8 +1,6 @@
 """upscale, the command: what comes out of which file, what is kept, what is refused, and that nothing is half done."""
 
 import os
-import struct
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +14,6 @@ from PIL import Image, ImageCms, ImageOps
 from skimage import data
 from torchvision.io import ImageReadMode, decode_png, read_file
 
-from andfast.inference import png, tiff
 from andfast.inference.channels import ChannelsRestorer
 from andfast.inference.models import Restorer, load_restorer
 from andfast.inference.pictures import read_picture
@@ -64,7 +61,7 @@ def save_16(path: Path, samples: NDArray[Any]) -> None:
         extra = ["unassalpha"] if samples.shape[2] == 4 else None
         photometric = "rgb" if samples.shape[2] > 2 else "minisblack"
         tifffile.imwrite(path, samples.squeeze(), photometric=photometric, extrasamples=extra)
-    else:  # by 16-bit PNGs of this package, which test_16_bits_are_written checks on torchvision
+    else:  # by 16-bit PNGs of this package, which test_writers.py checks on torchvision
         from andfast.inference.png import PngWriter  # noqa: PLC0415
 
         with path.open("wb") as file:
@@ -89,44 +86,6 @@ def test_depth_and_channels_are_kept(
     found = read(tmp_path / "out" / file.name)
     assert found.dtype == depth
     assert np.array_equal(found, bicubic(samples))
-
-
-@pytest.mark.parametrize("block", [1, 999, 1 << 20])
-@pytest.mark.parametrize("channels", [1, 2, 3, 4])
-def test_16_bits_are_written(channels: int, block: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(png, "_BLOCK", block)
-    samples = np.random.default_rng(0).integers(0, 65536, (37, 41, channels), np.uint16)
-    file = tmp_path / "x.png"
-    save_16(file, samples)
-    assert np.array_equal(read(file), samples)
-    # libpng forgives a wrong checksum of the whole; zlib does not.
-    content, at, data_ = file.read_bytes(), 8, b""
-    while at < len(content):
-        length, name = struct.unpack_from(">I4s", content, at)
-        data_ += content[at + 8 : at + 8 + length] if name == b"IDAT" else b""
-        at += length + 12
-    assert len(zlib.decompress(data_)) == 37 * (1 + 41 * channels * 2)
-
-
-@pytest.mark.parametrize("big", [False, True])
-@pytest.mark.parametrize("bits", [8, 16])
-@pytest.mark.parametrize("channels", [1, 2, 3, 4])
-def test_tiffs_are_tiffs(bits: int, channels: int, big: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tiff, "_CLASSIC_LIMIT", 0 if big else 1 << 30)
-    kind = np.uint16 if bits == 16 else np.uint8
-    samples = np.random.default_rng(0).integers(0, 1 << bits, (150, 41, channels), kind)
-    file = tmp_path / "x.tif"
-    with file.open("wb") as handle:
-        writer = tiff.TiffWriter(handle, 41, 150, channels=channels, bits=bits, profile=SRGB)
-        for rows in np.split(samples, [1, 70, 71, 140]):
-            writer.write(rows)
-        writer.close()
-    with tifffile.TiffFile(file) as opened:
-        assert opened.is_bigtiff == big
-        assert np.array_equal(opened.asarray().reshape(samples.shape), samples)
-        assert opened.pages[0].tags["InterColorProfile"].value == SRGB
-    if bits == 8:
-        assert np.array_equal(np.asarray(Image.open(file)).reshape(samples.shape), samples)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
