@@ -352,7 +352,12 @@ def configs(draw: st.DrawFn) -> TrainConfig:
         preset=preset_name,
         **{"radius_joint" if preset_name == "paper" else "radius_noise": radius},
     )
-    change("degradation", channels=draw(st.integers(3, 99)), round_lr=draw(st.booleans()))
+    change(
+        "degradation",
+        channels=draw(st.integers(3, 99)),
+        round_lr=draw(st.booleans()),
+        noise_dtype=draw(st.sampled_from(["fp32", "bf16", "fp16"])),
+    )
     return dataclasses.replace(
         base,
         stages=draw(st.sampled_from([["net"], ["net", "gan"]])),

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from triton_interpreter import INTERPRETED
 
-from andfast.functional import _dispatch, ascent_step
+from andfast.functional import _dispatch, ascent_step, degradation_block
 from andfast.functional.ascent_step import relative_norms
 from andfast.functional.selftest import self_test
 
@@ -155,6 +155,21 @@ if INTERPRETED:
         first = step(zero, gradient)
         assert first.is_contiguous(memory_format=torch.channels_last)
         assert step(first, gradient.contiguous()).is_contiguous(memory_format=torch.channels_last)
+
+    @pytest.mark.parametrize("channels", [1, 5])
+    def test_a_half_noise_goes_through_the_degradation_block(channels: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Its gradient comes in its own dtype, rounded once from the incoming one."""
+        monkeypatch.setitem(_dispatch._TABLE["degradation_block"], "triton", _dispatch.everywhere)
+        x, weight, slope = torch.randn(2, 3, 4, 6), torch.randn(2, 5, 3, 3, 3), torch.rand(2)
+        noise = torch.randn(2, channels, 4, 6).half().requires_grad_()
+        grad = torch.randn(2, 5, 4, 6)
+        for impl in ("triton", "reference"):
+            out = degradation_block(x, weight, slope, noise, impl=impl)
+            exact = degradation_block(x.double(), weight.double(), slope.double(), noise.double(), impl="reference")
+            torch.testing.assert_close(out.double(), exact, rtol=1e-4, atol=1e-4)
+            (found,) = torch.autograd.grad(out, noise, grad)
+            assert found.dtype == torch.float16
+            torch.testing.assert_close(found, grad.sum_to_size(noise.shape).half(), rtol=1e-3, atol=1e-6)
 
     def test_the_self_test_passes() -> None:
         results = self_test("cpu", [torch.float32, torch.float16], ["ascent_step"])

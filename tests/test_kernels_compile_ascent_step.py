@@ -5,12 +5,21 @@ of another dtype, and the most tensors that a launch takes. ``python tests/test_
 ``kernels/ascent_step_resources.json`` anew.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import kernel_resources
 import pytest
+import torch
 from kernel_resources import Resources
+from triton.backends.compiler import GPUTarget
+from triton.backends.nvidia.compiler import CUDABackend
+from triton.compiler import ASTSource
+from triton.runtime.jit import create_function_from_signature
+
+from andfast.adversary import sample_identity
+from andfast.functional._ascent_step_triton import ascent_step
 
 RESOURCES = kernel_resources.KERNELS / "ascent_step_resources.json"
 
@@ -22,7 +31,7 @@ class Variant(NamedTuple):
         kernel: sums, coefficients or update.
         dtypes: of values (and centers and outputs), and of gradients.
         at_center, expanded: as of a Batch; joint: of the coefficients.
-        layout: "aligned", "odd" (sizes of any number), "ones" (one value an image: slopes).
+        layout: "aligned", "odd" (an image's values are no multiple of 16), "ones" (one value an image: slopes).
     """
 
     architecture: str
@@ -96,13 +105,61 @@ def resources(variant: Variant) -> Resources:
         "BLOCK": config.block,
         "BLOCKS": config.blocks,
     }
-    divisible = [name for name in types if name.endswith("_ptr")]
+    divisible = [name for name in types if name.endswith("_ptr")] + pointers  # torch allocates so
     if variant.layout == "ones":
         constants["sizes"] = (1,) * variant.tensors
     if variant.layout == "aligned":
-        divisible += [*pointers, "sizes"]
+        divisible.append("sizes")
     source = kernel_resources.source(function, types, constants, divisible)
     return kernel_resources.resources(source, variant.architecture, num_warps=config.warps)
+
+
+def launches(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Variant, ASTSource]]:
+    """What a first and a second step over theta of F launch on sm_90, as Triton specialises the arguments."""
+    from andfast.kernels import ascent_step as module  # noqa: PLC0415
+
+    backend = CUDABackend(GPUTarget("cuda", 90, 32))
+    made: list[tuple[Variant, ASTSource]] = []
+
+    class Recorded:
+        def __init__(self, function: Any) -> None:
+            self.function = function
+
+        def __getitem__(self, grid: tuple[int]) -> Any:
+            return self.launch
+
+        def launch(self, *args: Any, **options: Any) -> None:
+            function, kernel = self.function, self.function.__name__[1:].removesuffix("_kernel")
+            binder = create_function_from_signature(function.signature, function.params, backend)
+            bound, specialization, found = binder(*args, **options)
+            _, signature, constants, attributes = function._pack_args(backend, options, bound, specialization, found)
+            variant = Variant("9.0", kernel)
+            if kernel == "coefficients":
+                variant = variant._replace(joint=bound["JOINT"])
+            else:
+                dtypes = tuple(signature[name][0][1:] for name in ("values", "gradients"))
+                layout = "ones" if signature["sizes"][0] == "constexpr" else "aligned"
+                variant = Variant(
+                    "9.0", kernel, dtypes, bound["TENSORS"], bool(bound["AT_CENTER"]), bool(bound["EXPANDED"]), layout
+                )
+            made.append((variant, ASTSource(function, signature, constants, attributes)))
+
+    for kernel in ("sums", "coefficients", "update"):
+        name = f"_{kernel}_kernel"
+        monkeypatch.setattr(module, name, Recorded(getattr(module, name)))
+    identity = sample_identity(2, hr_size=32, channels=64, noise_dtype=dtype)
+    theta = [[torch.zeros(one.shape, dtype=one.dtype) for one in group] for group in identity]
+    for values in (identity, theta):
+        ascent_step(values, theta, identity, (1.0, 1.0, 1.0), 0.3, False)
+    assert len(made) == 14
+    yield from made
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_an_ascent_launches_is_in_the_table(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    for variant, source in {variant: source for variant, source in launches(dtype, monkeypatch)}.items():
+        kernel_resources.check(variant, kernel_resources.resources(source, "9.0", num_warps=4), RESOURCES)
 
 
 @pytest.fixture(autouse=True)

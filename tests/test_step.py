@@ -4,6 +4,7 @@ import functools
 import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -372,6 +373,21 @@ class WeightGradients(TorchDispatchMode):
             key = self.parts.now, name
             self.counts[key] = self.counts.get(key, 0) + 1
         return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_noises_in_a_half_type_are_as_strong(dtype: torch.dtype) -> None:
+    """In fp16 the loss is scaled: gradients as small as those of a large batch would be zero without that."""
+    found = {}
+    for noise_dtype in (torch.float32, dtype):
+        step = make(steps=4)
+        step.objective = replace(step.objective, l1=1e-4)
+        step.adversary = replace(step.adversary, noise_dtype=noise_dtype)
+        identity = step.draw_identity(crops(), 0)
+        assert {one.dtype for one in identity.noises} == {noise_dtype}
+        assert {one.dtype for one in identity.weights} == {torch.float32}
+        found[noise_dtype] = step.gradients([crops()], 0)["loss_gain"]
+    torch.testing.assert_close(found[dtype], found[torch.float32], rtol=2e-3, atol=0)
 
 
 def test_the_ascent_computes_no_weight_gradient_of_g_or_d() -> None:

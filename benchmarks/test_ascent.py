@@ -1,0 +1,106 @@
+"""The ascent's step over all of theta: andfast's implementations against plain and compiled PyTorch.
+
+    python -m pytest benchmarks/test_ascent.py --benchmark-group-by=group --benchmark-columns=min,median,rounds
+
+On a GPU theta is that of F for 48 images of 256x256 (1.07e9 noise values), on a CPU a small one. "first" is the step
+from the identity, whose noises are one expanded zero; "later" any other. ``bytes`` is what two passes have to move: the
+first over values and gradients, the second over both and the result; in the first step gradients alone, twice, and the
+result. A row that takes more passes shows fewer ``gb_per_s``. Each row is held against float64 on its last image.
+benchmarks/measure.py says how a row is timed.
+"""
+
+import itertools
+
+import pytest
+import torch
+
+from andfast.adversary import PRESETS, sample_identity
+from andfast.functional import _dispatch, ascent_step
+from andfast.functional.ascent_step import OP, ascent_step_reference
+from benchmarks import measure
+from benchmarks.counts import Work
+from benchmarks.machine import device
+
+DEVICE = device()
+CUDA = DEVICE == "cuda"
+IMAGES, SIDE, CHANNELS = (48, 256, 64) if CUDA and not measure.quick() else (2, 64, 16)
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+CASES = list(itertools.product(["first", "later"], DTYPES, _dispatch.available(OP, DEVICE)))
+if CUDA:  # half a minute of compilation; inductor's C++ takes minutes on a CPU
+    CASES.append(("later", "fp32", "compiled"))
+BALL = PRESETS["calibrated"].ball_for(SIDE, SIDE)
+OPTIONS = {"radii": BALL.radii, "step_size": 0.3}
+
+pytestmark = pytest.mark.benchmark(timer=measure.clock)
+
+
+def theta(dtype, first):
+    """Values, gradients and centers, in the memory format that F gives them."""
+    identity = sample_identity(IMAGES, hr_size=SIDE, channels=CHANNELS, device=DEVICE, noise_dtype=dtype)
+
+    def random(one, size):
+        form = torch.channels_last if one.dim() == 4 else torch.contiguous_format
+        return torch.empty(one.shape, dtype=one.dtype, device=DEVICE, memory_format=form).normal_(0, size)
+
+    centers = [list(group) for group in identity]
+    sizes = [r / sum(one[0].numel() for one in group) ** 0.5 for group, r in zip(centers, BALL.radii, strict=True)]
+    values = centers
+    if not first:
+        values = [[one + random(one, size) for one in group] for group, size in zip(centers, sizes, strict=True)]
+    return values, [[random(one, 1e-3) for one in group] for group in centers], centers
+
+
+def bytes_of_two_passes(values, gradients, centers, first):
+    total = 0
+    for value, gradient, center in zip(*(itertools.chain(*some) for some in (values, gradients, centers)), strict=True):
+        stored = value.numel() * value.element_size()
+        read_center = 0 if not any(center.stride()) else stored
+        total += 2 * gradient.numel() * gradient.element_size() + stored
+        total += read_center if first else 2 * (stored + read_center)
+    return total
+
+
+def candidate(name):
+    if name == "compiled":
+        torch.compiler.reset()
+        compiled = torch.compile(ascent_step_reference, dynamic=False)
+        return torch.no_grad()(lambda *three: compiled(*three, **OPTIONS))
+    return lambda *three: ascent_step(*three, **OPTIONS, impl=name)
+
+
+def largest_error(found, three):
+    """Of the last image, relative to the largest distance from the identity that the group has, plus one rounding."""
+    last = [[[one[-1:].double() for one in group] for group in some] for some in three]
+    worst = 0.0
+    for group, right, starts in zip(found, ascent_step_reference(*last, **OPTIONS), last[2], strict=True):
+        reach = max((a - b).abs().max().item() for a, b in zip(right, starts, strict=True))
+        for one, exact in zip(group, right, strict=True):
+            kind = torch.finfo(one.dtype)
+            rounding = kind.eps * (exact.abs() + kind.smallest_normal)
+            excess = (one[-1:].double() - exact).abs() - rounding
+            worst = max(worst, excess.max().item() / reach)
+    return worst
+
+
+@pytest.mark.parametrize(("step", "dtype", "name"), CASES)
+def test_ascent(benchmark, step, dtype, name):
+    first = step == "first"
+    three = theta(DTYPES[dtype], first)
+    call = candidate(name)
+    error = largest_error(call(*three), three)
+    assert error <= 1e-4
+    values = sum(one.numel() for group in three[0] for one in group)
+    benchmark.group = f"{OP}, {step} step, noises {dtype}, {IMAGES} images of {SIDE}x{SIDE}, {CHANNELS} channels"
+    work = Work((4 if first else 12) * values, bytes_of_two_passes(*three, first), matrix=False)
+    measure.describe_row(
+        benchmark,
+        [work],
+        precision=dtype,
+        timing=measure.time_row(benchmark, call, [three]),
+        op=OP,
+        implementation=name,
+        direction=step,
+        shape=f"{IMAGES}x{CHANNELS}x{SIDE}x{SIDE}",
+        error=error,
+        values=values,
+    )
