@@ -1,4 +1,4 @@
-// Anti-aliased pooling of one value, for any filter: what the GPU does where blur_pool_tile.h has no instance. Values
+// Anti-aliased pooling of one value, for any filter: what the GPU does for filters without kernels of their own. Values
 // are read straight from memory, n_taps^2 for each result, so this is for filters that few people use, and for fp64.
 #pragma once
 

@@ -1,5 +1,5 @@
-// The kernels of anti-aliased pooling. What a thread does is in blur_pool_tile.h and blur_pool_any.h, how the work is
-// cut in blur_pool_plan.h; docs/kernels.md has the counts.
+// The kernels of anti-aliased pooling. What a thread does is in blur_pool_forward.h, blur_pool_backward.h and
+// blur_pool_any.h, how the work is cut in blur_pool_plan.h; docs/kernels.md has the counts.
 #include <c10/util/BFloat16.h>
 #include <c10/util/Half.h>
 
@@ -8,7 +8,9 @@
 #include <type_traits>
 
 #include "blur_pool_any.h"
+#include "blur_pool_backward.h"
 #include "blur_pool_cuda.h"
+#include "blur_pool_forward.h"
 #include "blur_pool_tile.h"
 
 namespace andfast::pool {

@@ -1,4 +1,4 @@
-// Runs the GPU code of csrc/blur_pool_tile.h on the CPU, block by block and thread by thread, and checks what a GPU
+// Runs the GPU code of csrc/blur_pool_forward.h and its like on the CPU, block by block and thread by thread, and checks what a GPU
 // would not forgive or not tell: accesses out of bounds or unaligned, shared memory read before it is written or while
 // another thread writes it, results written twice or never. tests/test_blur_pool_emulator.py compiles and calls it.
 #include <c10/util/BFloat16.h>
@@ -12,6 +12,8 @@
 #include <vector>
 
 #include "blur_pool_any.h"
+#include "blur_pool_backward.h"
+#include "blur_pool_forward.h"
 #include "blur_pool_tile.h"
 
 using namespace andfast::pool;
