@@ -1,0 +1,174 @@
+"""Candidates for the degradation block's table of configurations, and what they take of a multiprocessor: no GPU."""
+
+import itertools
+import multiprocessing
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from andfast.kernels.degradation_block_configs import MAX_REGISTERS, TABLE, Config, channel_block
+from benchmarks import config_table
+
+KERNELS: Final = ("forward", "grad_input", "grad_weight")
+LAYERS: Final = {(3, 64, "hr"): 1, (64, 64, "hr"): 4, (64, 64, "lr"): 5, (64, 3, "lr"): 1}
+"""(Cin, Cout, size) of F's convolutions, and how many of each it has."""
+
+CHOICES: Final[dict[str, tuple[Any, ...]]] = {
+    "tile": ((8, 8), (8, 16), (16, 16), (4, 16), (4, 8), (16, 8), (4, 4), (4, 32)),
+    "block_k": (16, 32, 64),
+    "warps": (4, 8),
+    "stages": (1, 2, 3, 4),
+    "registers": (MAX_REGISTERS, 168, 128, 96),
+}
+
+
+class Candidate(NamedTuple):
+    """A configuration to try, for one kernel and precision of one architecture."""
+
+    architecture: str
+    kernel: str
+    precision: str
+    config: Config
+    distance: int
+    """In how many fields, a tile being one, it differs from the table's."""
+
+    def text(self) -> str:
+        return f"{self.architecture} {self.kernel} {self.precision} {config_table.config_text(self.config)}"
+
+
+# -------------------------------------------------------------------------------------------------------- candidates
+
+
+def candidates(architecture: str, kernel: str, precision: str, *, reduced: bool) -> list[Candidate]:
+    """The table's entry first, then by distance; ``reduced``: a distance of one at most."""
+    now = TABLE[architecture][kernel, precision]
+    programs = (now.programs // 2, now.programs, 2 * now.programs) if kernel == "grad_weight" else (0,)
+    found = {}
+    for tile, block_k, warps, stages, registers, many in itertools.product(*CHOICES.values(), programs):
+        config = now._replace(
+            block_h=tile[0], block_w=tile[1], block_k=block_k, warps=warps, stages=stages,
+            registers=registers, programs=many,
+        )  # fmt: skip
+        # A multiprocessor has 65,536 registers; pixels are a weight gradient's reduction, 16 of them a product.
+        if 32 * warps * registers > 65536 or (kernel != "grad_weight" and tile[0] * tile[1] < 16 * warps // 2):
+            continue
+        found[config] = _distance(config, now)
+    found[now] = 0
+    some = [Candidate(architecture, kernel, precision, config, distance) for config, distance in found.items()]
+    return sorted((one for one in some if not reduced or one.distance <= 1), key=lambda one: one.distance)
+
+
+def _distance(a: Config, b: Config) -> int:
+    tile = (a.block_h, a.block_w) != (b.block_h, b.block_w)
+    return tile + sum(
+        one != other
+        for name, one, other in zip(Config._fields, a, b, strict=True)
+        if name not in ("block_h", "block_w")
+    )
+
+
+def in_turns(groups: Iterable[Sequence[Candidate]]) -> list[Candidate]:
+    """One of each group after the other, the nearest first: whatever a budget cuts off, all groups had their turn."""
+    return [one for turn in itertools.zip_longest(*groups) for one in turn if one is not None]
+
+
+def layers(kernel: str) -> dict[tuple[int, int, str], int]:
+    """The layers that a kernel runs for; to HR no gradient is asked for."""
+    return {layer: times for layer, times in LAYERS.items() if kernel != "grad_input" or layer[0] != 3}
+
+
+# --------------------------------------------------------------------------------------------------------- compiling
+
+
+def compilers() -> tuple[Any, Any]:
+    """tests/test_kernels_compile.py and tests/kernel_resources.py, which know how to compile the kernels."""
+    folder = str(Path(__file__).resolve().parents[1] / "tests")
+    if folder not in sys.path:
+        sys.path.append(folder)
+    return import_module("test_kernels_compile"), import_module("kernel_resources")
+
+
+def compiled(candidate: Candidate) -> tuple[Candidate, dict[str, Any] | None, str | None]:
+    """What the kernels of F's layers take at most, or why the candidate is out; runs in a process of its own."""
+    kernels, _ = compilers()
+
+    config = candidate.config
+    channels = sorted({(c_in, c_out) for c_in, c_out, _ in layers(candidate.kernel)})
+    dtype = "bf16" if candidate.precision == "half" else "fp32"
+    registers: dict[str, int] = {}
+    shared = 0
+    for c_in, c_out in channels:
+        limits = [channel_block(c_in, config.block_k), channel_block(c_out)]
+        if candidate.kernel == "grad_input":
+            limits = [channel_block(c_in), channel_block(c_out, config.block_k)]
+        elif candidate.kernel == "grad_weight":
+            limits = [channel_block(c_in, config.block_k), channel_block(c_out, config.block_k)]
+        layout = "aligned" if c_in % 16 == c_out % 16 == 0 else "odd"
+        variant = kernels.Variant(
+            candidate.architecture, candidate.kernel, candidate.precision, dtype, *limits, True, layout
+        )
+        found, why = _compile(variant, config)
+        if found is None:
+            return candidate, None, why
+        registers[layout] = max(registers.get(layout, 0), found["registers"])
+        shared = max(shared, found["shared"])
+    return candidate, {"registers": registers, "shared": shared}, None
+
+
+def _compile(variant: Any, config: Config) -> tuple[dict[str, int] | None, str | None]:
+    """A variant's resources, or why it is of no use."""
+    kernels, kernel_resources = compilers()
+
+    registers = config.registers if variant.layout == "aligned" else MAX_REGISTERS
+    try:
+        found = kernel_resources.resources(
+            kernels.source(variant, config), variant.architecture,
+            num_warps=config.warps, num_stages=config.stages, maxnreg=registers,
+        )  # fmt: skip
+    except Exception as error:  # of many kinds; the candidate is out and says why
+        return None, f"does not compile: {str(error).strip().splitlines()[0] if str(error).strip() else error!r}"
+    if found["spilled"]:
+        return None, f"spills {found['spilled']} bytes"
+    limit = kernel_resources.SHARED_LIMIT[variant.architecture]
+    if found["shared"] > limit:
+        return None, f"takes {found['shared']} bytes of shared memory of {limit}"
+    return found, None
+
+
+def everywhere(candidate: Candidate) -> tuple[Candidate, str | None]:
+    """Whether every kernel that the launchers can ask of the configuration compiles; None, or what does not."""
+    kernels, _ = compilers()
+
+    architecture, kernel, precision, config, _ = candidate
+    before = TABLE[architecture][kernel, precision]
+    TABLE[architecture][kernel, precision] = config  # variants() reads it; this process has a table of its own
+    try:
+        for variant in kernels.variants(architecture, kernel, precision):
+            _, why = _compile(variant, config)
+            if why is not None:
+                return candidate, f"{variant.name()}: {why}"
+    finally:
+        TABLE[architecture][kernel, precision] = before
+    return candidate, None
+
+
+def in_parallel(
+    call: Callable[[Candidate], Any], some: Sequence[Candidate], deadline: float, processes: int
+) -> Iterator[Any]:
+    """Results as they come, in processes of their own, until all are there or the deadline has passed."""
+    if processes == 1:
+        for one in some:
+            if time.monotonic() > deadline:
+                return
+            yield call(one)
+        return
+    with multiprocessing.get_context("spawn").Pool(min(processes, max(len(some), 1))) as pool:
+        results = pool.imap_unordered(call, some)
+        for _ in some:
+            try:
+                yield results.next(timeout=max(0.1, min(deadline - time.monotonic(), 1e6)))
+            except multiprocessing.TimeoutError:
+                return
