@@ -8,8 +8,9 @@
 Candidates differ from the table's entry in tile, reduction step, warps, stages, registers and programs; those that
 differ in least come first, so a time budget looks around the present choice. All are compiled first, in parallel; what
 spills or takes too much shared memory is dropped. On the GPU each is held against float64, then timed at the shapes of
-F, each weighted by how many layers of F have it. A winner has to be faster by MARGIN, and every kernel that the launchers
-could ask of it has to compile without spills. After --apply run ``python tests/test_kernels_compile.py`` for the resources.
+F, each weighted by how many layers of F have it. A winner has to be faster by MARGIN, and every kernel that the
+launchers could ask of it has to compile without spills. After --apply, ``python tests/test_kernels_compile.py`` writes
+the resources anew.
 """
 
 import argparse
