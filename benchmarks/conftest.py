@@ -20,6 +20,8 @@ ROOT = Path(__file__).resolve().parents[1]
 # At the end: where andfast is installed, the installed one is what is measured.
 sys.path.append(str(ROOT))
 
+ANDFAST = 4
+"""andfast's number among the baselines of the step."""
 BUDGET = os.environ.get("ANDFAST_BENCH_SECONDS")
 ROWS = os.environ.get("ANDFAST_BENCH_ROWS")
 _begun = time.monotonic()
@@ -44,11 +46,26 @@ def pytest_runtest_makereport(
     return report
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    # An error in the tests, but no reason to lose a row.
+    config.addinivalue_line("filterwarnings", "default")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what needs a GPU where there is none."""
+    """Skip what needs a GPU where there is none; with a budget, steps that compile for minutes come last."""
+    if BUDGET:
+        items.sort(key=_patience)
     for item in items:
         if "gpu" in item.keywords and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs a CUDA GPU"))
+
+
+def _patience(item: pytest.Item) -> tuple[bool, bool, bool, int]:
+    """Order of a step's variants under a budget: bf16 uncompiled, naive fp32, compiled, andfast fp32; andfast first."""
+    callspec = getattr(item, "callspec", None)
+    variant = callspec.params.get("variant") if callspec is not None else None
+    baseline, half = getattr(variant, "baseline", 0), bool(getattr(variant, "bf16", False))
+    return baseline == ANDFAST and not half, bool(getattr(variant, "compiled", False)), not half, -baseline
 
 
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:

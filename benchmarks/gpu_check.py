@@ -80,7 +80,9 @@ class Run:
             "ANDFAST_BENCH_ROWS": str(self.rows_file),
             # Rows stop before the stage is killed.
             "ANDFAST_BENCH_SECONDS": str(max(1.0, limit - 15)),
-            "ANDFAST_GPU_CHECK": str(self.scratch),
+            "ANDFAST_BENCH_RATES": str(self.scratch / gpu_check_stages.RATES),
+            # Programs of packages that came as wheels, ninja for one.
+            "PATH": os.pathsep.join([os.environ.get("PATH", os.defpath), *(f"{one}/bin" for one in self.site())]),
         }
         if self.given.quick:
             extra["ANDFAST_BENCH_QUICK"] = "1"

@@ -99,7 +99,12 @@ def test_blur_pool(benchmark, direction, factor, shape, memory_format, dtype, na
     call, same = candidate(name, channels, factor, *kind.values())
     x = torch.rand(shape, device=DEVICE).to(**kind)
     grad = torch.rand(n, channels, height // factor, width // factor, device=DEVICE).to(**kind)
-    error = error_of(call, same, x, grad)
+    try:
+        error = error_of(call, same, x, grad)
+    except NotImplementedError as missing:  # PyTorch's own ops do not have all types on all devices
+        if name in IMPLEMENTATIONS:
+            raise
+        pytest.skip(str(missing))
     assert error <= TOLERANCE[dtype]
     benchmark.group = f"{OP} x{factor} {direction}, {tuple(shape)} {dtype} {memory_format}"
     sets = [(torch.rand_like(x), torch.rand_like(grad)) for _ in range(measure.sets_of(x.nbytes + grad.nbytes))]

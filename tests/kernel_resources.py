@@ -57,6 +57,8 @@ def source(
     for index, name in enumerate(names):
         kind = "constexpr" if name in constants else types.get(name, "i32")
         signature[name] = kind
+        if isinstance(constants.get(name), str):
+            attributes[(index,)] = []  # as a launch says it, so that both mean one kernel in the cache
         if name in divisible:
             paths = [(index,)] if isinstance(kind, str) else [(index, place) for place in range(len(kind))]
             attributes.update({path: [["tt.divisibility", 16]] for path in paths})
