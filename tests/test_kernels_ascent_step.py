@@ -64,7 +64,7 @@ if INTERPRETED:
 
     triton_interpreter.repair()
 
-    CONFIGS = (kernels.CONFIG, kernels.Config(16, 1, 4), kernels.Config(32, 3, 4), kernels.Config(256, 2, 4))
+    SMALL = (kernels.Config(64, 1, 4), kernels.Config(32, 3, 4), kernels.Config(256, 2, 4))
 
     @pytest.fixture(autouse=True)
     def _on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,13 +72,13 @@ if INTERPRETED:
 
     @pytest.mark.parametrize("seed", range(CASES))
     def test_parity(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(kernels, "CONFIG", CONFIGS[seed % len(CONFIGS)])
+        monkeypatch.setattr(kernels, "CONFIG", kernels.CONFIG if seed % 8 == 0 else SMALL[seed % 3])
         monkeypatch.setattr(kernels, "MAX_TENSORS", 2 if seed % 5 == 0 else 32)
         step = random_step(seed)
         before = step.clone()
         found = ascent_step(*step[:3], **step.options, impl="triton")
         assert_right(found, step)
-        if seed % 4 == 0:
+        if seed % 6 == 1:
             again = ascent_step(*step[:3], **step.options, impl="triton")
             for one, other in zip(flat(found), flat(again), strict=True):
                 torch.testing.assert_close(one, other, rtol=0, atol=0, equal_nan=True)
