@@ -78,7 +78,7 @@ def upscale_files(
         overwrite: replace results that exist already.
         skip_existing: pass them over; with neither, they count as failed.
         max_pixels: pictures of more are refused.
-        progress: show bars of pictures and tiles.
+        progress: show bars of pictures and tiles, on a terminal.
         say: takes each line about a picture.
 
     Raises:
@@ -87,7 +87,7 @@ def upscale_files(
     check_tile(tile, overlap, restorer.multiple)
     run = _Run(ChannelsRestorer(restorer), tile, overlap, quality, max_pixels, progress, say)
     report = Report()
-    for job in tqdm(jobs, desc="pictures", unit="picture", disable=not progress or len(jobs) == 1):
+    for job in tqdm(jobs, desc="pictures", unit="picture", disable=_hidden(progress and len(jobs) > 1)):
         try:
             if job.target.exists() and not overwrite:
                 if skip_existing:
@@ -102,6 +102,11 @@ def upscale_files(
         else:
             report.done.append(job.target)
     return report
+
+
+def _hidden(wanted: bool) -> bool | None:
+    """What tqdm is told: None shows a bar on a terminal, and none in a log."""
+    return None if wanted else True
 
 
 @dataclass
@@ -164,7 +169,7 @@ class _Run:
             lr = torch.from_numpy(picture.samples).permute(2, 0, 1)[None]
         tiles = count_tiles(self.restorer, *lr.shape[2:], tile=self.tile, overlap=self.overlap)
         with tqdm(
-            total=tiles, desc=printable(name), unit="tile", leave=False, disable=not self.progress or tiles == 1
+            total=tiles, desc=printable(name), unit="tile", leave=False, disable=_hidden(self.progress and tiles > 1)
         ) as bar:
             for band in restore_bands(self.restorer, lr, tile=self.tile, overlap=self.overlap, on_tile=bar.update):
                 for start in range(0, band.shape[2], _ROWS):
