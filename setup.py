@@ -32,7 +32,7 @@ from setuptools import setup
 ROOT = Path(__file__).resolve().parent
 DEFAULT_ARCHS = "8.0;9.0+PTX"
 ARCH = r"\d+\.\d+[a-z]?(\+PTX)?"
-NVCC_FLAGS = ["-O3", "-std=c++20", "--expt-relaxed-constexpr"]
+NVCC_FLAGS = ["-O3", "-std=c++20", "--expt-relaxed-constexpr", "-Xfatbin=-compress-all"]
 METADATA_COMMANDS = {"egg_info", "dist_info", "sdist", "--version", "--name"}
 PROBE = """
 #include <cuda_bf16.h>
