@@ -163,6 +163,21 @@ def _verdict(name: str, value: float) -> str:
     return "met" if summary.met(name, value) else "not met"
 
 
+def gaps_table(results: Results) -> str | None:
+    """Parts of the step beside their floors; None where no step of the counted networks was measured."""
+    if not any(row["extra_info"].get("parts") for row in results["rows"]):
+        return None
+    from benchmarks.gaps import gaps  # noqa: PLC0415  # torch is slow to import, and most pages do without
+
+    found = gaps(results)
+    lines = [
+        [f"{one['variant']}, {one['step']} {one['stage']}", one["part"], f"{1e3 * one['seconds']:.4g}"]
+        + ([f"{1e3 * one['floor']:.4g}", f"{one['seconds'] / one['floor']:.2f}"] if one["floor"] else [None, None])
+        for one in found
+    ]
+    return table(["step", "part", "median, ms", "floor, ms", "times the floor"], lines) if found else None
+
+
 def stages_table(stages: dict[str, dict[str, Any]]) -> str:
     lines = [[name, one["status"], f"{one['seconds']:.0f}", one.get("reason")] for name, one in stages.items()]
     return table(["stage", "status", "seconds", ""], lines)
@@ -180,6 +195,7 @@ def gpu_report(found: dict[str, Any], results: Results) -> str:
         meanings,
         "## Stages",
         stages_table(found["stages"]),
+        *(["## The step against its floors", floors] if (floors := gaps_table(results)) else []),
         "## Rows",
         tables(results),
     ]
@@ -215,6 +231,7 @@ def docs_page(folder: Path = RESULTS) -> str:
             f"## {results['machine'].get('name', file.parent.name)}",
             machine_text(results),
             figures_table(one),
+            *([floors] if (floors := gaps_table(results)) else []),
             f"All rows: [report](../benchmarks/results/{file.parent.name}/report.md).",
         ]
     return "\n\n".join(parts) + "\n"

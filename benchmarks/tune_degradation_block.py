@@ -150,6 +150,15 @@ def measure(bench: Bench, candidate: Candidate) -> dict[str, Any]:
     return {"status": "timed", "error": error, "seconds": seconds, "weighted": weighted(candidate.kernel, seconds)}
 
 
+def alive() -> bool:
+    """Whether the device still answers; after an illegal access it does not, for the rest of the process."""
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError:
+        return False
+    return True
+
+
 # ----------------------------------------------------------------------------------------------------------- results
 
 
@@ -238,6 +247,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 break
             rows[candidate] |= measure(bench, candidate)
             print(f"{candidate.text()}: {_said(rows[candidate])}", flush=True)
+            if not alive():
+                print("error: that candidate broke the device; what was timed before it is kept", file=sys.stderr)
+                break
     left_out = len(some) - sum(row["status"] != "compiled" for row in rows.values())
     ordered = [rows[one] for one in some if one in rows]
     table: config_table.Table = TABLE

@@ -10,7 +10,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT))  # last: an installed andfast is what is tested
 
-from benchmarks import figure, report, summary  # noqa: E402
+from benchmarks import figure, gaps, report, roofline, summary  # noqa: E402
+from benchmarks.rates import Rates  # noqa: E402
 
 Row = dict[str, Any]
 
@@ -152,6 +153,29 @@ def test_figure(tmp_path: Path) -> None:
         path = tmp_path / f"{name}.png"
         figure.draw(found, path)
         assert path.stat().st_size > 5_000
+
+
+def test_parts_beside_their_floors() -> None:
+    """Of the faster of two bf16 rows; the update, which is not counted, has no floor."""
+    found = results()
+    sizes = {"hr": 128, "blocks": 2, "features": 64, "batch": 2, "stage": "net", "step": "and", "baseline": 4}
+    for median in (1.0, 2.0):
+        parts = {"ascent": 0.6 * median, "restoration": 0.3 * median, "update": 0.1 * median}
+        found["rows"].append(row("AND", median, variant=f"bf16 {median:g}", parts=parts, **sizes))
+    entries = {one["part"]: one for one in gaps.gaps(found)}
+    assert [*entries] == ["ascent", "restoration", "update", "all"]
+    assert {one["variant"] for one in entries.values()} == {"bf16 1"}
+    assert entries["update"]["floor"] is None
+    assert entries["all"]["seconds"] == 1.0
+    assert entries["all"]["floor"] == entries["ascent"]["floor"] + entries["restoration"]["floor"]
+    floor = roofline.step_seconds(Rates(**RATES), "net", batch=2, hr_size=128, blocks=2)
+    assert entries["all"]["floor"] == pytest.approx(floor)
+    page = report.gaps_table(found)
+    assert page is not None
+    assert f"| bf16 1, and net | all | 1000 | {1e3 * floor:.4g} | {1 / floor:.2f} |" in page
+    assert "| bf16 1, and net | update | 100 |  |  |" in page
+    assert report.gaps_table({"rows": []}) is None
+    assert "The step against its floors" not in report.tables(found)
 
 
 def test_report_against_targets() -> None:
