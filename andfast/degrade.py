@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options, settings = parser().parse_known_args(argv)
     # After the command line is known to be good: these take seconds.
     from andfast.config_yaml import one_line  # noqa: PLC0415
-    from andfast.training.gallery_run import run  # noqa: PLC0415
+    from andfast.gallery.run import run  # noqa: PLC0415
 
     try:
         print(run(options, settings))

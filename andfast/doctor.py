@@ -44,20 +44,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     import torch  # noqa: PLC0415  (these take seconds, which --help need not)
 
     from andfast.config_checks import resolve_device  # noqa: PLC0415
-    from andfast.training import diagnosis, prospects  # noqa: PLC0415
+    from andfast.diagnosis import machine, prospects  # noqa: PLC0415
 
-    found = diagnosis.Diagnosis()
+    found = machine.Diagnosis()
     arguments = [*(["--config", options.config] if options.config else []), *settings]
     config = prospects.configuration(found, arguments) if arguments else None
     device = resolve_device(config.device if config is not None else "auto")
-    diagnosis.versions(found)
-    diagnosis.devices(found)
-    diagnosis.extension(found)
-    diagnosis.ops(found, sorted({"cpu", device}))
+    machine.versions(found)
+    machine.devices(found)
+    machine.extension(found)
+    machine.ops(found, sorted({"cpu", device}))
     if not options.no_self_test:
         half = torch.float16 if config is not None and config.precision == "fp16" else torch.bfloat16
-        diagnosis.tests(found, device, (torch.float32, half))
-    diagnosis.weights(found)
+        machine.tests(found, device, (torch.float32, half))
+    machine.weights(found)
     if config is not None:
         prospects.examine(found, config, options.config or "the default configuration")
     colours = sys.stdout.isatty() and "NO_COLOR" not in os.environ

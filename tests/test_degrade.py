@@ -16,13 +16,13 @@ from andfast.adversary import GROUPS, PRESETS, Ball
 from andfast.adversary.calibration import find_factor, scaled
 from andfast.config import TrainConfig
 from andfast.config_cli import read_command_line
+from andfast.gallery import run
+from andfast.gallery.cases import Degrader, configuration_lines, cut
+from andfast.gallery.sheet import Cell, gallery_sheet
 from andfast.nn import RRDBNet
 from andfast.nn.interpolation_start import start_as_interpolation
 from andfast.nn.weights import save_weights
-from andfast.training import gallery_run
 from andfast.training.build import build_adversary
-from andfast.training.gallery import Degrader, configuration_lines, cut
-from andfast.training.gallery_sheet import Cell, gallery_sheet
 from andfast.training.step import Adversary
 
 SMALL = ["--crop", "32", "--degradation.channels", "8", "--factors", "0.5", "--quiet"]
@@ -303,7 +303,7 @@ def test_bad_input(
 def test_too_large_a_crop(
     photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gallery_run, "memory", lambda: (10_000_000, 20_000_000))
+    monkeypatch.setattr(run, "memory", lambda: (10_000_000, 20_000_000))
     assert degrade.main([str(photo), "--crop", "0", "--output", str(tmp_path / "out"), "--quiet"]) == 1
     error = "error: --crop must be smaller: F would take about 38 MB for so many pixels, and 10 MB are available\n"
     assert capsys.readouterr().err == error

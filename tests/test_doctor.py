@@ -23,14 +23,14 @@ from andfast.config import (
     ValidationConfig,
 )
 from andfast.config_cli import dump
+from andfast.diagnosis import machine, prospects
+from andfast.diagnosis.memory import free_bytes, photographs, step_memory
 from andfast.functional import _dispatch
 from andfast.functional.selftest import SelfTestResult
 from andfast.nn import RRDBNet
 from andfast.nn.weights import save_weights
-from andfast.training import diagnosis, prospects
 from andfast.training.build import build_generator, build_step
 from andfast.training.distributed import Processes
-from andfast.training.estimate import free_bytes, photographs, step_memory
 
 
 @pytest.fixture
@@ -87,10 +87,10 @@ def test_without_a_configuration(capsys: pytest.CaptureFixture[str], tmp_path: P
 
 @pytest.mark.parametrize(("archs", "text"), [("", "built for the CPU only"), ("8.0;9.0", "and CUDA (8.0;9.0)")])
 def test_what_the_extension_was_built_for(monkeypatch: pytest.MonkeyPatch, archs: str, text: str) -> None:
-    found = diagnosis.Diagnosis()
+    found = machine.Diagnosis()
     monkeypatch.setitem(sys.modules, "andfast._C", SimpleNamespace(CUDA_ARCHS=archs))
     monkeypatch.setattr("andfast._C", sys.modules["andfast._C"], raising=False)
-    diagnosis.extension(found)
+    machine.extension(found)
     assert text in found.lines[0][2]
     assert found.data["extension"] == {"built": True, "cuda_architectures": archs}
 
@@ -203,8 +203,8 @@ def test_a_failed_self_test(
         SelfTestResult("blur_pool", "cpp", torch.float32, False, float("nan"), 0.1, "the result is off"),
         SelfTestResult("blur_pool", "reference", torch.float32, False, 0.1, 0.1, "that of no use is off"),
     ]
-    monkeypatch.setattr(diagnosis, "self_test", lambda *_: results)
-    monkeypatch.setattr(diagnosis._dispatch, "chosen", lambda _: {"blur_pool": "cpp"})
+    monkeypatch.setattr(machine, "self_test", lambda *_: results)
+    monkeypatch.setattr(machine._dispatch, "chosen", lambda _: {"blur_pool": "cpp"})
     assert doctor.main(["--json", str(tmp_path / "found.json")]) == 1
     assert json.loads((tmp_path / "found.json").read_text())["self_test"][0]["error"] is None
     end = capsys.readouterr().out.partition("would not run:")[2]
@@ -230,8 +230,8 @@ def test_a_json_that_cannot_be_written(capsys: pytest.CaptureFixture[str], tmp_p
 
 
 def test_what_cannot_be_reached() -> None:
-    assert diagnosis.reachable("http://127.0.0.1:9/nothing", seconds=0.5) is not None
-    assert diagnosis.reachable("no address at all") is not None
+    assert machine.reachable("http://127.0.0.1:9/nothing", seconds=0.5) is not None
+    assert machine.reachable("no address at all") is not None
 
 
 # ------------------------------------------------------------------------------------------------------- the estimates
@@ -280,7 +280,7 @@ def test_headers_of_photographs(photos: Path, monkeypatch: pytest.MonkeyPatch) -
     (photos / "broken.png").write_bytes(b"no picture")
     found = photographs(find_images([photos]), 32)
     assert (found.files, found.usable, found.bytes, found.exact) == (3, 1, 80 * 90 * 3, True)
-    monkeypatch.setattr("andfast.training.estimate._HEADERS", 1)
+    monkeypatch.setattr("andfast.diagnosis.memory._HEADERS", 1)
     assert not photographs(find_images([photos]), 1).exact
 
 

@@ -16,8 +16,9 @@ from safetensors.torch import save as to_safetensors
 
 from andfast import degrade, doctor, export
 from andfast.config_cli import read_command_line
+from andfast.diagnosis import machine
+from andfast.gallery import cases, run
 from andfast.nn import RRDBNet
-from andfast.training import diagnosis, gallery, gallery_run
 
 WEIGHTS, PICTURES, CONFIGURATIONS = 700, 300, 60
 
@@ -125,9 +126,9 @@ def test_weights_of_another_kind(tmp_path: Path, capsys: pytest.CaptureFixture[s
 
 @pytest.mark.slow
 def test_damaged_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gallery.Degrader, "cases", lambda self, factors: iter(()))  # the input is what is tested
+    monkeypatch.setattr(cases.Degrader, "cases", lambda self, factors: iter(()))  # the input is what is tested
     config = read_command_line(["--data.train=[.]", "--precision=fp32", "--output=."])
-    monkeypatch.setattr(gallery_run, "read_command_line", lambda _: config)  # reading it takes most of the time
+    monkeypatch.setattr(run, "read_command_line", lambda _: config)  # reading it takes most of the time
     generator = random.Random(2)
     picture = Image.effect_mandelbrot((40, 36), (-2, -1.5, 1, 1.5), 50).convert("RGB")
     good = []
@@ -150,7 +151,7 @@ def test_damaged_configurations(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("versions", "devices", "extension", "ops", "tests", "weights"):
-        monkeypatch.setattr(diagnosis, name, lambda *_: None)
+        monkeypatch.setattr(machine, name, lambda *_: None)
     generator = random.Random(3)
     good = (
         "data: {train: [photos], patch_size: 64}\nbatch_size: 2\nstages: [net, gan]\nprecision: fp32\n"

@@ -12,11 +12,11 @@ from andfast.config_checks import resolve_device
 from andfast.config_cli import read_command_line
 from andfast.config_yaml import ConfigError
 from andfast.data.sources import find_images
+from andfast.diagnosis.machine import Diagnosis, cached, gigabytes, memory, reachable, weights_url
+from andfast.diagnosis.memory import checkpoint_bytes, free_bytes, photographs, step_memory
 from andfast.losses import PerceptualLoss
 from andfast.training.build import build_generator
 from andfast.training.checkpoint import checkpoints
-from andfast.training.diagnosis import Diagnosis, cached, gigabytes, memory, reachable, weights_url
-from andfast.training.estimate import checkpoint_bytes, free_bytes, photographs, step_memory
 
 _HEADROOM: Final = 2  # what a step takes over its estimate at most, as measured on a CPU
 _NO_OUTPUT: Final = "--output must be given"

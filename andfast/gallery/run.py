@@ -17,14 +17,14 @@ from andfast.config import TrainConfig
 from andfast.config_checks import resolve_device
 from andfast.config_cli import read_command_line
 from andfast.data.images import UnusableImageError, decode
+from andfast.diagnosis.machine import gigabytes, memory
 from andfast.files import atomic_file
+from andfast.gallery.cases import Case, Degrader, configuration_lines, cut
+from andfast.gallery.sheet import Cell, gallery_sheet
 from andfast.nn import RRDBNet
 from andfast.nn.interpolation_start import start_as_interpolation
 from andfast.nn.weights import generator_from_weights
 from andfast.training.build import AUTOCAST, build_adversary
-from andfast.training.diagnosis import gigabytes, memory
-from andfast.training.gallery import Case, Degrader, configuration_lines, cut
-from andfast.training.gallery_sheet import Cell, gallery_sheet
 
 _FILES = ("gallery.png", "gallery.json")
 _BYTES_A_PIXEL = 260  # of HR and for a channel of F, as measured on crops of 64 to 256 with 64 channels

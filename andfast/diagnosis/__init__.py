@@ -1,0 +1,1 @@
+"""What a machine has, and whether a training would run on it: behind ``andfast doctor``."""
