@@ -1,19 +1,23 @@
 """Throughput of the data path on scikit-image's photographs: packing, cropping, batches on the device.
 
-``extra_info`` of each result holds pictures or crops per second.
+``extra_info`` of each result holds pictures or crops per second. ANDFAST_STEP_SECONDS, the time of a training step of
+48 images (of a row of test_step.py), adds how many times the loader keeps up with it, ``loader_over_step``;
+``taskset -c 0,1`` measures two cores.
 """
 
 import itertools
+import os
 
 import pytest
 import torch
 
 from andfast.data.crops import CropDataset
-from andfast.data.loader import DevicePrefetcher, training_loader
+from andfast.data.loader import DevicePrefetcher, _to_unit, training_loader
 from andfast.data.pack import pack_images
 from andfast.data.store import PackedImages
 
 PATCH, BATCH, BATCHES = 256, 16, 20
+STEP = os.environ.get("ANDFAST_STEP_SECONDS")
 
 
 @pytest.fixture(scope="module")
@@ -82,4 +86,43 @@ def test_loader(benchmark, dataset, workers, device):
 
         batch = benchmark.pedantic(load, rounds=5, warmup_rounds=1)
     assert batch.shape == (BATCH, 3, PATCH, PATCH)
-    benchmark.extra_info["crops_per_second"] = BATCH * BATCHES / benchmark.stats["median"]
+    crops_per_second = BATCH * BATCHES / benchmark.stats["median"]
+    benchmark.extra_info.update(
+        crops_per_second=crops_per_second,
+        cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        # The step that this loader keeps up with: a batch of 48 must not take the GPU less than that.
+        milliseconds_of_48=1e3 * 48 / crops_per_second,
+    )
+    if STEP:
+        benchmark.extra_info["loader_over_step"] = crops_per_second / (48 / float(STEP))
+
+
+@pytest.mark.benchmark(group="data: what a batch of 48 costs on one core")
+@pytest.mark.parametrize("part", ["sampler", "crop", "copy"])
+def test_shares(benchmark, dataset, part):
+    """Drawing where crops lie, cutting them (drawing included), and the copy to floats in [0, 1] on the device.
+
+    Sampler and crop run in the loader's processes beside the step; ``share_of_step`` (with ANDFAST_STEP_SECONDS) is a
+    part's time, all on one core, over the step's.
+    """
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    numbers = itertools.count()
+    batch = torch.stack([torch.as_tensor(dataset[i]) for i in range(48)])
+    batch = batch.pin_memory() if device == "cuda" else batch
+
+    def run():
+        if part == "sampler":
+            return [dataset._random(0, next(numbers), 3) for _ in range(48)]
+        if part == "crop":
+            return [dataset[next(numbers)] for _ in range(48)]
+        copied = _to_unit(batch.to(device, non_blocking=True))
+        if device == "cuda":
+            torch.cuda.synchronize()
+        return copied
+
+    assert len(benchmark(run)) == 48
+    if benchmark.stats is not None:
+        seconds = benchmark.stats["median"]
+        benchmark.extra_info.update(device=device, milliseconds=1e3 * seconds)
+        if STEP:
+            benchmark.extra_info["share_of_step"] = seconds / float(STEP)

@@ -61,6 +61,7 @@ def step_memory(config: TrainConfig, stage: Stage) -> StepMemory:
         config,
         init_weights=None,
         compile=False,
+        cuda_graph=False,
         # Every pass of the ascent has the same alive: nothing is kept from one to the next but theta.
         adversary=replace(config.adversary, steps=1),
         loss=replace(config.loss, vgg_weights="random"),
