@@ -20,10 +20,14 @@ pytestmark = pytest.mark.slow
 
 
 def gradients(group: Processes, batch: int) -> dict[str, torch.Tensor]:
-    """G's gradients, and the losses, of one step on this process's part of four fixed images."""
+    """G's gradients, and the losses, of one step on this process's part of four fixed images.
+
+    In float64: in float32 a batch of another size rounds otherwise, and one unit of G that crosses its kink by it moves
+    gradients by 1e-3 (one step in eight, with either way of taking F's first gradients).
+    """
     torch.manual_seed(0)
-    generator = RRDBNet(4, features=8, blocks=1, growth=4)
-    hr = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    generator = RRDBNet(4, features=8, blocks=1, growth=4).double()
+    hr = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(1)).double()
     step = TrainingStep(
         degradation=DegradationNetwork(4),
         generator=generator,
@@ -56,7 +60,7 @@ def test_averaged_gradients_are_those_of_one_process_with_twice_the_batch(tmp_pa
     assert two.keys() == one.keys()
     for name, expected in one.items():
         error = (two[name] - expected).norm() / expected.norm()
-        assert error < 1e-4, name
+        assert error < (1e-5 if name == "lr_psnr" else 1e-10), name  # decibels are taken in float32
 
 
 def test_torchrun_trains_like_one_process_with_twice_the_batch(tmp_path: Path) -> None:
