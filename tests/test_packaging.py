@@ -7,6 +7,7 @@ import subprocess
 import sys
 import sysconfig
 import tarfile
+import tomllib
 import zipfile
 from pathlib import Path
 
@@ -217,3 +218,10 @@ def test_requirements_name_no_places():
     for path in (ROOT / "requirements").glob("*.txt"):
         for line in path.read_text().splitlines():
             assert re.fullmatch(r"(#.*|-r common\.txt|[A-Za-z0-9_-]+==[\w.]+|)", line), (path.name, line)
+
+
+def test_every_extra_that_messages_and_documents_name_is_there():
+    extras = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"])
+    files = [*(ROOT / "andfast").rglob("*.py"), *(ROOT / "docs").glob("*.md"), ROOT / "README.md"]
+    named = {name for file in files for name in re.findall(r"andfast\[(\w+)\]", file.read_text())}
+    assert {"metrics", "models", "export"} <= named <= extras
