@@ -1,7 +1,8 @@
 """Launch configurations of the residual dense block's kernels, per architecture. Plain data: needs no triton, no GPU.
 
 ``TABLE[architecture][kernel, precision]`` is what a benchmark regenerates; precisions and fields are those of the
-degradation block. Entries go by the block of output channels that a program has. Chosen by counts, registers and
+degradation block. Entries go by the block of output channels that a program has. A convolution's tile is
+block_h * block_w pixels in the order of rows. Chosen by counts, registers and
 occupancy (docs/kernels.md); not measured yet. tests/test_kernels_compile_residual_dense_block.py holds
 each against spills.
 """
@@ -13,18 +14,18 @@ from .degradation_block_configs import Config
 CHANNEL_BLOCKS: Final = (16, 32, 64)
 """Channel block sizes; the matrix units take no less than 16."""
 
+OUTPUT_BLOCKS: Final = (16, 32)
+"""Of a convolution's output: a program has three sums, one a column of the kernel, which would not fit with 64."""
+
 # fmt: off
 TABLE: Final[dict[str, dict[tuple[str, str], Config]]] = {
     "8.0": {
-        ("convolution_16", "half"): Config(8, 16, 32, 8, 1, registers=80),
-        ("convolution_16", "tf32"): Config(8, 16, 16, 8, 1, registers=80),
-        ("convolution_16", "tf32x3"): Config(8, 8, 16, 8, 1, registers=80),
-        ("convolution_32", "half"): Config(8, 16, 32, 8, 1, registers=80),
-        ("convolution_32", "tf32"): Config(8, 16, 16, 8, 1, registers=80),
-        ("convolution_32", "tf32x3"): Config(8, 8, 16, 8, 1, registers=80),
-        ("convolution_64", "half"): Config(8, 16, 32, 8, 1, registers=128),
-        ("convolution_64", "tf32"): Config(8, 16, 16, 8, 1, registers=128),
-        ("convolution_64", "tf32x3"): Config(8, 8, 16, 8, 1, registers=128),
+        ("convolution_16", "half"): Config(1, 64, 32, 8, 1, registers=128),
+        ("convolution_16", "tf32"): Config(1, 64, 16, 8, 1, registers=128),
+        ("convolution_16", "tf32x3"): Config(1, 64, 16, 8, 1),
+        ("convolution_32", "half"): Config(1, 64, 32, 8, 1, registers=128),
+        ("convolution_32", "tf32"): Config(1, 64, 16, 8, 1, registers=128),
+        ("convolution_32", "tf32x3"): Config(1, 64, 16, 8, 1),
         ("grad_weight_16", "half"): Config(4, 8, 16, 4, 1, 432),
         ("grad_weight_16", "tf32"): Config(4, 8, 16, 4, 1, 432),
         ("grad_weight_16", "tf32x3"): Config(4, 8, 16, 4, 1, 432),
@@ -36,15 +37,12 @@ TABLE: Final[dict[str, dict[tuple[str, str], Config]]] = {
         ("grad_weight_64", "tf32x3"): Config(4, 4, 64, 8, 1, 432),
     },
     "9.0": {
-        ("convolution_16", "half"): Config(8, 16, 64, 8, 1, registers=80),
-        ("convolution_16", "tf32"): Config(8, 16, 32, 8, 1, registers=80),
-        ("convolution_16", "tf32x3"): Config(8, 8, 16, 8, 1, registers=80),
-        ("convolution_32", "half"): Config(8, 16, 64, 8, 1, registers=80),
-        ("convolution_32", "tf32"): Config(8, 16, 32, 8, 1, registers=80),
-        ("convolution_32", "tf32x3"): Config(8, 8, 16, 8, 1, registers=80),
-        ("convolution_64", "half"): Config(8, 16, 64, 8, 1, registers=128),
-        ("convolution_64", "tf32"): Config(8, 16, 32, 8, 1, registers=128),
-        ("convolution_64", "tf32x3"): Config(8, 8, 16, 8, 1, registers=128),
+        ("convolution_16", "half"): Config(1, 128, 64, 8, 1, registers=128),
+        ("convolution_16", "tf32"): Config(1, 128, 16, 8, 1, registers=128),
+        ("convolution_16", "tf32x3"): Config(1, 64, 16, 8, 1, registers=128),
+        ("convolution_32", "half"): Config(1, 128, 64, 8, 1, registers=128),
+        ("convolution_32", "tf32"): Config(1, 128, 16, 8, 1, registers=128),
+        ("convolution_32", "tf32x3"): Config(1, 64, 16, 8, 1, registers=128),
         ("grad_weight_16", "half"): Config(4, 8, 16, 4, 1, 528),
         ("grad_weight_16", "tf32"): Config(4, 8, 16, 4, 1, 528),
         ("grad_weight_16", "tf32x3"): Config(4, 8, 16, 4, 1, 528),
@@ -59,9 +57,9 @@ TABLE: Final[dict[str, dict[tuple[str, str], Config]]] = {
 # fmt: on
 
 
-def output_block(channels: int) -> int:
+def block_of(channels: int, blocks: tuple[int, ...] = CHANNEL_BLOCKS) -> int:
     """The smallest block that holds all channels, or the largest."""
-    return next((block for block in CHANNEL_BLOCKS if block >= channels), CHANNEL_BLOCKS[-1])
+    return next((block for block in blocks if block >= channels), blocks[-1])
 
 
 def reduction_block(segments: tuple[int, int], limit: int) -> int:

@@ -10,7 +10,10 @@ Forward and backward are the same walk. With F channels of x and G of growth, xk
 where gk is the gradient to what activation k reads and conv' is the transposed convolution: the same sum with flipped
 taps. So each convolution sums over two tensors, one of F channels that came in (a) and a run of channels of a buffer
 of 4G (b), and writes the next G channels of that buffer, or the result. Nothing is concatenated, accumulated in memory
-or activated by a pass of its own. docs/kernels.md draws and counts.
+or activated by a pass of its own.
+
+A tile that is loaded serves three taps: each adds to the sum of its column of the kernel, at the pixel that was read,
+and the outer two sums are shifted by one pixel at the end. docs/kernels.md draws and counts.
 """
 
 import functools
@@ -21,8 +24,8 @@ import triton.language as tl
 from torch import Tensor
 
 from .degradation_block_configs import MAX_REGISTERS, architecture
-from .degradation_block_shared import dot_precision, precision_name, refuse_huge, tile_counts, tile_pixels
-from .residual_dense_block_configs import TABLE, Config, output_block, reduction_block
+from .degradation_block_shared import dot_precision, precision_name, refuse_huge
+from .residual_dense_block_configs import CHANNEL_BLOCKS, OUTPUT_BLOCKS, TABLE, Config, block_of, reduction_block
 
 BITS = tl.constexpr(8)  # sign bits of eight channels share a byte
 
@@ -32,26 +35,27 @@ ACTIVATE, ACTIVATE_AND_SAVE, GRADIENT_BY_BITS, GRADIENT_BY_FEATURES, RESIDUAL = 
 
 @triton.jit
 def _add_products(
-    acc,  # [P, BLOCK_OUT]
+    left,  # [P, BLOCK_OUT] for each column of the kernel: sums at the pixel that is read
+    middle,
+    right,
     source,  # image n of the tensor that is read
     channels,  # how many of its channels
     w,  # the weights of its first channel, the first tap
-    row,  # [P]
+    row,  # [P] of the pixels that are read
     column,  # [P]
-    inside,  # [P] whether the pixel exists
+    exists,  # [P] whether the pixel lies in the image
     o,  # [BLOCK_OUT] output channels
     c_out,  # number of output channels
     height,  # of the images
-    width,  # of the images
     stride_h,  # strides of source, in values; its channels are neighbours
     stride_w,
     w_stride_tap,  # stride of the weights from tap to tap; negative for flipped taps
     BLOCK_K: tl.constexpr,  # channels a step
     PRECISION: tl.constexpr,  # tl.dot's input_precision
 ):
-    """acc plus the 3x3 convolution of ``channels`` channels.
+    """The three sums plus the products of ``channels`` channels with the three columns of the kernel.
 
-    Channels outside, taps inside: what nine taps read of a block of channels stays in L1 meanwhile.
+    Channels outside, kernel rows inside: what three rows read of a block of channels stays in L1 meanwhile.
     """
     for first in range(0, channels, BLOCK_K):
         i = first + tl.arange(0, BLOCK_K)
@@ -60,21 +64,33 @@ def _add_products(
         w_mask = (i < channels)[:, None] & (o < c_out)[None, :]
         for tap_row in range(3):
             at_row = row + (tap_row - 1)
-            row_inside = inside & (at_row >= 0) & (at_row < height)
-            for tap_column in range(3):
-                at_column = column + (tap_column - 1)
-                exists = row_inside & (at_column >= 0) & (at_column < width)
-                shift = (tap_row - 1) * stride_h + (tap_column - 1) * stride_w
-                mask = exists[:, None] & (i < channels)[None, :]
-                x = tl.load(source + shift + offset, mask=mask, other=0.0)
-                tap = w + (tap_row * 3 + tap_column) * w_stride_tap
-                acc = tl.dot(x, tl.load(tap + w_offset, mask=w_mask, other=0.0), acc, input_precision=PRECISION)
-    return acc
+            mask = (exists & (at_row >= 0) & (at_row < height))[:, None] & (i < channels)[None, :]
+            x = tl.load(source + (tap_row - 1) * stride_h + offset, mask=mask, other=0.0)
+            tap = w + tap_row * 3 * w_stride_tap
+            left = tl.dot(x, tl.load(tap + w_offset, mask=w_mask, other=0.0), left, input_precision=PRECISION)
+            tap += w_stride_tap
+            middle = tl.dot(x, tl.load(tap + w_offset, mask=w_mask, other=0.0), middle, input_precision=PRECISION)
+            tap += w_stride_tap
+            right = tl.dot(x, tl.load(tap + w_offset, mask=w_mask, other=0.0), right, input_precision=PRECISION)
+    return left, middle, right
+
+
+@triton.jit
+def _shifted(
+    sums,  # [P, BLOCK_OUT]
+    shift,  # 1 or -1
+    PIXELS: tl.constexpr,  # P
+    BLOCK_OUT: tl.constexpr,  # output channels a program
+):
+    """The sums of the pixel ``shift`` further on; the last pixel's own at the end, where nobody reads them."""
+    pixel = tl.arange(0, PIXELS) + shift
+    pixel = tl.minimum(tl.maximum(pixel, 0), PIXELS - 1)
+    return tl.gather(sums, tl.broadcast_to(pixel[:, None], (PIXELS, BLOCK_OUT)), axis=0)
 
 
 @triton.jit(
     do_not_specialize=[
-        "bias_channels", "images", "height", "width", "tiles", "tiles_w", "kind", "plane",
+        "bias_channels", "images", "height", "width", "tiles", "kind", "plane",
     ]
 )  # fmt: skip
 def _convolution_kernel(
@@ -95,7 +111,6 @@ def _convolution_kernel(
     height,  # of the images
     width,  # of the images
     tiles,  # pixel tiles of an image
-    tiles_w,  # pixel tiles in a row
     a_stride_n,  # strides of a, in values
     a_stride_h,
     a_stride_w,
@@ -113,8 +128,7 @@ def _convolution_kernel(
     slope,  # of the leaky ReLU
     a_scale,  # factor of the sum over a
     out_scale,  # RESIDUAL: factor of the sum before a is added
-    BLOCK_H: tl.constexpr,  # rows of a pixel tile
-    BLOCK_W: tl.constexpr,  # columns of a pixel tile
+    PIXELS: tl.constexpr,  # pixels of a tile, row by row
     BLOCK_K: tl.constexpr,  # channels a step of the reduction
     BLOCK_OUT: tl.constexpr,  # output channels a program
     PRECISION: tl.constexpr,  # tl.dot's input_precision
@@ -123,23 +137,33 @@ def _convolution_kernel(
     program = tl.program_id(0)
     blocks = tl.cdiv(c_out, BLOCK_OUT)
     n = (program // (blocks * tiles)).to(tl.int64)
-    row, column = tile_pixels((program // blocks) % tiles, tiles_w, BLOCK_H, BLOCK_W)
+    # The first and the last pixel of a tile are there for what their neighbours read; the tiles overlap by two.
+    place = tl.arange(0, PIXELS)
+    pixel = ((program // blocks) % tiles) * (PIXELS - 2) - 1 + place
+    row, column = pixel // width, pixel % width
     o = (program % blocks) * BLOCK_OUT + tl.arange(0, BLOCK_OUT)
-    inside = (row < height) & (column < width)
+    exists = (pixel >= 0) & (pixel < height * width)
+    inside = exists & (place > 0) & (place < PIXELS - 1)
     a = a_ptr + n * a_stride_n
     b = b_ptr + n * b_stride_n + b_first
     w = w_ptr + w_first
 
-    acc = tl.zeros((BLOCK_H * BLOCK_W, BLOCK_OUT), dtype=tl.float32)
+    left = tl.zeros((PIXELS, BLOCK_OUT), dtype=tl.float32)
+    middle = tl.zeros((PIXELS, BLOCK_OUT), dtype=tl.float32)
+    right = tl.zeros((PIXELS, BLOCK_OUT), dtype=tl.float32)
     for segment in range(2):
         of_a = segment == 0
-        acc = _add_products(
-            acc, tl.where(of_a, a, b), tl.where(of_a, a_channels, b_channels),
-            tl.where(of_a, w, w + a_channels * c_out), row, column, inside, o, c_out, height, width,
+        left, middle, right = _add_products(
+            left, middle, right, tl.where(of_a, a, b), tl.where(of_a, a_channels, b_channels),
+            tl.where(of_a, w, w + a_channels * c_out), row, column, exists, o, c_out, height,
             tl.where(of_a, a_stride_h, b_stride_h), tl.where(of_a, a_stride_w, b_stride_w), w_stride_tap,
             BLOCK_K, PRECISION,
         )  # fmt: skip
-        acc *= tl.where(of_a, a_scale, 1.0)
+        factor = tl.where(of_a, a_scale, 1.0)
+        left, middle, right = left * factor, middle * factor, right * factor
+    left = tl.where((column > 0)[:, None], _shifted(left, -1, PIXELS, BLOCK_OUT), 0.0)
+    right = tl.where((column < width - 1)[:, None], _shifted(right, 1, PIXELS, BLOCK_OUT), 0.0)
+    acc = left + middle + right
 
     store = inside[:, None] & (o < c_out)[None, :]
     bias = tl.load(bias_ptr + o, mask=o < bias_channels, other=0.0).to(tl.float32)
@@ -154,14 +178,14 @@ def _convolution_kernel(
     if kind == 1:
         # The sign of what is stored: a value that rounds to zero is not positive, as one who reads it would say.
         positive = value.to(out_ptr.dtype.element_ty).to(tl.float32) > 0
-        flags = tl.reshape(positive.to(tl.int32), (BLOCK_H * BLOCK_W, BLOCK_OUT // BITS, BITS))
+        flags = tl.reshape(positive.to(tl.int32), (PIXELS, BLOCK_OUT // BITS, BITS))
         packed = tl.sum(flags << tl.arange(0, BITS)[None, None, :], axis=2)
         tl.store(bits + at_byte, packed.to(tl.uint8), mask=byte_exists)
     if kind == 2:  # GRADIENT_BY_BITS
         flags = tl.load(bits + at_byte, mask=byte_exists, other=255).to(tl.int32)
         flags = (flags[:, :, None] >> tl.arange(0, BITS)[None, None, :]) & 1
-        by_byte = tl.reshape(value, (BLOCK_H * BLOCK_W, BLOCK_OUT // BITS, BITS))
-        value = tl.reshape(tl.where(flags != 0, by_byte, by_byte * slope), (BLOCK_H * BLOCK_W, BLOCK_OUT))
+        by_byte = tl.reshape(value, (PIXELS, BLOCK_OUT // BITS, BITS))
+        value = tl.reshape(tl.where(flags != 0, by_byte, by_byte * slope), (PIXELS, BLOCK_OUT))
     if kind == 3:  # GRADIENT_BY_FEATURES
         at = (row * b_stride_h + column * b_stride_w)[:, None] + (out_first + o)[None, :]
         feature = tl.load(features_ptr + n * b_stride_n + at, mask=store, other=1.0).to(tl.float32)
@@ -189,10 +213,9 @@ def pixel_strides(value: Tensor) -> tuple[int, int, int]:
     return value.stride(0), value.stride(2), value.stride(3)
 
 
-def register_limit(config: Config, dense: bool, *sizes: int) -> int:
-    """The configuration's limit where channels are neighbours and come in sixteens; addresses of others need more."""
-    aligned = dense and all(size % 16 == 0 for size in sizes)
-    return config.registers if aligned else MAX_REGISTERS
+def aligned(*sizes: int) -> bool:
+    """Whether all are multiples of 16: addresses are simple then, and loads 16 bytes wide."""
+    return all(size % 16 == 0 for size in sizes)
 
 
 def convolve(
@@ -242,25 +265,26 @@ def convolve(
     c_out = weight.shape[2]
     if out.numel() == 0:
         return
-    block_out = output_block(c_out)
-    config = config or table_config(f"convolution_{block_out}", a, tf32)
-    tiles, tiles_w = tile_counts(height, width, config)
     b_channels = b_range[1] - b_range[0]
     for name, value in (("x", a), ("the growth of x", b), ("the result", out)):
         refuse_huge(name, value)
     tap_stride = weight.stride(0)
+    simple = out.stride(1) == 1 and aligned(
+        a_channels, *b_range, c_out, out_first, *pixel_strides(a), *pixel_strides(out)
+    )
+    # Addresses that are not simple take registers, which the smallest blocks leave them.
+    block_out = block_of(c_out, OUTPUT_BLOCKS) if simple else OUTPUT_BLOCKS[0]
+    config = config or table_config(f"convolution_{block_out}", a, tf32)
+    block_k = reduction_block((a_channels, b_channels), config.block_k if simple else CHANNEL_BLOCKS[0])
+    pixels = config.block_h * config.block_w
+    tiles = triton.cdiv(height * width, pixels - 2)
     _convolution_kernel[n * tiles * triton.cdiv(c_out, block_out),](
         a, b, weight, weight if bias is None else bias, weight if bits is None else bits,
         b if features is None else features, out,
         a_channels, b_channels, b_range[0], c_out, out_first, 0 if bias is None else c_out,
-        n, height, width, tiles, tiles_w, *pixel_strides(a), *pixel_strides(b),
+        n, height, width, tiles, *pixel_strides(a), *pixel_strides(b),
         weight_first * c_out + (8 * tap_stride if flip else 0), -tap_stride if flip else tap_stride, *out.stride(),
         kind, plane, slope, a_scale, out_scale,
-        BLOCK_H=config.block_h, BLOCK_W=config.block_w,
-        BLOCK_K=reduction_block((a_channels, b_channels), config.block_k), BLOCK_OUT=block_out,
-        PRECISION=dot_precision(a.dtype, tf32),
-        num_warps=config.warps, num_stages=config.stages,
-        maxnreg=register_limit(
-            config, out.stride(1) == 1, a_channels, *b_range, c_out, out_first, *pixel_strides(a), *pixel_strides(out)
-        ),
+        PIXELS=pixels, BLOCK_K=block_k, BLOCK_OUT=block_out, PRECISION=dot_precision(a.dtype, tf32),
+        num_warps=config.warps, num_stages=config.stages, maxnreg=config.registers if simple else MAX_REGISTERS,
     )  # fmt: skip

@@ -17,9 +17,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .degradation_block_configs import MAX_REGISTERS
 from .degradation_block_shared import dot_precision, refuse_huge, tile_counts, tile_pixels
-from .residual_dense_block_configs import Config, output_block
-from .residual_dense_block_convolution import pixel_strides, register_limit, table_config
+from .residual_dense_block_configs import Config, block_of
+from .residual_dense_block_convolution import aligned, pixel_strides, table_config
 
 TAPS = tl.constexpr(9)
 
@@ -173,7 +174,7 @@ def grad_weight(
     n, features, height, width = x.shape
     channels = growth.shape[1] // 4
     total = features + 4 * channels
-    block = output_block(max(features, 4 * channels))
+    block = block_of(max(features, 4 * channels))
     config = config or table_config(f"grad_weight_{block}", x, tf32)
     tiles, tiles_w = tile_counts(height, width, config)
     blocks = triton.cdiv(features, block) + triton.cdiv(4 * channels, block)
@@ -183,6 +184,7 @@ def grad_weight(
     gw = new((splits, 9, total, total), dtype=torch.float32)
     for name, value in (("x", x), ("the growth of x", growth), ("the gradient", grad)):
         refuse_huge(name, value)
+    simple = aligned(features, channels, *pixel_strides(x), *pixel_strides(grad))
     if x.numel():
         _grad_weight_kernel[groups * splits,](
             x, growth, grad_growth, grad, gw,
@@ -192,7 +194,7 @@ def grad_weight(
             BLOCK_H=config.block_h, BLOCK_W=config.block_w, BLOCK_IN=block, BLOCK_OUT=block,
             PRECISION=dot_precision(x.dtype, tf32),
             num_warps=config.warps, num_stages=config.stages,
-            maxnreg=register_limit(config, True, features, channels, *pixel_strides(x), *pixel_strides(grad)),
+            maxnreg=config.registers if simple else MAX_REGISTERS,
         )  # fmt: skip
     made: list[Tensor | None] = []
     for k, want in enumerate(wanted):

@@ -15,12 +15,15 @@ from kernel_resources import Resources
 from triton.compiler import ASTSource
 
 from andfast.kernels.degradation_block_configs import MAX_REGISTERS, PRECISIONS, Config
-from andfast.kernels.residual_dense_block_configs import CHANNEL_BLOCKS, TABLE
+from andfast.kernels.residual_dense_block_configs import CHANNEL_BLOCKS, OUTPUT_BLOCKS, TABLE
 from andfast.kernels.residual_dense_block_convolution import _convolution_kernel
 from andfast.kernels.residual_dense_block_grad_weight import _grad_weight_kernel
 
 RESOURCES = FOLDER / "residual_dense_block_resources.json"
-KERNELS = [f"{kind}_{block}" for kind in ("convolution", "grad_weight") for block in CHANNEL_BLOCKS]
+KERNELS = [
+    *(f"convolution_{block}" for block in OUTPUT_BLOCKS),
+    *(f"grad_weight_{block}" for block in CHANNEL_BLOCKS),
+]
 # channels_last in multiples of 16; x channels_last of any number of channels; a result of any strides, too
 LAYOUTS = ("aligned", "odd", "general")
 TYPES = {"bits_ptr": "*u8", "gw_ptr": "*fp32", "slope": "fp32", "a_scale": "fp32", "out_scale": "fp32"}
@@ -50,8 +53,11 @@ def variants(architecture: str, kernel: str, precision: str) -> list[Variant]:
     of_weights = kernel.startswith("grad_weight")
     blocks = [block for block in CHANNEL_BLOCKS if (block == limit if of_weights else block <= limit)]
     found = [Variant(architecture, kernel, precision, dtypes[0], block, "aligned") for block in blocks]
-    layouts = LAYOUTS[1:2] if of_weights else LAYOUTS[1:]
-    found += [found[-1]._replace(layout=layout) for layout in layouts]
+    # A convolution whose addresses are not simple takes the smallest blocks.
+    if of_weights:
+        found.append(found[0]._replace(layout="odd"))
+    elif kernel == f"convolution_{OUTPUT_BLOCKS[0]}":
+        found += [found[0]._replace(layout=layout) for layout in LAYOUTS[1:]]
     if len(dtypes) > 1:  # the same instructions but for the type
         found.append(found[len(blocks) - 1]._replace(dtype=dtypes[1]))
     return found
@@ -60,17 +66,16 @@ def variants(architecture: str, kernel: str, precision: str) -> list[Variant]:
 def source(variant: Variant) -> ASTSource:
     """The kernel with the signature that a launch of this kind gets from Triton's own specialisation."""
     config = variant.config()
-    constants: dict[str, Any] = {
-        "BLOCK_H": config.block_h,
-        "BLOCK_W": config.block_w,
-        "PRECISION": "tf32" if variant.precision == "half" else variant.precision,
-    }
+    constants: dict[str, Any] = {"PRECISION": "tf32" if variant.precision == "half" else variant.precision}
     if variant.kernel.startswith("grad_weight"):
         function = _grad_weight_kernel
-        constants.update(BLOCK_IN=variant.block, BLOCK_OUT=variant.block)
+        constants.update(
+            BLOCK_H=config.block_h, BLOCK_W=config.block_w, BLOCK_IN=variant.block, BLOCK_OUT=variant.block
+        )
     else:
         function = _convolution_kernel
-        constants.update(BLOCK_K=variant.block, BLOCK_OUT=int(variant.kernel.split("_")[1]))
+        block_out = int(variant.kernel.split("_")[1])
+        constants.update(PIXELS=config.block_h * config.block_w, BLOCK_K=variant.block, BLOCK_OUT=block_out)
     types: dict[str, str] = {}
     divisible = []
     for parameter in function.params:
