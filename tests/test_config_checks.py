@@ -68,6 +68,10 @@ GAN = ["--stages", "[net, gan]"]
             "adversary.radius_joint must be null with adversary.preset 'calibrated'",
         ),
         (
+            ["--compile=true", "--sharing.discriminator_pass=true"],
+            "sharing.discriminator_pass must be false or null with compile, was true",
+        ),
+        (
             ["--adversary.preset=strong", "--adversary.radius_joint", "3"],
             "adversary.radius_joint must be null with adversary.preset 'strong'",
         ),
@@ -156,3 +160,5 @@ def test_the_device_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     assert resolve_device("auto") == resolve_device("cuda") == "cuda"
     assert read_command_line([*BASE, "--precision", "fp16"])[0].precision == "fp16"
     assert "precision must be" in refused("--precision", "fp16", "--device", "cpu")
+    assert read_command_line([*BASE, "--cuda_graph=true"])[0].cuda_graph
+    assert "cuda_graph must be false without CUDA, was true" in refused("--cuda_graph=true", "--device", "cpu")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from test_step import crops, make
 from test_train import environment, write_config
 
 from andfast.adversary import PRESETS
@@ -14,7 +15,7 @@ from andfast.nn import DegradationNetwork, RRDBNet
 from andfast.training.distributed import Processes, processes
 from andfast.training.logging import read_metrics
 from andfast.training.objective import Objective
-from andfast.training.step import Adversary, Place, TrainingStep
+from andfast.training.step import Adversary, Place, Sharing, TrainingStep
 
 pytestmark = pytest.mark.slow
 
@@ -43,6 +44,26 @@ def gradients(group: Processes, batch: int) -> dict[str, torch.Tensor]:
     return {**{name: p.grad for name, p in generator.named_parameters() if p.grad is not None}, **losses}
 
 
+def shared_pass_error(group: Processes) -> torch.Tensor:
+    """What D's shared pass changes in the gradients of two micro batches in each process, relative, in float64."""
+    found = []
+    for shared in (False, True):
+        place = Place(1, 0, group.rank, group.world_size, 2)
+        step = make("vgg", size=128, steps=1, place=place, sharing=Sharing(discriminator_pass=shared))
+        assert step.discriminator is not None
+        assert step.objective.vgg is not None
+        for module in (step.generator, step.discriminator, step.objective.vgg):
+            module.double()
+        step.generator_parallel = group.parallel(step.generator)
+        step.discriminator_parallel = group.parallel(step.discriminator)
+        hr = crops(4, 128).double()[group.rank * 2 :][:2]
+        step.gradients([hr, hr.flip(0)], 0)
+        weights = [*step.generator.parameters(), *step.discriminator.parameters()]
+        found.append([one.grad for one in weights if one.grad is not None])
+        assert len(found[-1]) == len(weights)
+    return torch.stack([(a - b).norm() / a.norm() for a, b in zip(*found, strict=True)]).max()
+
+
 def torchrun(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", *arguments]
 
@@ -63,6 +84,12 @@ def test_averaged_gradients_are_those_of_one_process_with_twice_the_batch(tmp_pa
         assert error < (1e-5 if name == "lr_psnr" else 1e-10), name  # decibels are taken in float32
 
 
+def test_two_processes_share_the_discriminators_pass(tmp_path: Path) -> None:
+    file = tmp_path / "error.pt"
+    run(torchrun(__file__, str(file), "shared"))
+    assert torch.load(file, weights_only=True) < 1e-10
+
+
 def test_torchrun_trains_like_one_process_with_twice_the_batch(tmp_path: Path) -> None:
     config = write_config(tmp_path)
     common = ["-m", "andfast.train", *config, "--stages=[net]", "--steps", "2"]
@@ -81,7 +108,7 @@ def test_torchrun_trains_like_one_process_with_twice_the_batch(tmp_path: Path) -
 
 if __name__ == "__main__":
     with processes("cpu") as group_of_two:
-        result = gradients(group_of_two, batch=2)
+        result = shared_pass_error(group_of_two) if sys.argv[2:] == ["shared"] else gradients(group_of_two, batch=2)
         if group_of_two.first:
             torch.save(result, sys.argv[1])
         assert os.environ["WORLD_SIZE"] == "2"
