@@ -158,16 +158,20 @@ def convolve(x, weight):
     """A 3x3 convolution with other weights (N, Cout, Cin, 3, 3) for every image."""
     n, cin, height, width = x.shape
     x = F.pad(x, (1, 1, 1, 1), mode="replicate").reshape(1, n * cin, height + 2, width + 2)
-    return F.conv2d(x, weight.flatten(0, 1), groups=n).view(n, -1, height, width)
+    return F.conv2d(x, weight.flatten(0, 1), groups=n).reshape(n, -1, height, width)
 
 
-def degrade(x, weights, noises, slopes, scale=4):
+def activate(x, slope, noise):
+    """What follows a convolution of F."""
+    return torch.where(x > 0, x, x * slope.view(-1, 1, 1, 1)) + noise
+
+
+def degrade(x, weights, noises, slopes, scale=4, activate=activate):
     """F: five blocks, pooling, five blocks, one convolution."""
     for k, (weight, noise, slope) in enumerate(zip(weights[:-1], noises, slopes, strict=True)):
         if k == 5:
             x = blur_pool(x, scale)
-        x = convolve(x, weight)
-        x = torch.where(x > 0, x, x * slope.view(-1, 1, 1, 1)) + noise
+        x = activate(convolve(x, weight), slope, noise)
     return convolve(x, weights[-1])
 
 
@@ -241,7 +245,7 @@ class NaiveStep:
         self.radii, self.weights, self.steps, self.step_size = radii, weights, steps, step_size
         self.channels, self.scale, self.autocast, self.frozen = channels, scale, autocast, frozen
         self.degradation_autocast = degradation_autocast
-        self.degrade = degrade  # for callers that compile it
+        self.activate = activate  # for callers that compile it
         self.part = part or (lambda name: nullcontext())
 
     def mixed(self, x):
@@ -249,7 +253,7 @@ class NaiveStep:
 
     def run_degradation(self, hr, theta):
         with self.mixed(hr) if self.degradation_autocast else nullcontext():
-            return self.degrade(hr, *theta, scale=self.scale)
+            return degrade(hr, *theta, scale=self.scale, activate=self.activate)
 
     def set_trainable(self, trainable, *modules):
         for module in modules:

@@ -127,6 +127,8 @@ class Step:
                 one.to(memory_format=memory_format)
         self.compiled = variant.compiled and device != "meta" and compile_options(device) is not None
         if self.compiled:
+            # As the configuration has it: a compiled D cannot go backward twice.
+            self.ours.sharing = replace(self.ours.sharing, discriminator_pass=False)
             self._compile(owner, vgg)
         if variant.graph:
             self.ours.capture = Captured(self.ours.find, CudaGraphs(), watch=self.ours.frozen_tensors)
@@ -139,13 +141,14 @@ class Step:
         self.done = 0
 
     def _compile(self, owner, vgg):
-        """As ``compile: true`` does; in plain PyTorch VGG and F too."""
+        """As ``compile: true`` does; in plain PyTorch VGG and what F does after its convolutions too."""
         options = compile_options(self.device)
         compile_networks(owner.generator, owner.discriminator, **options)
         if self.naive is not None and vgg is not None:
             vgg.compile(**options)
         if self.naive is not None:
-            self.naive.degrade = torch.compile(naive.degrade, **options)
+            # F's convolutions stay cuDNN's either way; in a graph torch took their strides for others than they were.
+            self.naive.activate = torch.compile(naive.activate, **options)
 
     def gradients(self, kind, theta=None):
         """The losses of a "plain" or an "and" step; gradients are left on the weights."""
