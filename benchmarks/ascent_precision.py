@@ -1,11 +1,12 @@
-"""What it costs the adversary's strength to store noise maps, and their gradients, in a half type.
+"""What it costs the adversary's strength to store noise maps in a half type, or to run F's ascent passes in bf16.
 
-    python benchmarks/noise_storage.py --weights runs/demo/weights/andnet_best.safetensors
+    python benchmarks/ascent_precision.py --weights runs/demo/weights/andnet_best.safetensors
 
 Strength is the loss gain that the ascent reaches over the clean loss, divided by the gain that the same ascent reaches
-with noise in float32: on the same G, photographs and identity networks, an image at a time. Printed are its mean and
-its worst case, and two controls that show what the measure can see: float32 as another order of summation might round
-it (random noise of 1e-6 of the radius added at every pass), and one pass of five left out.
+in float32: on the same G, photographs and identity networks, an image at a time. The gains themselves are always taken
+in float32. Printed are the mean and the worst case, and two controls that show what the measure can see: float32 as
+another order of summation might round it (random noise of 1e-6 of the radius added at every pass), and one pass of five
+left out.
 
 Gradients are as small as those of the mean loss of 48 images of 256x256, so that float16 underflows here as there.
 """
@@ -14,6 +15,7 @@ import argparse
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -31,6 +33,8 @@ ROWS: dict[str, dict[str, object]] = {
     "bf16": {"noise_dtype": torch.bfloat16},
     "fp16": {"noise_dtype": torch.float16},
     "fp16, loss x 65536": {"noise_dtype": torch.float16, "loss_scale": FP16_SCALE},
+    "F in bf16": {"noise_dtype": torch.float32, "precision": torch.bfloat16},
+    "F and noise in bf16": {"noise_dtype": torch.bfloat16, "precision": torch.bfloat16},
     "control: fp32, jitter": {"noise_dtype": torch.float32, "jitter": 1e-6},
     "control: fp32, 4 of 5 passes": {"noise_dtype": torch.float32, "steps": 4},
 }
@@ -58,18 +62,21 @@ def gains(
     steps: int | None = None,
     loss_scale: float = 1.0,
     jitter: float = 0.0,
+    precision: torch.dtype = torch.float32,
 ) -> Tensor:
     """How much the L1 loss of every image rises from its identity network to what the ascent finds, (N,) in float64."""
     network, preset = DegradationNetwork(generator.scale), PRESETS[args.preset]
     ball = preset.ball_for(args.patch, args.patch)
     noise = torch.Generator(hr.device).manual_seed(1000 + seed)
 
-    def losses(theta: Theta) -> Tensor:
+    def losses(theta: Theta, precision: torch.dtype = torch.float32) -> Tensor:
         if jitter:
             size = jitter * ball.noise / sum(one[0].numel() for one in theta.noises) ** 0.5
             draw: Callable[[Tensor], Tensor] = lambda one: torch.empty_like(one).normal_(0, size, generator=noise)  # noqa: E731
             theta = theta._replace(noises=tuple(one + draw(one) for one in theta.noises))
-        return (generator(network(hr, theta)) - hr).abs().mean((1, 2, 3))
+        with torch.autocast(hr.device.type, torch.bfloat16, enabled=precision == torch.bfloat16):
+            lr = network(hr, theta)
+        return (generator(lr.float()) - hr).abs().mean((1, 2, 3))
 
     identity = sample_identity(
         len(hr),
@@ -82,7 +89,7 @@ def gains(
     options = {"ball": ball, "step_size": preset.step_size, "steps": steps or args.steps}
     loss_scale *= args.patch**2 / REAL_VALUES
     with frozen(generator):
-        found = ascend(losses, identity, **options, loss_scale=loss_scale)
+        found = ascend(partial(losses, precision=precision), identity, **options, loss_scale=loss_scale)
     with torch.no_grad():
         return (losses(found.theta).double() - losses(identity).double()).cpu()
 
@@ -104,7 +111,7 @@ def main() -> None:
     print(f"{len(hr)} photographs x {args.draws} draws, {vars(args)}, torch {torch.__version__}", file=sys.stderr)
     yardstick = torch.cat([gains(hr, generator, args, seed, torch.float32) for seed in range(args.draws)])
     print(f"loss gain in fp32: mean {yardstick.mean():.5f}, least {yardstick.min():.5f}")
-    print("| noise stored as | mean strength | standard error | worst image | ratio of mean gains |")
+    print("| ascent | mean strength | standard error | worst image | ratio of mean gains |")
     print("|---|---|---|---|---|")
     for name, row in ROWS.items():
         begun = time.perf_counter()
