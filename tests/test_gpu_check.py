@@ -225,7 +225,9 @@ def test_wrong_arguments(arguments: list[str], message: str, capsys: pytest.Capt
 
 def check(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(ROOT / "benchmarks" / "gpu_check.py"), *arguments]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""} | variables
+    # A worker of pytest-xdist says so in its environment, and pytest-benchmark measures nothing in one.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    environment |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""} | variables
     return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
 
 
