@@ -2,9 +2,10 @@
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
+from andfast.arguments import whole
 from andfast.data.pack import pack_images, printable
 
 DESCRIPTION = """\
@@ -27,7 +28,7 @@ def parser() -> argparse.ArgumentParser:
     )
     result.add_argument(
         "--min-size",
-        type=_whole(1),
+        type=whole(1),
         default=256,
         metavar="N",
         help="leave out pictures less high or wide than N pixels (default: %(default)s, the presets' patch)",
@@ -48,23 +49,12 @@ def parser() -> argparse.ArgumentParser:
     )
     result.add_argument(
         "--workers",
-        type=_whole(0),
+        type=whole(0),
         metavar="N",
         help="decoding processes; 0 decodes in this one (default: one a core)",
     )
     result.add_argument("--quiet", action="store_true", help="no progress bar")
     return result
-
-
-def _whole(least: int) -> Callable[[str], int]:
-    def number(text: str) -> int:
-        value = int(text)
-        if value < least:
-            raise argparse.ArgumentTypeError(f"must be at least {least}, was {value}")
-        return value
-
-    number.__name__ = "whole number"  # what argparse calls a value that int() refuses
-    return number
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -3,6 +3,7 @@
 import random
 from typing import Any, NamedTuple
 
+import layouts
 import torch
 from torch import Tensor
 
@@ -119,20 +120,8 @@ def _inner_shape(g: random.Random) -> tuple[int, ...]:
 
 
 def _laid_out(g: random.Random, value: Tensor) -> Tensor:
-    """The same values in one of several layouts."""
-    if value.dim() != 4:
-        return value.contiguous()
-    kind = g.choice(["contiguous", "channels_last", "channels_last", "turned", "sliced"])
-    if kind == "channels_last":
-        return value.contiguous(memory_format=torch.channels_last)
-    if kind == "turned":
-        return value.transpose(2, 3).contiguous().transpose(2, 3)
-    if kind == "sliced":
-        wide = torch.full((*value.shape[:3], 2 * value.shape[3] + 1), float("nan"), dtype=value.dtype)
-        wide = wide.to(value.device)
-        wide[..., 1::2] = value
-        return wide[..., 1::2]
-    return value.contiguous()
+    kinds = (*layouts.KINDS, "channels_last")  # which is what training has
+    return layouts.laid_out(g, value, kinds) if value.dim() == 4 else value.contiguous()
 
 
 def _poison(g: random.Random, poison: str, groups: Groups) -> None:

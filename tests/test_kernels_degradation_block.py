@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import layouts
 import pytest
 import torch
 import triton_interpreter
@@ -148,19 +149,6 @@ if INTERPRETED:
         values = torch.randint(-8, 9, shape, generator=torch.Generator().manual_seed(generator.getrandbits(31)))
         return (values / 8).to(dtype)
 
-    def _laid_out(generator: random.Random, value: Tensor) -> Tensor:
-        """The same values in one of several layouts."""
-        kind = generator.choice(["contiguous", "channels_last", "turned", "sliced"])
-        if kind == "channels_last":
-            return value.contiguous(memory_format=torch.channels_last)
-        if kind == "turned":
-            return value.transpose(2, 3).contiguous().transpose(2, 3)
-        if kind == "sliced":
-            wide = torch.full((*value.shape[:3], 2 * value.shape[3] + 1), float("nan"), dtype=value.dtype)
-            wide[..., 1::2] = value
-            return wide[..., 1::2]
-        return value
-
     def _case(seed: int) -> tuple[list[Any], str, Tensor, Config, str]:
         """Arguments, padding, incoming gradient, configuration, and the argument that was poisoned, if any."""
         g = random.Random(seed)
@@ -180,10 +168,12 @@ if INTERPRETED:
         noise_channels = g.choice([0, 1, c_out])
         noise = None
         if noise_channels:
-            noise = _laid_out(g, _grid_values(g, (n, noise_channels, height, width), g.choice([dtype, torch.float32])))
-        x = _laid_out(g, _grid_values(g, (n, c_in, height, width), dtype))
+            noise = layouts.laid_out(
+                g, _grid_values(g, (n, noise_channels, height, width), g.choice([dtype, torch.float32]))
+            )
+        x = layouts.laid_out(g, _grid_values(g, (n, c_in, height, width), dtype))
         weight = _grid_values(g, weight_shape, dtype)
-        grad = _laid_out(g, _grid_values(g, (n, c_out, height, width), dtype))
+        grad = layouts.laid_out(g, _grid_values(g, (n, c_out, height, width), dtype))
         if g.random() < 0.1:
             grad = torch.tensor(0.5, dtype=dtype).expand(n, c_out, height, width)
         arguments = {"x": x, "weight": weight, "slope": slope, "noise": noise, "grad": grad.clone()}

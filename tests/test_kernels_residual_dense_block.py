@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import layouts
 import pytest
 import torch
 import triton_interpreter
@@ -203,24 +204,6 @@ if INTERPRETED:
         Config(4, 4, 16, 4, 1, 1),
     )
 
-    def _laid_out(g: random.Random, value: Tensor) -> Tensor:
-        """The same values in one of several layouts."""
-        kind = g.choice(["contiguous", "channels_last", "turned", "sliced", "prefix"])
-        if kind == "channels_last":
-            return value.contiguous(memory_format=torch.channels_last)
-        if kind == "turned":
-            return value.transpose(2, 3).contiguous().transpose(2, 3)
-        if kind == "sliced":
-            wide = torch.full((*value.shape[:3], 2 * value.shape[3] + 1), float("nan"), dtype=value.dtype)
-            wide[..., 1::2] = value
-            return wide[..., 1::2]
-        if kind == "prefix":  # of the channels of a channels_last tensor
-            n, channels, height, width = value.shape
-            wide = torch.full((n, height, width, channels + 3), float("nan"), dtype=value.dtype).permute(0, 3, 1, 2)
-            wide[:, 1 : 1 + channels] = value
-            return wide[:, 1 : 1 + channels]
-        return value
-
     def _exact_in_fp32(draw: torch.Generator, shapes: list[tuple[int, ...]]) -> list[Tensor]:
         """x in eighths up to 1, weights 1 or -1 and mostly 0, biases in eighths: sums are exact in fp32.
 
@@ -264,7 +247,8 @@ if INTERPRETED:
         arguments = (_exact_in_fp32 if exact else _clear_of_zero)(draw, shapes)
         grad = torch.randint(-8, 9, shapes[0], generator=draw) / 8
         arguments, grad = [one.to(dtype) for one in arguments], grad.to(dtype)
-        arguments[0], grad = _laid_out(g, arguments[0]), _laid_out(g, grad)
+        kinds = (*layouts.KINDS, "prefix")
+        arguments[0], grad = layouts.laid_out(g, arguments[0], kinds), layouts.laid_out(g, grad, kinds)
         slope = g.choice([0.0, 0.25, 1.0]) if exact else g.choice([0.0, 0.2, 1.0])
         scale = g.choice([0.0, 0.2, 0.5, 1.0])
         poisoned = ""

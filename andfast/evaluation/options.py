@@ -1,9 +1,9 @@
 """The command line of ``python -m andfast.evaluate``."""
 
 import argparse
-from collections.abc import Callable
 from pathlib import Path
 
+from andfast.arguments import positive, whole
 from andfast.evaluation.layouts import LAYOUTS
 from andfast.evaluation.scores import METRICS, PROTOCOLS
 from andfast.inference.models import PRECISIONS
@@ -47,13 +47,13 @@ def parser() -> argparse.ArgumentParser:
     )
     data.add_argument(
         "--scale",
-        type=_whole(1),
+        type=whole(1),
         metavar="N",
         help="HR size over LR size (default: that of the weights, else 4; 2 for imagepairs)",
     )
     data.add_argument(
         "--max-shift",
-        type=_positive,
+        type=positive,
         default=1.0,
         metavar="PIXELS",
         help="LR and HR shifted by this many HR pixels or more do not fit; inf allows any (default: %(default)g)",
@@ -72,13 +72,13 @@ def parser() -> argparse.ArgumentParser:
     methods.add_argument("--precision", default="fp32", choices=PRECISIONS, help="of networks (default: %(default)s)")
     methods.add_argument(
         "--tile",
-        type=_whole(0),
+        type=whole(0),
         default=0,
         metavar="N",
         help="restore in tiles of N LR pixels (default: whole pictures)",
     )
     methods.add_argument(
-        "--overlap", type=_whole(0), default=32, metavar="N", help="LR pixels that tiles share (default: %(default)s)"
+        "--overlap", type=whole(0), default=32, metavar="N", help="LR pixels that tiles share (default: %(default)s)"
     )
 
     metrics = result.add_argument_group("metrics")
@@ -95,7 +95,7 @@ def parser() -> argparse.ArgumentParser:
     )
     metrics.add_argument(
         "--crop-border",
-        type=_whole(0),
+        type=whole(0),
         default=0,
         metavar="N",
         help="HR pixels that all metrics leave out on every side (default: %(default)s; many papers cut the scale)",
@@ -119,7 +119,7 @@ def parser() -> argparse.ArgumentParser:
     report.add_argument("--json", type=Path, metavar="FILE", help="write every number, the protocol and the versions")
     report.add_argument("--sheet", type=Path, metavar="FILE", help="write a PNG of crops where the methods differ most")
     report.add_argument(
-        "--sheet-rows", type=_whole(1), default=6, metavar="N", help="pictures on the sheet (default: %(default)s)"
+        "--sheet-rows", type=whole(1), default=6, metavar="N", help="pictures on the sheet (default: %(default)s)"
     )
     report.add_argument("--images", action="store_true", help="print every picture's numbers too")
     report.add_argument("--quiet", action="store_true", help="no progress bars")
@@ -147,24 +147,3 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     if "niqe" in options.metrics and options.niqe_parameters is None:
         command.error("niqe needs --niqe-parameters FILE (the authors' .mat, BasicSR's .npz, or fitted by --fit-niqe)")
     return options
-
-
-def _whole(least: int) -> Callable[[str], int]:
-    def number(text: str) -> int:
-        value = int(text)
-        if value < least:
-            raise argparse.ArgumentTypeError(f"must be at least {least}, was {value}")
-        return value
-
-    number.__name__ = "whole number"  # what argparse calls a value that int() refuses
-    return number
-
-
-def _positive(text: str) -> float:
-    value = float(text)
-    if not value > 0:
-        raise argparse.ArgumentTypeError(f"must be above 0, was {text}")
-    return value
-
-
-_positive.__name__ = "number"
