@@ -29,7 +29,7 @@ def tasks(architecture: str) -> list[Task]:
     """All variants of an architecture, of all files of tests that compile kernels."""
     compilers()  # puts tests/ on the path
     found = []
-    for file in sorted((ROOT / "tests").glob("test_kernels_compile*.py")):
+    for file in sorted((ROOT / "tests").glob("test_kernels_compile_*.py")):
         module = import_module(file.stem)
         every = module.everything() if hasattr(module, "everything") else module.variants(architecture)
         found += [(file.stem, one) for one in every if one.name().split()[0] == architecture]

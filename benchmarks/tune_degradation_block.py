@@ -9,8 +9,8 @@ Candidates differ from the table's entry in tile, reduction step, warps, stages,
 differ in least come first, so a time budget looks around the present choice. All are compiled first, in parallel; what
 spills or takes too much shared memory is dropped. On the GPU each is held against float64, then timed at the shapes of
 F, each weighted by how many layers of F have it. A winner has to be faster by MARGIN, and every kernel that the
-launchers could ask of it has to compile without spills. After --apply, ``python tests/test_kernels_compile.py`` writes
-the resources anew.
+launchers could ask of it has to compile without spills. After --apply, the resources are written anew by
+``python tests/test_kernels_compile_degradation_block.py``.
 """
 
 import argparse

@@ -2,7 +2,8 @@
 
 ``TABLE[architecture][kernel, precision]`` is what a benchmark regenerates. Channel blocks follow from the channel
 counts (:func:`channel_block`), so one entry serves every shape. Chosen by counts, registers and occupancy
-(docs/kernels.md); not measured yet. tests/test_kernels_compile.py holds each against spills and shared memory.
+(docs/kernels.md); not measured yet. tests/test_kernels_compile_degradation_block.py holds each against spills and
+shared memory.
 """
 
 from typing import Final, NamedTuple

@@ -1,7 +1,8 @@
 """Every launchable configuration of the Triton kernels compiles for sm_80 and sm_90, without a GPU, and fits.
 
-Registers, spills and shared memory are compared with a committed table, ``kernels/resources.json``, which
-``python tests/test_kernels_compile.py`` writes anew.
+Registers, spills and shared memory are compared with a committed table,
+``kernels/degradation_block_resources.json``, which ``python tests/test_kernels_compile_degradation_block.py`` writes
+anew.
 """
 
 import itertools
@@ -17,7 +18,7 @@ from triton.compiler import ASTSource
 
 from andfast.kernels.degradation_block_configs import CHANNEL_BLOCKS, MAX_REGISTERS, PRECISIONS, TABLE, Config
 
-RESOURCES = FOLDER / "resources.json"
+RESOURCES = FOLDER / "degradation_block_resources.json"
 KERNELS = ("forward", "grad_input", "grad_weight")
 LAYOUTS = ("aligned", "odd", "general")  # channels_last in multiples of 16; of any number of channels; any strides
 POINTERS = {"bits_ptr": "*u8", "slope_ptr": "*fp32", "gw_ptr": "*fp32", "gslope_ptr": "*fp32"}
