@@ -8,12 +8,12 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
-from urllib.parse import urlparse
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from andfast import torchvision_weights
 from andfast.functional import _check
 
 Criterion = Literal["l1", "l2"]
@@ -212,7 +212,7 @@ def _fill(vgg: nn.Sequential, weights: str | Path) -> str:
                 'weights must be "torchvision", "random" or the path of a file with VGG19 weights; '
                 f"there is no file {origin}"
             )
-        state = _read(origin)
+        state = torchvision_weights.read(origin)
     # torchvision's positions in `features` are ours, so its keys need no table.
     found = _features_of(state, origin)
     for position, layer in enumerate(vgg):
@@ -242,36 +242,13 @@ def _torchvision_state() -> tuple[object, Path]:
     # Imported here: it takes a second, and nothing else of the package needs it.
     from torchvision.models import VGG19_Weights  # noqa: PLC0415
 
-    url = VGG19_Weights.IMAGENET1K_V1.url
-    name = Path(urlparse(url).path).name
-    file = Path(torch.hub.get_dir()) / "checkpoints" / name
-    if not file.is_file():
-        try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            checksum = Path(name).stem.rpartition("-")[2]
-            torch.hub.download_url_to_file(url, str(file), hash_prefix=checksum)
-        except (OSError, RuntimeError) as error:  # RuntimeError: the hash of what came is another
-            raise FileNotFoundError(
-                f"the perceptual loss needs torchvision's VGG19 weights, and {name} could not be downloaded "
-                f"({error}). Get {url} and put it at {file}, or give the path of the file as weights (in a "
-                'configuration: loss.vgg_weights=/path/to/file). For a smoke run, "random" needs no file.'
-            ) from error
-    return _read(file), file
-
-
-def _read(file: Path) -> object:
-    """A file of tensors; nothing is unpickled."""
-    try:
-        if file.suffix == ".safetensors":
-            from safetensors.torch import load_file  # noqa: PLC0415
-
-            return load_file(file)
-        return torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # unpickling, zip and safetensors errors share no class below Exception
-        raise ValueError(
-            f"{file} cannot be read as a file of weights, it is incomplete or something else "
-            f"(once it is deleted, torchvision's is downloaded anew): {error}"
-        ) from error
+    file = torchvision_weights.fetch(
+        VGG19_Weights.IMAGENET1K_V1.url,
+        needed="the perceptual loss needs torchvision's VGG19 weights",
+        instead="or give the path of the file as weights (in a configuration: loss.vgg_weights=/path/to/file). "
+        'For a smoke run, "random" needs no file.',
+    )
+    return torchvision_weights.read(file), file
 
 
 def _features_of(state: object, file: Path) -> dict[str, Tensor]:

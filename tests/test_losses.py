@@ -236,9 +236,10 @@ def test_torchvision_weights_come_from_the_hub_folder(vgg19_state, tmp_path, mon
 def test_missing_torchvision_weights_are_downloaded_with_their_hash(vgg19_state, tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
 
-    def download(url, target, hash_prefix):
+    def download(url, target, hash_prefix, progress):
         assert url.startswith("https://download.pytorch.org/")
         assert hash_prefix == "dcbb9e9d"
+        assert progress  # half a gigabyte
         torch.save(vgg19_state, target)
 
     monkeypatch.setattr(torch.hub, "download_url_to_file", download)

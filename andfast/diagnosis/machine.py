@@ -7,13 +7,13 @@ import urllib.request
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Final, Literal
-from urllib.parse import urlparse
 
 import torch
 
 import andfast
+from andfast import torchvision_weights
 from andfast.functional import _dispatch
 from andfast.functional.selftest import self_test
 from andfast.training.logging import commit_of
@@ -193,7 +193,7 @@ def weights(found: Diagnosis) -> None:
 
 def cached(name: str) -> Path:
     """Where torch.hub keeps torchvision's weights of that name."""
-    return Path(torch.hub.get_dir()) / "checkpoints" / PurePosixPath(urlparse(weights_url(name)).path).name
+    return torchvision_weights.cached(weights_url(name))
 
 
 def weights_url(name: str) -> str:

@@ -5,11 +5,11 @@ import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, Literal, get_args
-from urllib.parse import urlparse
 
 import torch
 from torch import Tensor
 
+from andfast import torchvision_weights
 from andfast.functional import _check
 
 LPIPSNet = Literal["alex", "vgg", "squeeze"]
@@ -97,7 +97,7 @@ def weights_file(net: LPIPSNet) -> tuple[str, Path]:
     from torchvision import models  # noqa: PLC0415 - takes a second
 
     url = getattr(models, f"{_MODELS[net]}_Weights").IMAGENET1K_V1.url
-    return url, Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(url).path).name
+    return url, torchvision_weights.cached(url)
 
 
 def _backbone(net: LPIPSNet, weights: str | Path | None) -> tuple[object, Path]:
@@ -107,33 +107,14 @@ def _backbone(net: LPIPSNet, weights: str | Path | None) -> tuple[object, Path]:
             raise FileNotFoundError(
                 f"LPIPS weights must be a file of torchvision's {_MODELS[net]}, there is none at {file}"
             )
-        return _read(file), file
-    url, file = weights_file(net)
-    if not file.is_file():
-        try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            torch.hub.download_url_to_file(url, str(file), hash_prefix=file.stem.rpartition("-")[2], progress=False)
-        except (OSError, RuntimeError) as error:  # RuntimeError: the hash of what came is another
-            raise FileNotFoundError(
-                f"LPIPS needs torchvision's {_MODELS[net]} weights, and {file.name} could not be downloaded ({error}). "
-                f"Get {url} and put it at {file}, or give its path (--lpips-weights PATH)."
-            ) from error
-    return _read(file), file
-
-
-def _read(file: Path) -> object:
-    """A file of tensors; nothing is unpickled."""
-    try:
-        if file.suffix == ".safetensors":
-            from safetensors.torch import load_file  # noqa: PLC0415
-
-            return load_file(file)
-        return torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # unpickling, zip and safetensors errors share no class below Exception
-        reason = " ".join(str(error).split())[:200]
-        raise ValueError(
-            f"{file} cannot be read as a file of weights, it is damaged or something else: {reason}"
-        ) from error
+        return torchvision_weights.read(file), file
+    file = torchvision_weights.fetch(
+        weights_file(net)[0],
+        needed=f"LPIPS needs torchvision's {_MODELS[net]} weights",
+        instead="or give its path (--lpips-weights PATH).",
+        progress=False,
+    )
+    return torchvision_weights.read(file), file
 
 
 def _load(network: torch.nn.Module, state: object, file: Path, net: LPIPSNet) -> None:
