@@ -28,7 +28,7 @@ sys.path.extend([str(Path(__file__).resolve().parents[1]), str(Path(__file__).re
 
 from step_variants import FULL, VARIANTS, Size, Step
 
-from andfast.training.estimate import _fake
+from andfast.diagnosis.memory import _fake
 from andfast.training.step import Sharing
 
 NO_LAUNCH = (
