@@ -80,6 +80,10 @@ class AdversaryConfig:
     """Radius of the slopes' ball; null: the preset's; not with preset paper."""
     radius_joint: float | None = None
     """Radius of the joint ball; null: the preset's, 20; only with preset paper."""
+    images_at_once: int | None = None
+    """Images whose worst cases are searched together, by which a step's memory goes; 0: a whole micro batch; null: 24
+    (with cuda_graph 8) of 256x256, more of smaller ones, in stage net, where it changes nothing but rounding, and all
+    in stage gan, where D would see batches of so many."""
 
 
 def _perceptual_layers() -> dict[str, float]:

@@ -170,6 +170,7 @@ def _adversary(config: TrainConfig) -> None:
     adversary = config.adversary
     _at_least("adversary.steps", adversary.steps, 1)
     _number("adversary.step_size", adversary.step_size, lambda size: size > 0, "a number above 0 or null")
+    _at_least("adversary.images_at_once", adversary.images_at_once, 0)
     separate = {
         "adversary.radius_convolution": adversary.radius_convolution,
         "adversary.radius_noise": adversary.radius_noise,

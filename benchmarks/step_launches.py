@@ -1,22 +1,26 @@
-"""Launches and bytes of a training step by part, counted from the code on tensors without contents; needs no GPU.
+"""Launches, bytes and peak memory of a training step by part, counted from the code on tensors without contents.
 
     python -m benchmarks.step_launches                    the paper's size: batch 48, HR 256, 23 blocks, bf16
     python -m benchmarks.step_launches --batch 8 --json
 
-A launch is an operation that PyTorch dispatches and that is no view and no allocation. andfast's ops count as one each,
-whatever they launch (docs/kernels.md says what). Bytes are those of the tensors that an operation reads and writes,
-what an expanded tensor repeats left out; inside of an op nothing is seen, so for andfast's ops they are the fused
-floor plus what is kept for the backward pass. "casts" are conversions between dtypes. Optimizers are left out.
+Needs no GPU: andfast's ops count as they run on one, in Triton, the dense block as well. A launch is an operation that
+PyTorch dispatches and that is no view and no allocation. andfast's ops count as one each, whatever they launch
+(docs/kernels.md says what), a step of the ascent as its kernels. "GB moved" are the bytes of the tensors that an
+operation reads and writes, what an expanded tensor repeats left out; inside of an op nothing is seen, so for andfast's
+ops they are the fused floor plus what is kept for the backward pass. "casts" are conversions between dtypes. "peak GB"
+are alive at once, weights and optimizers left out, and whatever is allocated inside of an op.
 """
 
 import argparse
 import json
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -28,7 +32,10 @@ sys.path.extend([str(Path(__file__).resolve().parents[1]), str(Path(__file__).re
 
 from step_variants import FULL, VARIANTS, Size, Step
 
-from andfast.diagnosis.memory import _fake
+from andfast.diagnosis.memory import Alive, fake_weights
+from andfast.functional import _ascent_step_triton, _dispatch
+from andfast.kernels import ascent_step as ascent_kernels
+from andfast.kernels.ascent_step import Batch
 from andfast.training.step import Sharing
 
 NO_LAUNCH = (
@@ -43,20 +50,44 @@ NO_LAUNCH = (
     "_unsafe_view",
     "promote_types",
 )
+ROW = {"launches": 0, "casts": 0, "andfast": 0, "bytes": 0, "peak": 0}
 NOTHING = Sharing(identity_pass=False, hr_features=False, cast_weights=False, discriminator_pass=False)
 
 
 class Parts:
-    """In place of a stopwatch: knows the sub-step that runs."""
+    """In place of a stopwatch: knows the sub-step that runs, and tells the watch of memory."""
 
     def __init__(self) -> None:
-        self.now = "-"
+        self.now = ""
+        self.alive = Alive()
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
         before, self.now = self.now, name
-        yield
+        with self.alive.part(name):
+            yield
         self.now = before
+
+
+@contextmanager
+def as_on_a_gpu(count_step: Callable[[list[Batch]], None]) -> Iterator[None]:
+    """Ops that have a Triton implementation take it; an ascent step's kernels, which no op hides, are only counted."""
+
+    def resolve(op: str, impl: str, device_type: str, dtype: torch.dtype | None = None) -> str:
+        return "triton" if "triton" in _dispatch._TABLE[op] else "reference"
+
+    def same_memory(value: Tensor, center: Tensor) -> bool:
+        return value.untyped_storage()._cdata == center.untyped_storage()._cdata
+
+    with ExitStack() as stack:
+        stack.enter_context(patch.object(_dispatch, "resolve", resolve))
+        stack.enter_context(patch.object(ascent_kernels, "step", lambda batches, *_others: count_step(batches)))
+        stack.enter_context(patch.object(_ascent_step_triton, "_same_memory", same_memory))
+        stack.enter_context(warnings.catch_warnings())
+        warnings.filterwarnings(
+            "ignore", "Accessing the data pointer of FakeTensor"
+        )  # only to see whether it is aligned
+        yield
 
 
 class Launches(TorchDispatchMode):
@@ -74,13 +105,23 @@ class Launches(TorchDispatchMode):
         view = any(one is not None and not one.is_write for one in returns)
         if view or name in NO_LAUNCH or func.namespace == "prim":
             return out
-        row = self.found.setdefault(self.parts.now, {"launches": 0, "casts": 0, "andfast": 0, "bytes": 0})
+        row = self.found.setdefault(self.parts.now, dict(ROW))
         row["launches"] += 1
         row["casts"] += name in ("_to_copy", "_foreach_copy_")
         row["andfast"] += func.namespace == "andfast"
         read = sum(_bytes(one) for one in tree_iter((args, kwargs)) if isinstance(one, Tensor))
         row["bytes"] += read + sum(_bytes(one) for one in tree_iter(out) if isinstance(one, Tensor))
         return out
+
+    def ascent_step(self, batches: list[Batch]) -> None:
+        """The kernels that one step of the ascent launches: two passes over theta, and one small one between."""
+        row = self.found.setdefault(self.parts.now, dict(ROW))
+        parts = [part for batch in batches for part in batch.parts()]
+        row["launches"] += 2 * len(parts) + 1
+        row["andfast"] += 2 * len(parts) + 1
+        for part in parts:
+            read = [*part.gradients, *([] if part.at_center else part.values), *([] if part.expanded else part.centers)]
+            row["bytes"] += 2 * sum(map(_bytes, read)) + sum(map(_bytes, part.outs))
 
 
 def _bytes(x: Tensor) -> int:
@@ -104,10 +145,13 @@ def count(variant: str, kind: str, stage: str, size: Size = FULL, sharing: Shari
     with FakeTensorMode(allow_non_fake_inputs=True):
         for network in (owner.generator, owner.discriminator, vgg):
             if network is not None:
-                _fake(network, torch.device("cpu"))
+                fake_weights(network, torch.device("cpu"))
         step.hr = torch.empty_strided(step.hr.shape, step.hr.stride(), device="cpu")
-        with Launches(parts) as launches:
+        launches = Launches(parts)
+        with as_on_a_gpu(launches.ascent_step), parts.alive, launches:
             step.gradients(kind)
+    for name, row in launches.found.items():
+        row["peak"] = parts.alive.peaks.get(name, 0)
     return launches.found
 
 
@@ -125,6 +169,7 @@ def main() -> None:
             ("best plain PyTorch, uncompiled", "best plain PyTorch", "and", None),
             ("andfast, nothing shared", "andfast bf16", "and", NOTHING),
             ("andfast", "andfast bf16", "and", None),
+            ("andfast, F in fp32", "andfast bf16, F in fp32", "and", None),
             ("andfast, plain ESRGAN step", "andfast bf16", "plain", None),
         ):
             for part, row in count(variant, kind, stage, size, sharing).items():
@@ -132,10 +177,11 @@ def main() -> None:
     if given.json:
         print(json.dumps({"batch": given.batch, "torch": torch.__version__, "rows": rows}, indent=1))
         return
-    print("| stage | step | part | launches | of them casts | andfast's ops | GB |\n|---|---|---|---|---|---|---|")
+    print("| stage | step | part | launches | of them casts | andfast's ops | GB moved | peak GB |")
+    print("|---|---|---|---|---|---|---|---|")
     for row in rows:
-        numbers = f"{row['launches']} | {row['casts']} | {row['andfast']} | {row['bytes'] / 1e9:.1f}"
-        print(f"| {row['stage']} | {row['step']} | {row['part']} | {numbers} |")
+        cells = [row["stage"], row["step"], row["part"], row["launches"], row["casts"], row["andfast"]]
+        print("|", " | ".join(map(str, cells)), f"| {row['bytes'] / 1e9:.1f} | {row['peak'] / 1e9:.1f} |")
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from andfast.functional import blur_pool
 from andfast.losses import REAL_ESRGAN_LAYERS, GANLoss, PerceptualLoss
 from andfast.nn import DegradationNetwork, RRDBNet, VGGDiscriminator, frozen
 from andfast.nn.interpolation_start import start_as_interpolation
-from andfast.training.build import compile_networks
+from andfast.training.build import compile_networks, images_at_once
 from andfast.training.capture import Captured, CudaGraphs
 from andfast.training.objective import Objective
 from andfast.training.step import Adversary, Place, Sharing, TrainingStep
@@ -109,7 +109,7 @@ class Step:
 
     def __init__(self, variant, size, stage, device, *, stopwatch=None, seed=0):
         self.variant, self.size, self.stage, self.device = variant, size, stage, device
-        self.ours = package_step(size, stage, device, seed)
+        self.ours = package_step(size, stage, device, seed, graph=variant.graph)
         if stopwatch is not None:
             self.ours.stopwatch = stopwatch
         if variant.bf16:
@@ -180,8 +180,8 @@ def plain_step(step, hr):
     return step._train(hr, lr, targets, 1, True)
 
 
-def package_step(size, stage, device, seed=0):
-    """A TrainingStep with weights of that seed."""
+def package_step(size, stage, device, seed=0, *, graph=False):
+    """A TrainingStep with weights of that seed, and the configuration's default groups of images."""
     torch.manual_seed(seed)
     generator = RRDBNet(4, features=size.features, blocks=size.blocks, growth=size.growth)
     start_as_interpolation(generator)  # a random G's losses hardly depend on LR, and would compare to any
@@ -196,7 +196,9 @@ def package_step(size, stage, device, seed=0):
         degradation=DegradationNetwork(),
         generator=generator.to(device),
         objective=objective,
-        adversary=Adversary(ball, steps=size.steps, channels=size.channels),
+        adversary=Adversary(
+            ball, steps=size.steps, channels=size.channels, images_at_once=images_at_once(stage, size.hr, graph)
+        ),
         patch_size=size.hr,
         place=Place(seed, int(stage == "gan")),
         discriminator=discriminator,

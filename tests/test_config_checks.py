@@ -50,6 +50,7 @@ GAN = ["--stages", "[net, gan]"]
             "degradation.images_per_network must divide batch_size, 48, or be 0, was 5; the nearest is 4",
         ),
         (["--adversary.steps", "0"], "adversary.steps must be at least 1, was 0"),
+        (["--adversary.images_at_once", "-1"], "adversary.images_at_once must be at least 0, was -1"),
         (["--adversary.step_size", "0"], "adversary.step_size must be a number above 0 or null, was 0.0"),
         (
             ["--adversary.radius_noise=-1"],

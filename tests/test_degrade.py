@@ -114,12 +114,12 @@ def test_configuration_lines_say_what_was_found() -> None:
     options = [f"--adversary.{name}={value}" for name, value in told["adversary"].items()]
     options.append(f"--data.patch_size={told['data']['patch_size']}")
     config, _ = read_command_line([*options, "--output=x", "--data.train=[.]"])
-    assert build_adversary(config).ball == ball
+    assert build_adversary(config, "net").ball == ball
     joint = replace(PRESETS["paper"].ball)
     told = yaml.safe_load(configuration_lines(scaled(joint, 0.1), 256))["adversary"]
     options = [f"--adversary.{name}={value}" for name, value in told.items()]
     config, _ = read_command_line([*options, "--output=x", "--data.train=[.]"])
-    assert build_adversary(config).ball.radii == pytest.approx([2.0, 0.2, 0.04])
+    assert build_adversary(config, "net").ball.radii == pytest.approx([2.0, 0.2, 0.04])
 
 
 # ---------------------------------------------------------------------------------------------------------- the cases

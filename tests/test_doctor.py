@@ -268,6 +268,27 @@ def test_the_step_grows_with_the_batch(config: TrainConfig) -> None:
     assert 1.9 < two / one <= 2.0
 
 
+def test_groups_of_images_and_a_theta_that_goes_keep_the_ascent_small() -> None:
+    """At the paper's size in stage net; counted as a CPU runs it, whose ascent step has temporaries."""
+    paper = TrainConfig(output=Path("x"), device="cpu")
+    grouped, together, fewer = (
+        step_memory(replace(paper, adversary=replace(paper.adversary, images_at_once=most)), "net")
+        for most in (None, 0, 16)
+    )
+    assert grouped.peak == max(grouped.parts.values())
+    assert together.parts["ascent"] > 1.9 * grouped.parts["ascent"]
+    assert fewer.parts["ascent"] < fewer.parts["restoration"]
+    plain = 0.16 * 48 * 10**9  # the training pass itself, see docs/kernels.md
+    assert all(one.parts["restoration"] < plain for one in (grouped, together, fewer))
+
+
+def test_a_graph_keeps_its_memory(config: TrainConfig) -> None:
+    found = step_memory(replace(config, cuda_graph=True), "net")
+    plain = step_memory(config, "net")
+    assert found.peak > max(plain.parts["ascent"], plain.parts["restoration"])
+    assert found.peak < plain.parts["ascent"] + plain.parts["restoration"]
+
+
 def test_an_estimate_leaves_the_random_state_alone(config: TrainConfig) -> None:
     before = torch.get_rng_state()
     step_memory(config, "gan")

@@ -62,12 +62,18 @@ def ascend(
     theta = identity.detach()
     losses = []
     for number in range(steps):
-        raised = objective if number or first is None else first
-        leaves = theta.rebuild(one.detach().requires_grad_() for one in theta.tensors())
-        with torch.enable_grad():
-            # Views, because torch's flop counter cannot follow autograd.grad where a module's inputs are leaves.
-            loss = raised(leaves.rebuild(one.view_as(one) for one in leaves.tensors()))
-            gradients = torch.autograd.grad(loss.sum() * loss_scale, tuple(leaves.tensors()))
-        losses.append(loss.detach().mean())
-        theta = ball.step(theta, theta.rebuild(iter(gradients)), identity, step_size, impl=impl)
+        loss, gradient = _raise(objective if number or first is None else first, theta, loss_scale)
+        losses.append(loss)
+        theta = ball.step(theta, gradient, identity, step_size, impl=impl)
+        del gradient  # as large as theta, and else alive through the next pass
     return Ascent(theta, torch.stack(losses) if losses else identity.weights[0].new_empty(0))
+
+
+def _raise(objective: Callable[[Theta], Tensor], theta: Theta, loss_scale: float) -> tuple[Tensor, Theta]:
+    """The mean objective at theta, and its gradient; with this function goes the graph, which holds theta."""
+    leaves = theta.rebuild(one.detach().requires_grad_() for one in theta.tensors())
+    with torch.enable_grad():
+        # Views, because torch's flop counter cannot follow autograd.grad where a module's inputs are leaves.
+        loss = objective(leaves.rebuild(one.view_as(one) for one in leaves.tensors()))
+        gradients = torch.autograd.grad(loss.sum() * loss_scale, tuple(leaves.tensors()))
+    return loss.detach().mean(), theta.rebuild(iter(gradients))

@@ -7,7 +7,8 @@ on a CPU a step was measured to take 1.6 to 2 times as much.
 
 import shutil
 import weakref
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -37,7 +38,9 @@ class StepMemory:
     Attributes:
         stage: "net" or "gan".
         state: networks, their gradients, Adam's states and the average of the weights: there all the time.
-        peak: the most that a step has alive beside these: HR, identity networks, activations, gradients of theta.
+        peak: the most that a step has alive beside these: HR, identity networks, activations, gradients of theta. With
+            ``cuda_graph`` the ascent's own comes on top of the others', as a graph keeps its memory.
+        parts: the same by sub-step.
         saved: the weights and Adam's states, which a checkpoint holds.
     """
 
@@ -45,6 +48,7 @@ class StepMemory:
     state: int
     peak: int
     saved: int
+    parts: dict[str, int]
 
     @property
     def total(self) -> int:
@@ -61,33 +65,38 @@ def step_memory(config: TrainConfig, stage: Stage) -> StepMemory:
         config,
         init_weights=None,
         compile=False,
-        cuda_graph=False,
-        # Every pass of the ascent has the same alive: nothing is kept from one to the next but theta.
-        adversary=replace(config.adversary, steps=1),
+        # From the second pass of the ascent on all have the same alive; the first may be in closed form.
+        adversary=replace(config.adversary, steps=min(config.adversary.steps, 2)),
         loss=replace(config.loss, vgg_weights="random"),
     )
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
         step = build_step(bare, stage, build_generator(bare), Processes(0, 1, torch.device("meta")))
-    step.stopwatch = None
+    step.capture = None
     networks = [one for one in (step.generator, step.discriminator) if one is not None]
     # The meta device knows no autocast, so fake tensors of the right device take over.
     with ExitStack() as stack:
         stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
         for network in (*networks, step.objective.vgg):
             if network is not None:
-                _fake(network, device)
+                fake_weights(network, device)
         weights = sum(_bytes(network) for network in networks)
         average = _bytes(step.generator) if config.ema_decay else 0
         vgg = 0 if step.objective.vgg is None else _bytes(step.objective.vgg)
         side = config.data.patch_size
         batches = [torch.empty((config.batch_size, 3, side, side), device=device) for _ in range(config.accumulate)]
-        watch = stack.enter_context(_Watch())
+        step.stopwatch = alive = Alive()  # type: ignore[assignment]
+        stack.enter_context(alive)
         step.gradients(batches, 0)
     saved = weights * (1 + _ADAM_STATES) + average
-    return StepMemory(stage, saved + weights + vgg, watch.peak + sum(one.nbytes for one in batches), saved)
+    given = sum(one.nbytes for one in batches)
+    parts = {name: given + peak for name, peak in alive.peaks.items()}
+    peak = max(parts.values())
+    if config.cuda_graph:
+        peak = parts["ascent"] + max(peak for name, peak in parts.items() if name != "ascent") - given
+    return StepMemory(stage, saved + weights + vgg, peak, saved, parts)
 
 
-def _fake(network: nn.Module, device: torch.device) -> None:
+def fake_weights(network: nn.Module, device: torch.device) -> None:
     """Replace the tensors of a module on the meta device by fake ones of the same layout, gradients included."""
 
     def new(one: Tensor) -> Tensor:
@@ -105,24 +114,44 @@ def _fake(network: nn.Module, device: torch.device) -> None:
                 module._buffers[name] = new(buffer)
 
 
-class _Watch(TorchDispatchMode):
-    """Counts the bytes of the storages that ops make, from when they are made until nothing refers to them."""
+class Alive(TorchDispatchMode):
+    """Counts the bytes of the storages that ops make, from when they are made until nothing refers to them.
+
+    In place of a step's stopwatch it tells the sub-steps apart.
+
+    Attributes:
+        peaks: the most that was alive in each part; outside of them under "".
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        self.peak = 0
+        self.peaks: dict[str, int] = {}
+        self._part = ""
         self._now = 0
         self._known: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
 
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """As of a stopwatch."""
+        before, self._part = self._part, name
+        self._see()
+        yield
+        self._part = before
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = [one.untyped_storage() for one in tree_iter((args, kwargs)) if isinstance(one, Tensor)]
+        self._known.update(given)  # made before: not counted, nor are views of it
         out = func(*args, **(kwargs or {}))
         for one in tree_iter(out):
             if isinstance(one, Tensor) and (storage := one.untyped_storage()) not in self._known:
                 self._known.add(storage)
                 self._now += storage.nbytes()
-                self.peak = max(self.peak, self._now)
+                self._see()
                 weakref.finalize(storage, self._drop, storage.nbytes())
         return out
+
+    def _see(self) -> None:
+        self.peaks[self._part] = max(self.peaks.get(self._part, 0), self._now)
 
     def _drop(self, size: int) -> None:
         self._now -= size

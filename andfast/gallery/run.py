@@ -126,7 +126,7 @@ def _degrader(options: argparse.Namespace, config: TrainConfig, generator: RRDBN
     return Degrader(
         generator=generator.to(device).eval(),
         hr=hr.to(device).float() / 255,
-        adversary=build_adversary(config),
+        adversary=build_adversary(config, "net"),
         patch_size=config.data.patch_size,
         scale=scale,
         padding=config.degradation.padding,

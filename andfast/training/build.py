@@ -53,7 +53,23 @@ def build_discriminator(config: DiscriminatorConfig, patch_size: int) -> nn.Modu
     return UNetDiscriminator(features=config.features)
 
 
-def build_adversary(config: TrainConfig) -> Adversary:
+IMAGES_AT_ONCE = 24
+"""Of 256x256: the ascent then needs no more memory than the training pass, and each launch still fills a GPU."""
+IMAGES_IN_A_GRAPH = 8
+"""A graph keeps its memory from the training pass, and more launches cost it nothing."""
+
+
+def images_at_once(stage: Stage, side: int, cuda_graph: bool) -> int:
+    """How many images of ``side`` pixels square have their ascent together by default; 0: all of a micro batch.
+
+    In stage gan all of them, as D would see batches of so many: another loss.
+    """
+    if stage == "gan":
+        return 0
+    return max((IMAGES_IN_A_GRAPH if cuda_graph else IMAGES_AT_ONCE) * 256**2 // side**2, 1)
+
+
+def build_adversary(config: TrainConfig, stage: Stage) -> Adversary:
     """The search of the worst case: the preset, with the radii that the configuration replaces."""
     settings = config.adversary
     preset = PRESETS[settings.preset]
@@ -66,6 +82,7 @@ def build_adversary(config: TrainConfig) -> Adversary:
         radius = getattr(settings, f"radius_{group}")
         if radius is not None:
             ball = replace(ball, **{group: radius})
+    at_once = settings.images_at_once
     return Adversary(
         ball=ball,
         steps=settings.steps,
@@ -75,6 +92,7 @@ def build_adversary(config: TrainConfig) -> Adversary:
         noise_dtype=NOISE_DTYPES[config.degradation.noise_dtype],
         slope=config.degradation.slope,
         images_per_network=config.degradation.images_per_network,
+        images_at_once=images_at_once(stage, size, config.cuda_graph) if at_once is None else at_once,
     )
 
 
@@ -136,7 +154,7 @@ def build_step(config: TrainConfig, stage: Stage, generator: nn.Module, group: P
         generator=generator,
         discriminator=discriminator,
         objective=objective,
-        adversary=build_adversary(config),
+        adversary=build_adversary(config, stage),
         patch_size=config.data.patch_size,
         place=Place(config.seed, STAGES.index(stage), group.rank, group.world_size, config.accumulate),
         autocast=AUTOCAST[config.precision],

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -36,6 +38,7 @@ class Adversary:
         ball, steps, step_size: as of :func:`andfast.adversary.ascend`.
         channels, noise, noise_dtype, slope: of F's parameters, as of :func:`andfast.adversary.sample_identity`.
         images_per_network: images that share one F; 0: one F for the whole micro batch.
+        images_at_once: the most images whose worst cases are searched together; 0: all of a micro batch.
     """
 
     ball: Ball
@@ -46,6 +49,17 @@ class Adversary:
     noise_dtype: torch.dtype = torch.float32
     slope: str = "layer"
     images_per_network: int = 1
+    images_at_once: int = 0
+
+    def groups(self, images: int) -> list[range]:
+        """The images of a micro batch in consecutive groups, as equal as whole networks allow."""
+        most = self.images_at_once if self.images_per_network else images
+        if not 0 < most < images or images % self.images_per_network:
+            return [range(images)]
+        networks = images // self.images_per_network
+        count = min(-(-images // most), networks)
+        ends = [networks * number // count * self.images_per_network for number in range(count + 1)]
+        return [range(*pair) for pair in pairwise(ends)]
 
 
 @dataclass(frozen=True)
@@ -63,6 +77,22 @@ class Sharing:
     hr_features: bool = True
     cast_weights: bool = True
     discriminator_pass: bool = False
+
+
+class WorstCase(NamedTuple):
+    """What the adversary made of a micro batch.
+
+    Attributes:
+        lr: (N, 3, H / scale, W / scale) in [0, 1], what G learns from.
+        clean: the same of the identity networks.
+        targets: what G's loss needs of HR.
+        losses: (K,), the mean objective before each ascent pass.
+    """
+
+    lr: Tensor
+    clean: Tensor
+    targets: Targets
+    losses: Tensor
 
 
 @dataclass(frozen=True)
@@ -130,17 +160,12 @@ class TrainingStep:
         found: list[dict[str, Tensor]] = []
         for micro, hr in enumerate(batches):
             last = micro == len(batches) - 1
-            with self._part("identity"):
-                identity = self.draw_identity(hr, step, micro)
-            with self._part("ascent"), frozen(self.generator, self.discriminator):
-                targets, ascent = (self.capture or self.find)(hr, identity)
-            with self._part("restoration"):
-                lr, clean = self.degrade(hr, ascent.theta)
-            values = self._train(hr, lr, targets, len(batches), last)
-            if len(ascent.losses):
-                values["loss_clean"] = ascent.losses[0].float().clone()  # a replay overwrites what it gave before
+            case = self.worst_case(hr, step, micro)
+            values = self._train(hr, case.lr, case.targets, len(batches), last)
+            if len(case.losses):
+                values["loss_clean"] = case.losses[0].float()
                 values["loss_gain"] = values["loss"] - values["loss_clean"]
-            values["lr_psnr"] = psnr(lr, clean)
+            values["lr_psnr"] = psnr(case.lr, case.clean)
             found.append(values)
         return {name: torch.stack([values[name] for values in found]).mean() for name in found[0]}
 
@@ -148,13 +173,43 @@ class TrainingStep:
         """Work on the part of the global batch that is another process's, to run its step again."""
         self.place = replace(self.place, rank=rank, world_size=world_size)
 
-    def draw_identity(self, hr: Tensor, step: int, micro: int = 0) -> Theta:
-        """Sub-step 1: fresh identity networks for this process's part of the global batch."""
+    def worst_case(self, hr: Tensor, step: int, micro: int = 0) -> WorstCase:
+        """Sub-steps 1 and 2 and the LR that they end in, a group of images at a time: theta is the largest thing here.
+
+        Every image has an ascent of its own, so groups change no more than rounding where the loss is a mean over
+        images. They do where D sees batches, whose statistics and relativistic losses are then those of a group.
+        """
+        groups = self.adversary.groups(hr.shape[0])
+        lr, clean, losses = [], [], []
+        for images in groups:
+            part = hr[images.start : images.stop]
+            with self._part("identity"):
+                identity = self.draw_identity(hr, step, micro, images)
+            with self._part("ascent"), frozen(self.generator, self.discriminator):
+                targets, ascent = (self.capture or self.find)(part, identity)
+            with self._part("restoration"):
+                degraded = self.degrade(part, ascent.theta)
+            lr.append(degraded[0])
+            clean.append(degraded[1])
+            losses.append(
+                ascent.losses * (len(images) / max(hr.shape[0], 1))
+            )  # copied: a replay overwrites its results
+            del identity, ascent
+        if len(groups) > 1:
+            del targets
+            with self._part("ascent"), frozen(self.discriminator), self.mixed(hr):
+                targets = self.objective.targets(hr)
+        return WorstCase(torch.cat(lr), torch.cat(clean), targets, torch.stack(losses).sum(0))
+
+    def draw_identity(self, hr: Tensor, step: int, micro: int = 0, images: range | None = None) -> Theta:
+        """Sub-step 1: fresh identity networks for this process's part of the global batch, or some of its images."""
         per_network = self.adversary.images_per_network or hr.shape[0]
+        images = range(hr.shape[0]) if images is None else images
         n = hr.shape[0] // per_network
         part = micro * self.place.world_size + self.place.rank
+        first = images.start // per_network
         return sample_identity(
-            n,
+            images.stop // per_network - first,
             hr_size=(hr.shape[2], hr.shape[3]),
             scale=self.degradation.scale,
             channels=self.adversary.channels,
@@ -164,7 +219,7 @@ class TrainingStep:
             generator=seeded_generator(hr.device, self.place.seed, self.place.stage, step),
             device=hr.device,
             dtype=hr.dtype,
-            batch=(part * n, self.place.accumulate * self.place.world_size * n),
+            batch=(part * n + first, self.place.accumulate * self.place.world_size * n),
         )
 
     def find(self, hr: Tensor, identity: Theta) -> tuple[Targets, Ascent]:
