@@ -11,12 +11,14 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Final, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from andfast.functional import _dispatch
 from andfast.functional.ascent_step import ascent_step
 from andfast.functional.blur_pool import binomial_taps, blur_pool, blur_pool_reference
 from andfast.functional.degradation_block import degradation_block, degradation_block_reference
+from andfast.functional.identity_gradients import identity_gradients
 from andfast.functional.residual_dense_block import residual_dense_block, residual_dense_block_reference
 
 TOLERANCES: Final[Mapping[torch.dtype, float]] = {
@@ -280,12 +282,54 @@ def _ascent_steps(draw: _Draw) -> Iterator[Case]:
     yield case("joint ball", _PLAIN, True, 2)
 
 
+def _identity_gradients(draw: _Draw) -> Iterator[Case]:
+    """Each result by itself, of three layers of F's width: noises, also of one map, slopes, correlation."""
+    layers, n, channels, height, width = 3, 2, 64, 9, 19
+
+    def case(
+        kind: str, form: torch.memory_format, noise: int, slope: bool, padding: str, result: Callable[..., Tensor]
+    ) -> Case:
+        given = {"x": draw.normal(n, 3, height, width), "g": draw.normal(n, 3, height, width)}
+        given |= {name: draw.normal(layers, n, 3, channels) for name in ("before", "after")}
+
+        def run(t: Mapping[str, Tensor], impl: str) -> Tensor:
+            correlation, noises, slopes = identity_gradients(
+                *(t[name] for name in given),
+                noises=[noise] * layers,
+                slopes=[slope] * layers,
+                correlation=not slope,
+                noise_dtype=t["x"].dtype,
+                padding=padding,
+                impl=impl,
+            )
+            return result(correlation, noises, slopes).to(t["x"].dtype)
+
+        def written_out(t: Mapping[str, Tensor]) -> Tensor:
+            up = torch.einsum("lnjc,njhw->lnchw", t["after"], t["g"])
+            z = torch.einsum("lnic,nihw->lnchw", t["before"], t["x"])
+            padded = F.pad(t["x"], (1, 1, 1, 1), mode="replicate" if padding == "replicate" else "constant")
+            shifted = padded.unfold(2, height, 1).unfold(3, width, 1)  # (N, 3, 3, 3, H, W): the taps are axes 2 and 3
+            correlation = torch.einsum("njhw,niyxhw->nyxji", t["g"], shifted).reshape(n, 9, 3, 3)
+            noises = up.sum(2, keepdim=True) if noise == 1 else up
+            return result(correlation, noises, (z.clamp_max(0) * up).sum((3, 4)))
+
+        return Case(f"{kind}, {_FORMATS[form]}", given, run, written_out, form, frozen=given, wide=("before", "after"))
+
+    yield case("noises", _LAST, channels, True, "replicate", lambda _, noises, __: noises[2])
+    yield case("slopes", _LAST, channels, True, "replicate", lambda _, __, slopes: slopes.reshape(-1, 1, 1, 1))
+    yield case("noises without slopes", _PLAIN, channels, False, "zeros", lambda _, noises, __: noises[1])
+    yield case("one map", _PLAIN, 1, True, "zeros", lambda _, noises, __: noises[0])
+    yield case("correlation", _LAST, 0, False, "replicate", lambda sums, _, __: sums.reshape(-1, 1, 1, 1))
+    yield case("correlation without a frame", _PLAIN, 0, False, "zeros", lambda sums, _, __: sums.reshape(-1, 1, 1, 1))
+
+
 _FORMATS: Final = {_LAST: "channels_last", _PLAIN: "contiguous"}
 
 CASES: Final[dict[str, Callable[[_Draw], Iterator[Case]]]] = {
     "degradation_block": _degradation_blocks,
     "blur_pool": _blur_pools,
     "ascent_step": _ascent_steps,
+    "identity_gradients": _identity_gradients,
     "residual_dense_block": _residual_dense_blocks,
 }
 """The cases of every op, by the name under which the op registers its implementations."""

@@ -118,7 +118,7 @@ class DegradationNetwork(nn.Module):
             theta: identity networks.
         """
         theta = theta.each_image(hr.shape[0])
-        before, after = merged(theta.weights, hr.dtype)
+        before, after = merged(theta.weights, torch.promote_types(hr.dtype, torch.float32))
         x, last = hr, len(theta.noises)
         for part in (slice(0, BLOCKS_EACH_SIDE), slice(BLOCKS_EACH_SIDE, last + 1)):
             if part.start:
@@ -127,6 +127,7 @@ class DegradationNetwork(nn.Module):
             x = IdentityLayers.apply(
                 x,
                 self.padding,
+                self.impl,
                 before[part.start : part.stop + 1],
                 after[part],
                 (len(weights), len(noises)),

@@ -10,7 +10,8 @@ A_(k+1), the gradient to the output of layer k is N_k^T g, three channels seen t
     3.  gradient to slope k:            sum of min(M_k x, 0) * (N_k^T g)
 
 So eleven convolutions with their gradients to input and weight become two correlations of three-channel images, and
-products with matrices of three columns. What comes out differs by rounding only.
+products with matrices of three columns. What comes out differs by rounding only. What reads pixels is one op,
+:mod:`andfast.functional.identity_gradients`; here it is called for the layers before and behind the pooling.
 """
 
 from collections.abc import Sequence
@@ -18,9 +19,10 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+from andfast.functional.identity_gradients import identity_gradients
 
 
 def merged(kernels: Sequence[Tensor], dtype: torch.dtype) -> tuple[list[Tensor], list[Tensor]]:
@@ -56,6 +58,7 @@ class IdentityLayers(torch.autograd.Function):
         ctx: Any,
         x: Tensor,
         padding: str,
+        impl: str,
         before: Sequence[Tensor],
         after: Sequence[Tensor],
         counts: tuple[int, int],
@@ -66,65 +69,51 @@ class IdentityLayers(torch.autograd.Function):
         Args:
             x: HR, or the pooled HR, (N, 3, H, W).
             padding: of the convolutions, "replicate" or "zeros".
+            impl: implementation of the op behind the gradients.
             before, after: as of :func:`merged`, of these layers, and one more of ``before`` for each with a slope.
             counts: numbers of kernels and of noises, which is that of the slopes, in ``theta``.
             theta: the layers' kernels, noises and slopes, an image each.
         """
         kernels, noises = counts
         ctx.save_for_backward(x, *before, *after)
-        ctx.counts, ctx.padding, ctx.matrices = counts, padding, len(before)
+        ctx.counts, ctx.padding, ctx.impl, ctx.matrices = counts, padding, impl, len(before)
         ctx.dtypes = [one.dtype for one in theta]
-        ctx.one_map = [one.shape[1] == 1 for one in theta[kernels : kernels + noises]]
+        ctx.maps = [one.shape[1] for one in theta[kernels : kernels + noises]]
         ctx.one_slope = [one.dim() == 1 for one in theta[kernels + noises :]]
         return x.view_as(x)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        """The formulas above, a layer at a time; what nobody asks for is not computed."""
+        """The formulas above for all layers at once; what nobody asks for is not computed."""
         x, *matrices = ctx.saved_tensors
         before, after = matrices[: ctx.matrices], matrices[ctx.matrices :]
         kernels, noises = ctx.counts
-        wanted = ctx.needs_input_grad[5:]
+        wanted = ctx.needs_input_grad[6:]
+        want_noises, want_slopes = wanted[kernels : kernels + noises], wanted[kernels + noises :]
         found: list[Tensor | None] = [None] * len(wanted)
-        wide = g.to(x.dtype)
         with nullcontext() if g.is_meta else torch.autocast(g.device.type, enabled=False):
-            correlation = _correlation(wide, x, ctx.padding) if any(wanted[:kernels]) else None
+            correlation, maps, sums = identity_gradients(
+                x,
+                g,
+                torch.stack([one.mT for one in before[1 : noises + 1]]),
+                torch.stack(after[:noises]),
+                noises=[channels if want else 0 for channels, want in zip(ctx.maps, want_noises, strict=True)],
+                slopes=want_slopes,
+                correlation=any(wanted[:kernels]),
+                noise_dtype=ctx.dtypes[kernels],
+                padding=ctx.padding,
+                impl=ctx.impl,
+            )
             for k in range(kernels):
                 if wanted[k]:
                     taps = after[k].mT[:, None] @ correlation @ before[k].mT[:, None]  # (N, 9, Cout, Cin)
                     found[k] = taps.permute(0, 2, 3, 1).unflatten(3, (3, 3)).contiguous()
-            for k in range(noises):
-                if wanted[kernels + k]:
-                    found[kernels + k] = _mix(after[k].sum(2, keepdim=True) if ctx.one_map[k] else after[k], wide)
-            for k in range(noises):
-                if wanted[kernels + noises + k]:
-                    negative = _mix(before[k + 1].mT, x).clamp_max_(0)
-                    sums = (_pixels(negative) @ _pixels(wide).mT * after[k].mT).sum(2)
-                    found[kernels + noises + k] = sums.sum(1) if ctx.one_slope[k] else sums
+        found[kernels : kernels + noises] = maps
+        rows = iter(sums)
+        for k in range(noises):
+            if want_slopes[k]:
+                one = next(rows)
+                found[kernels + noises + k] = one.sum(1) if ctx.one_slope[k] else one
         theta = [None if one is None else one.to(dtype) for one, dtype in zip(found, ctx.dtypes, strict=True)]
-        return g if ctx.needs_input_grad[0] else None, None, None, None, None, *theta
-
-
-def _channels_last(x: Tensor) -> bool:
-    return x.stride(1) == 1 and x.stride(3) != 1
-
-
-def _pixels(x: Tensor) -> Tensor:
-    """(N, C, H, W) as (N, C, H * W), without a copy in either memory format."""
-    return x.permute(0, 2, 3, 1).flatten(1, 2).mT if _channels_last(x) else x.flatten(2)
-
-
-def _mix(matrix: Tensor, x: Tensor) -> Tensor:
-    """The images matrix^T x, from (N, 3, C) and (N, 3, H, W) to (N, C, H, W), in x's memory format."""
-    if _channels_last(x):
-        return (_pixels(x).mT @ matrix).unflatten(1, x.shape[2:]).permute(0, 3, 1, 2)
-    return (matrix.mT @ _pixels(x)).unflatten(2, x.shape[2:])
-
-
-def _correlation(g: Tensor, x: Tensor, padding: str) -> Tensor:
-    """The sums over pixels of g times x shifted by each of nine taps, (N, 9, 3, 3), x padded by a pixel."""
-    padded = F.pad(x, (1, 1, 1, 1), mode="replicate" if padding == "replicate" else "constant")
-    n, colours, height, width = x.shape
-    shifted = [padded[:, :, dy : dy + height, dx : dx + width] for dy in range(3) for dx in range(3)]
-    return _pixels(g)[:, None] @ torch.stack(shifted, 1).reshape(n, 9, colours, height * width).mT
+        return g if ctx.needs_input_grad[0] else None, None, None, None, None, None, *theta

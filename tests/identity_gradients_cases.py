@@ -1,0 +1,119 @@
+"""Random calls of identity_gradients, and comparisons, that its tests on the CPU and on a GPU share."""
+
+import random
+from typing import Any, NamedTuple
+
+import layouts
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
+
+Found = tuple[Tensor | None, list[Tensor | None], Tensor]
+
+
+class Call(NamedTuple):
+    """Arguments of identity_gradients; ``poison`` names the argument that is not finite somewhere, if any."""
+
+    x: Tensor
+    grad: Tensor
+    before: Tensor
+    after: Tensor
+    options: dict[str, Any]
+    poison: str = ""
+
+
+def exact(call: Call) -> Found:
+    """The formulas written out, in float64 on the CPU."""
+    x, grad, before, after = (one.detach().cpu().double() for one in call[:4])
+    noises, slopes = call.options["noises"], call.options["slopes"]
+    up = torch.einsum("lnjc,njhw->lnchw", after, grad)
+    z = torch.einsum("lnic,nihw->lnchw", before, x)
+    maps = [
+        None if channels == 0 else one if channels == one.shape[1] else one.sum(1, keepdim=True)
+        for one, channels in zip(up, noises, strict=True)
+    ]
+    over = (torch.where(z > 0, 0, z) * up).sum((3, 4))
+    correlation = None
+    if call.options["correlation"]:
+        mode = "replicate" if call.options.get("padding", "replicate") == "replicate" else "constant"
+        padded = F.pad(x, (1, 1, 1, 1), mode=mode)
+        height, width = x.shape[2:]
+        taps = [padded[:, :, dy : dy + height, dx : dx + width] for dy in range(3) for dx in range(3)]
+        correlation = torch.stack([torch.einsum("njhw,nihw->nji", grad, one) for one in taps], 1)
+    return correlation, maps, over[[layer for layer, want in enumerate(slopes) if want]]
+
+
+def assert_right(found: Found, call: Call) -> None:
+    """Shapes, dtypes and layouts are as documented, values within their dtype's tolerance, and finite where they must.
+
+    Whether a sum is infinite or NaN depends on its order; and where a matrix is not finite, it meets zeros behind an
+    image's end in the kernels.
+    """
+    correlation, maps, sums = exact(call)
+    wide = torch.promote_types(call.x.dtype, torch.float32)
+    noise_dtype = call.options.get("noise_dtype") or wide
+    assert (found[0] is None) == (correlation is None)
+    if correlation is not None:
+        _near(found[0], correlation, wide)
+    _near(found[2], sums, wide, more=call.poison in ("before", "after"))
+    last = not call.x.is_contiguous() and call.x.is_contiguous(memory_format=torch.channels_last)
+    assert len(found[1]) == len(maps)
+    for one, right in zip(found[1], maps, strict=True):
+        assert (one is None) == (right is None)
+        if right is not None:
+            _near(one, right, noise_dtype)
+            assert one.is_contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
+
+
+def _near(found: Tensor | None, right: Tensor, dtype: torch.dtype, more: bool = False) -> None:
+    """``more``: where right is finite, what is found need not be."""
+    assert found is not None
+    assert (found.shape, found.dtype) == (right.shape, dtype)
+    one = found.detach().cpu().double()
+    finite = right.isfinite()
+    assert not (one.isfinite() & ~finite).any()
+    if more:
+        finite = finite & one.isfinite()
+    assert torch.equal(one.isfinite(), finite)
+    difference = torch.where(finite, one - right, 0).norm()
+    assert difference <= TOLERANCES[dtype] * torch.where(finite, right, 0).norm() + 1e-30
+
+
+def random_call(seed: int, device: str = "cpu", dtypes: tuple[torch.dtype, ...] = (torch.float32,)) -> Call:
+    """Any number of layers and channels, shapes, layouts, dtypes, forms, subsets; a sixth is not finite somewhere."""
+    g = random.Random(seed)
+    generator = torch.Generator().manual_seed(seed)
+    n = 0 if seed % 19 == 5 else g.choice([1, 1, 2, 3])
+    channels = g.choice([1, 3, 5, 8, 13, 16, 17, 64, 65])
+    layers = g.choice([0, 1, 2, 3, 5])
+    height, width = g.choice([1, 2, 3, 5, 8]), g.choice([1, 1, 2, 3, 7, 16, 33])
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+    def image() -> Tensor:
+        one = layouts.laid_out(g, normal(n, 3, height, width).to(device=device, dtype=g.choice(dtypes)))
+        return one if g.random() > 0.1 else one[:, :, :1, :1].expand(n, 3, height, width)
+
+    x, grad = image(), image()
+    before, after = (normal(layers, n, 3, channels).to(device=device, dtype=torch.float32) for _ in range(2))
+    poison = g.choice(["x", "grad", "before", "after"]) if seed % 6 == 3 and n and layers else ""
+    if poison:
+        victim = {"x": x, "grad": grad, "before": before, "after": after}[poison]
+        if 0 in victim.stride():
+            poison = ""
+        else:
+            place = tuple(g.randrange(size) for size in victim.shape)
+            victim[place] = g.choice([float("nan"), float("inf"), -float("inf")])
+    forms = g.choice([[channels], [1], [0], [channels, 1], [channels, 0], [channels, 1, 0]])
+    which = g.choice([[True], [True], [True, False], [False]])
+    options = {
+        "noises": [g.choice(forms) for _ in range(layers)],
+        "slopes": [g.choice(which) for _ in range(layers)],
+        "correlation": g.random() < 0.7,
+        "noise_dtype": g.choice([None, torch.float32, *dtypes]),
+        "padding": g.choice(["replicate", "zeros"]),
+    }
+    return Call(x, grad, before, after, options, poison)
