@@ -1,12 +1,12 @@
-"""What it costs the adversary's strength to store noise maps in a half type, or to run F's ascent passes in bf16.
+"""What reduced precision costs the adversary's strength: noise maps in a half type, F or G in bf16, G's blocks in fp8.
 
     python benchmarks/ascent_precision.py --weights runs/demo/weights/andnet_best.safetensors
 
 Strength is the loss gain that the ascent reaches over the clean loss, divided by the gain that the same ascent reaches
 in float32: on the same G, photographs and identity networks, an image at a time. The gains themselves are always taken
-in float32. Printed are the mean and the worst case, and two controls that show what the measure can see: float32 as
-another order of summation might round it (random noise of 1e-6 of the radius added at every pass), and one pass of five
-left out.
+in float32. Printed are the mean and the worst case, and three controls that show what the measure can see: float32 as
+another order of summation might round it (random noise of 1e-6 of the radius added at every pass), one pass of five
+left out, and G's dense blocks left out of the ascent. On a device without fp8 units the blocks are emulated.
 
 Gradients are as small as those of the mean loss of 48 images of 256x256, so that float16 underflows here as there.
 """
@@ -19,24 +19,33 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from andfast.adversary import PRESETS, ascend, sample_identity
 from andfast.data.images import decode
 from andfast.data.sources import find_images
-from andfast.nn import DegradationNetwork, Theta, frozen
+from andfast.nn import DegradationNetwork, RRDBNet, Theta, frozen
+from andfast.nn.fp8_body import Fp8Body
 from andfast.nn.weights import generator_from_weights
 
 FP16_SCALE = 2.0**16
+PHOTOGRAPHS = [
+    f"{name}.*"
+    for name in ["astronaut", "chelsea", "coffee", "hubble_deep_field", "motorcycle_left", "retina", "rocket"]
+]
 REAL_VALUES = 48 * 256 * 256
 ROWS: dict[str, dict[str, object]] = {
     "bf16": {"noise_dtype": torch.bfloat16},
     "fp16": {"noise_dtype": torch.float16},
     "fp16, loss x 65536": {"noise_dtype": torch.float16, "loss_scale": FP16_SCALE},
-    "F in bf16": {"noise_dtype": torch.float32, "precision": torch.bfloat16},
+    "F in bf16": {"precision": torch.bfloat16},
     "F and noise in bf16": {"noise_dtype": torch.bfloat16, "precision": torch.bfloat16},
-    "control: fp32, jitter": {"noise_dtype": torch.float32, "jitter": 1e-6},
-    "control: fp32, 4 of 5 passes": {"noise_dtype": torch.float32, "steps": 4},
+    "G in bf16": {"generator_precision": torch.bfloat16},
+    "G's dense blocks in fp8": {"body": "fp8"},
+    "G in bf16, its dense blocks in fp8": {"generator_precision": torch.bfloat16, "body": "fp8"},
+    "control: without G's dense blocks": {"body": "none"},
+    "control: fp32, jitter": {"jitter": 1e-6},
+    "control: fp32, 4 of 5 passes": {"steps": 4},
 }
 
 
@@ -55,28 +64,35 @@ def photographs(folders: list[str], include: list[str], patch: int, device: str)
 
 def gains(
     hr: Tensor,
-    generator: nn.Module,
+    generator: RRDBNet,
     args: argparse.Namespace,
     seed: int,
-    noise_dtype: torch.dtype,
+    noise_dtype: torch.dtype = torch.float32,
     steps: int | None = None,
     loss_scale: float = 1.0,
     jitter: float = 0.0,
     precision: torch.dtype = torch.float32,
+    generator_precision: torch.dtype = torch.float32,
+    body: str = "same",
 ) -> Tensor:
     """How much the L1 loss of every image rises from its identity network to what the ascent finds, (N,) in float64."""
     network, preset = DegradationNetwork(generator.scale), PRESETS[args.preset]
     ball = preset.ball_for(args.patch, args.patch)
     noise = torch.Generator(hr.device).manual_seed(1000 + seed)
 
-    def losses(theta: Theta, precision: torch.dtype = torch.float32) -> Tensor:
+    def losses(theta: Theta, restore: Callable[[Tensor], Tensor], precision: torch.dtype = torch.float32) -> Tensor:
         if jitter:
             size = jitter * ball.noise / sum(one[0].numel() for one in theta.noises) ** 0.5
             draw: Callable[[Tensor], Tensor] = lambda one: torch.empty_like(one).normal_(0, size, generator=noise)  # noqa: E731
             theta = theta._replace(noises=tuple(one + draw(one) for one in theta.noises))
         with torch.autocast(hr.device.type, torch.bfloat16, enabled=precision == torch.bfloat16):
             lr = network(hr, theta)
-        return (generator(lr.float()) - hr).abs().mean((1, 2, 3))
+        return (restore(lr.float()).float() - hr).abs().mean((1, 2, 3))
+
+    def restore(lr: Tensor) -> Tensor:
+        """G as the ascent sees it."""
+        with torch.autocast(hr.device.type, torch.bfloat16, enabled=generator_precision == torch.bfloat16):
+            return generator(lr, instead)
 
     identity = sample_identity(
         len(hr),
@@ -89,16 +105,20 @@ def gains(
     options = {"ball": ball, "step_size": preset.step_size, "steps": steps or args.steps}
     loss_scale *= args.patch**2 / REAL_VALUES
     with frozen(generator):
-        found = ascend(partial(losses, precision=precision), identity, **options, loss_scale=loss_scale)
+        instead = {"same": None, "fp8": Fp8Body(generator), "none": lambda features: features}[body]
+        found = ascend(
+            partial(losses, restore=restore, precision=precision), identity, **options, loss_scale=loss_scale
+        )
     with torch.no_grad():
-        return (losses(found.theta).double() - losses(identity).double()).cpu()
+        return (losses(found.theta, generator).double() - losses(identity, generator).double()).cpu()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--weights", type=Path, required=True, help="G, of the ESRGAN family")
     parser.add_argument("--photos", nargs="+", default=["package:skimage/data"], help="folders of photographs")
-    parser.add_argument("--include", nargs="*", default=[], help="file patterns; default: all")
+    parser.add_argument("--include", nargs="*", default=PHOTOGRAPHS, help="file patterns; none: all")
+    parser.add_argument("--rows", nargs="*", default=list(ROWS), choices=list(ROWS), metavar="ROW", help="of the table")
     parser.add_argument("--preset", default="calibrated", choices=sorted(PRESETS))
     parser.add_argument("--channels", type=int, default=64)
     parser.add_argument("--patch", type=int, default=64)
@@ -109,11 +129,12 @@ def main() -> None:
     generator = generator_from_weights(args.weights).to(args.device).eval()
     hr = photographs(args.photos, args.include, args.patch, args.device)
     print(f"{len(hr)} photographs x {args.draws} draws, {vars(args)}, torch {torch.__version__}", file=sys.stderr)
-    yardstick = torch.cat([gains(hr, generator, args, seed, torch.float32) for seed in range(args.draws)])
+    yardstick = torch.cat([gains(hr, generator, args, seed) for seed in range(args.draws)])
     print(f"loss gain in fp32: mean {yardstick.mean():.5f}, least {yardstick.min():.5f}")
     print("| ascent | mean strength | standard error | worst image | ratio of mean gains |")
     print("|---|---|---|---|---|")
-    for name, row in ROWS.items():
+    for name in args.rows:
+        row = ROWS[name]
         begun = time.perf_counter()
         found = torch.cat([gains(hr, generator, args, seed, **row) for seed in range(args.draws)])  # type: ignore[arg-type]
         ratio = found / yardstick

@@ -14,6 +14,9 @@ from .degradation_block_configs import Config
 CHANNEL_BLOCKS: Final = (16, 32, 64)
 """Channel block sizes; the matrix units take no less than 16."""
 
+FP8_CHANNEL_BLOCKS: Final = (32, 64)
+"""Of a reduction over operands in fp8, of which the matrix units take no less than 32."""
+
 OUTPUT_BLOCKS: Final = (16, 32)
 """Of a convolution's output: a program has three sums, one a column of the kernel, which would not fit with 64."""
 
@@ -56,13 +59,19 @@ TABLE: Final[dict[str, dict[tuple[str, str], Config]]] = {
 }
 # fmt: on
 
+FP8_TABLE: Final[dict[str, dict[int, Config]]] = {
+    "8.9": {16: Config(1, 64, 32, 8, 1, registers=128), 32: Config(1, 64, 32, 8, 1, registers=128)},
+    "9.0": {16: Config(1, 128, 64, 8, 1, registers=128), 32: Config(1, 128, 64, 8, 1, registers=128)},
+}
+"""The convolution with operands in fp8, by the block of output channels; before 8.9 the matrix units take no fp8."""
+
 
 def block_of(channels: int, blocks: tuple[int, ...] = CHANNEL_BLOCKS) -> int:
     """The smallest block that holds all channels, or the largest."""
     return next((block for block in blocks if block >= channels), blocks[-1])
 
 
-def reduction_block(segments: tuple[int, int], limit: int) -> int:
+def reduction_block(segments: tuple[int, int], limit: int, blocks: tuple[int, ...] = CHANNEL_BLOCKS) -> int:
     """The block of at most ``limit`` that pads the two segments of a reduction least; of equals, the largest."""
-    blocks = [block for block in CHANNEL_BLOCKS if block <= limit]
+    blocks = tuple(block for block in blocks if block <= limit)
     return min(reversed(blocks), key=lambda block: sum(-(-channels // block) * block for channels in segments))

@@ -9,6 +9,7 @@ The network always enlarges fourfold; for scale 2 and 1 its input is first folde
 pixel-unshuffle by 2 and 4, as BasicSR and Real-ESRGAN do.
 """
 
+from collections.abc import Callable
 from typing import Final, cast
 
 import torch
@@ -79,9 +80,13 @@ class RRDBNet(nn.Module):
         self.conv_hr = _convolution(features, features)
         self.conv_last = _convolution(features, out_channels)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, body: Callable[[Tensor], Tensor] | None = None) -> Tensor:
         """Restore images (N, in_channels, H, W), RGB in [0, 1]; H and W divisible by 2 for scale 2, by 4 for
         scale 1.
+
+        Args:
+            x: The images.
+            body: What stands in for the blocks, features to features (:class:`andfast.nn.fp8_body.Fp8Body`).
 
         Raises:
             ValueError: x has another number of dimensions or channels, or a size that does not divide.
@@ -95,7 +100,7 @@ class RRDBNet(nn.Module):
         if self.unshuffle > 1:
             x = F.pixel_unshuffle(x, self.unshuffle)
         features = self.conv_first(x)
-        features = features + self.conv_body(self.body(features))
+        features = features + self.conv_body((body or self.body)(features))
         for convolution in (self.conv_up1, self.conv_up2):
             features = _activate(convolution(F.interpolate(features, scale_factor=2, mode="nearest")))
         out: Tensor = self.conv_last(_activate(self.conv_hr(features)))

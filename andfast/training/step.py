@@ -20,7 +20,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from andfast.adversary import Ascent, Ball, ascend, sample_identity
 from andfast.functional import blur_pool
-from andfast.nn import DegradationNetwork, Theta, frozen
+from andfast.nn import DegradationNetwork, RRDBNet, Theta, frozen
+from andfast.nn.fp8_body import Fp8Body
 from andfast.nn.frozen import copies
 from andfast.training.capture import Captured
 from andfast.training.objective import Objective, Targets
@@ -39,6 +40,7 @@ class Adversary:
         channels, noise, noise_dtype, slope: of F's parameters, as of :func:`andfast.adversary.sample_identity`.
         images_per_network: images that share one F; 0: one F for the whole micro batch.
         images_at_once: the most images whose worst cases are searched together; 0: all of a micro batch.
+        precision: "same" as the step's, or "fp8" in the dense blocks of G; see :class:`andfast.nn.fp8_body.Fp8Body`.
     """
 
     ball: Ball
@@ -50,6 +52,7 @@ class Adversary:
     slope: str = "layer"
     images_per_network: int = 1
     images_at_once: int = 0
+    precision: str = "same"
 
     def groups(self, images: int) -> list[range]:
         """The images of a micro batch in consecutive groups, as equal as whole networks allow."""
@@ -259,8 +262,12 @@ class TrainingStep:
 
     def _frozen_generator(self) -> Callable[[Tensor], Tensor]:
         """G for the passes of an ascent, which do not change its weights: they are cast once, not in every pass."""
+        options = {}
+        if self.adversary.precision == "fp8":  # quantised once as well
+            assert isinstance(self.generator, RRDBNet)
+            options["body"] = Fp8Body(self.generator, self.degradation.impl)
         if self.autocast is None or not self.sharing.cast_weights:
-            return self.generator
+            return partial(self.generator, **options)
         names, weights = [], []
         for prefix, module in self.generator.named_modules():
             if isinstance(module, nn.Conv2d | nn.Linear):  # those that autocast casts
@@ -268,7 +275,7 @@ class TrainingStep:
                     names.append(name)
                     weights.append(one)
         cast = dict(zip(names, copies(weights, self.autocast), strict=True))
-        return lambda lr: functional_call(self.generator, cast, (lr,))
+        return lambda lr: functional_call(self.generator, cast, (lr,), options)
 
     @torch.no_grad()
     def degrade(self, hr: Tensor, theta: Theta) -> tuple[Tensor, Tensor]:

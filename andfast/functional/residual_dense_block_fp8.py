@@ -1,0 +1,337 @@
+"""The residual dense block with frozen weights and 8-bit operands: for passes that want gradients to x alone.
+
+The block is that of :mod:`andfast.functional.residual_dense_block`. All that its convolutions multiply is rounded to
+fp8 (OCP's 8-bit formats; Micikevicius et al., FP8 formats for deep learning, 2022); sums, biases, activations and the
+residual are not, and the residual keeps x's dtype. With q rounding to e4m3 and r to e5m2, both to the nearest, the
+largest number instead of a larger one::
+
+    forward    a = q(A x)      ak = q(lrelu(A (bk + wk * (a, a1 .. a(k-1)) / A)))       k = 1 to 4
+               out = x + scale (b5 + w5 * (a, a1 .. a4) / A)
+    backward   d = r(grad)     dk = r(lrelu'(v(k) *' (d, d(k+1) .. d4)))                k = 4 to 1
+               gx = grad + v(0) *' (d, d1 .. d4)
+
+A is :data:`ACTIVATION_FACTOR`. The weights w, and those of backward, v, which gather (scale w5, wk+1 .. w4) for each
+slice that was read, are e4m3 times a factor for each output channel, quantised once, by :func:`quantise_weights`. So
+backward is the gradient of the exact block, rounded: rounding itself has none.
+
+Gradients of a mean loss are far below what e5m2 can say. They are linear, so whoever goes backward brings them to a
+size of :data:`GRADIENT_SIZE` first and undoes it afterwards; :class:`andfast.nn.fp8_body.Fp8Body` does, once for all
+blocks.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any, Final, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from andfast.functional import _check, _dispatch, _triton
+from andfast.functional import _residual_dense_block_fp8_triton as _fused
+from andfast.functional._residual_dense_block_triton import gradient_to_x, saved_for_backward
+from andfast.functional.residual_dense_block import CONVOLUTIONS, _cast, _empty, _five_tensors
+
+NAME: Final = "residual_dense_block_fp8"
+
+ACTIVATION_FACTOR: Final = 4.0
+"""A power of two by which activations are enlarged: e4m3 then says what lies between 0.0005 and 112."""
+
+GRADIENT_SIZE: Final = 64.0
+"""What the largest gradient should be near to: e5m2 then has a factor of 900 above it and 4e6 below."""
+
+OLDEST: Final = (8, 9)
+"""The first compute capability whose matrix units take fp8."""
+
+_LARGEST: Final = {torch.float8_e4m3fn: 448.0, torch.float8_e5m2: 57344.0}
+_SIGNS_A_BYTE: Final = 8
+
+
+class Fp8Weights(NamedTuple):
+    """The quantised weights of a block, or of several behind one leading dimension.
+
+    Attributes:
+        kernels: ten, e4m3, each (..., 9, Cout, R), R the channels that are summed over: the five of forward, then those
+            of the gradients to x4, x3, x2, x1 and x, with flipped taps.
+        factors: ten, fp32 (..., Cout): of the sums.
+        biases: five, fp32 (..., Cout), in the units of what forward writes.
+    """
+
+    kernels: tuple[Tensor, ...]
+    factors: tuple[Tensor, ...]
+    biases: tuple[Tensor, ...]
+
+    def block(self, index: int) -> "Fp8Weights":
+        """One of several blocks."""
+        return Fp8Weights(*(tuple(one[index] for one in several) for several in self))
+
+
+@torch.no_grad()
+def _quantised(kernel: Tensor) -> tuple[Tensor, Tensor]:
+    """Of (..., Cout, R, 3, 3): e4m3 (..., 9, Cout, R), contiguous, the largest 448, and factors (..., Cout) back."""
+    largest = kernel.abs().amax((-3, -2, -1))
+    factor = torch.where(largest == 0, 1.0, largest / _LARGEST[torch.float8_e4m3fn])
+    scaled = (kernel / factor[..., None, None, None]).flatten(-2).movedim(-1, -3)
+    return _rounded(scaled, torch.float8_e4m3fn).contiguous(), factor
+
+
+def quantise_weights(weights: Sequence[Tensor], biases: Sequence[Tensor], *, scale: float = 0.2) -> Fp8Weights:
+    """Bring the weights of residual dense blocks to fp8.
+
+    Args:
+        weights: Five kernels as of :func:`andfast.functional.residual_dense_block`, or those of several blocks stacked:
+            (..., G, F + k*G, 3, 3) and (..., F, F + 4*G, 3, 3).
+        biases: Five vectors, (..., G) four times and (..., F).
+        scale: Factor of the last convolution's result.
+
+    Raises:
+        TypeError: They are not five tensors each.
+        ValueError: A shape does not fit; or a weight or bias requires a gradient, which 8-bit weights do not have.
+    """
+    _five_tensors("weights", weights)
+    _five_tensors("biases", biases)
+    growth = weights[0].shape[-4] if weights[0].dim() > 3 else 0
+    features = weights[-1].shape[-4] if weights[-1].dim() > 3 else 0
+    blocks = tuple(weights[0].shape[:-4])
+    for k, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
+        cout = features if k == CONVOLUTIONS - 1 else growth
+        _check.has_shape(f"weights[{k}]", weight, (*blocks, cout, features + k * growth, 3, 3), meaning="as documented")
+        _check.has_shape(f"biases[{k}]", bias, (*blocks, cout), meaning="as documented")
+        for name, one in (("weights", weight), ("biases", bias)):
+            _check.like(f"{name}[{k}]", one, "weights[0]", weights[0], dtype=False)
+            if one.requires_grad and torch.is_grad_enabled():
+                raise ValueError(
+                    f"{name}[{k}] must not require a gradient: fp8 is for frozen blocks (andfast.nn.frozen), "
+                    "and residual_dense_block is what trains"
+                )
+    wide = [weight.detach().float() for weight in weights]
+    last = wide[-1] * scale
+    # Each slice of the features, and what reads it: the last convolution, then those after the slice was written.
+    slices = [slice(features + k * growth, features + (k + 1) * growth) for k in range(CONVOLUTIONS - 1)]
+    gathered = [(last, *wide[k + 1 : -1], slices[k]) for k in reversed(range(CONVOLUTIONS - 1))]
+    gathered.append((last, *wide[:-1], slice(0, features)))
+    backward = [
+        torch.cat([weight[..., read, :, :] for weight in readers], -4).transpose(-4, -3).flip(-2, -1)
+        for *readers, read in gathered
+    ]
+    kernels, factors = zip(*map(_quantised, (*wide[:-1], last, *backward)), strict=True)
+    # The features are written enlarged, the result is not.
+    units = [ACTIVATION_FACTOR] * (CONVOLUTIONS - 1) + [scale]
+    vectors = tuple(bias.detach().float() * unit for bias, unit in zip(biases, units, strict=True))
+    enlarged = (factors[CONVOLUTIONS - 1] / ACTIVATION_FACTOR,)
+    return Fp8Weights(kernels, factors[: CONVOLUTIONS - 1] + enlarged + factors[CONVOLUTIONS:], vectors)
+
+
+def residual_dense_block_fp8(x: Tensor, weights: Fp8Weights, *, slope: float = 0.2, impl: str = "auto") -> Tensor:
+    """Apply the residual dense block with 8-bit operands and frozen weights.
+
+    Differentiable (once) in x; the gradient that comes in should have a size of about :data:`GRADIENT_SIZE`. Under
+    autocast x is cast to its dtype. Only "triton" has the speed; "reference" computes the same, but for the order of
+    sums, in x's dtype or float32, whichever is wider, for devices without such units and for tests.
+
+    Args:
+        x: Features of images, (N, F, H, W), floating point; N may be 0. The result takes its memory format.
+        weights: Of :func:`quantise_weights`, of one block.
+        slope: Negative slope of the leaky ReLU, at least 0.
+        impl: As of :func:`andfast.functional.residual_dense_block`. "triton" needs compute capability 8.9 and x in
+            bfloat16 or float16.
+
+    Returns:
+        Tensor of x's shape.
+
+    Raises:
+        TypeError: An argument has the wrong type or dtype.
+        ValueError: An argument has the wrong shape, device or value; ``impl`` is no implementation's name.
+        RuntimeError: The implementation asked for is not available here.
+    """
+    _check.images("x", x)
+    if not isinstance(weights, Fp8Weights):
+        raise TypeError(f"weights must be of quantise_weights, was {type(weights).__name__}")
+    first = weights.kernels[0]
+    if first.dim() != 3:
+        raise ValueError(f"weights must be of one block, were of several: kernels of {_check.shape(first)}")
+    _check.like("x", x, "weights", first, dtype=False)
+    if x.shape[1] != first.shape[2]:
+        raise ValueError(f"x must have the {first.shape[2]} channels of weights, was {_check.shape(x)}")
+    if min(x.shape[2:]) < 1:
+        raise ValueError(f"x must have at least one row and column, was {_check.shape(x)}")
+    if isinstance(slope, bool) or not isinstance(slope, int | float):
+        raise TypeError(f"slope must be a number, was {type(slope).__name__}")
+    if not 0 <= slope < math.inf:
+        raise ValueError(f"slope must be finite and at least 0, was {slope}")
+    dtype = None if x.is_meta else _check.autocast_dtype(x.device.type)
+    if dtype is not None:
+        x = _cast(x, dtype)
+    impl = _dispatch.resolve(NAME, impl, x.device.type, x.dtype)
+    return forward_op(x, *map(list, weights), float(slope), impl)[0]
+
+
+# ----------------------------------------------------------------------------------- Reference implementation
+
+
+def _rounded(value: Tensor, dtype: torch.dtype) -> Tensor:
+    """In fp8, the largest number instead of a larger one; torch alone would make NaN or infinity of it."""
+    return value.clamp(-_LARGEST[dtype], _LARGEST[dtype]).to(dtype)
+
+
+def _wide(x: Tensor) -> torch.dtype:
+    """The dtype of sums: float32, but float64 for an x of float64."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def _convolve(features: Sequence[Tensor], kernel: Tensor, factor: Tensor) -> Tensor:
+    """The sums of one convolution over values of fp8, times its factors."""
+    dtype = features[0].dtype
+    weight = kernel.to(dtype).movedim(0, -1).unflatten(-1, (3, 3))
+    with torch.autocast(features[0].device.type, enabled=False):
+        sums = F.conv2d(torch.cat(list(features), 1), weight, padding=1)
+    return sums * factor.to(dtype)[:, None, None]
+
+
+def _forward_reference(
+    x: Tensor, kernels: Sequence[Tensor], factors: Sequence[Tensor], biases: Sequence[Tensor], slope: float
+) -> tuple[Tensor, Tensor]:
+    dtype = _wide(x)
+    features = [_rounded(x.to(dtype) * ACTIVATION_FACTOR, torch.float8_e4m3fn).to(dtype)]
+    bits = _signs(x, biases[0].shape[0])
+    for k in range(CONVOLUTIONS):
+        value = _convolve(features, kernels[k], factors[k]) + biases[k].to(dtype)[:, None, None]
+        if k == CONVOLUTIONS - 1:
+            return _empty(x, x.shape[1]).copy_(x.to(dtype) + value), bits
+        value = F.leaky_relu(value, slope)
+        bits[k] = _packed(value > 0)
+        features.append(_rounded(value, torch.float8_e4m3fn).to(dtype))
+    raise AssertionError("unreachable")
+
+
+def _backward_reference(
+    grad: Tensor, bits: Tensor, kernels: Sequence[Tensor], factors: Sequence[Tensor], slope: float
+) -> Tensor:
+    dtype = _wide(grad)
+    incoming = _rounded(grad.to(dtype), torch.float8_e5m2).to(dtype)
+    growth: list[Tensor] = []
+    for step, k in enumerate(reversed(range(CONVOLUTIONS - 1))):
+        value = _convolve([incoming, *growth], kernels[CONVOLUTIONS + step], factors[CONVOLUTIONS + step])
+        value = torch.where(_unpacked(bits[k], value.shape[1]), value, value * slope)
+        growth.insert(0, _rounded(value, torch.float8_e5m2).to(dtype))
+    return gradient_to_x(grad).copy_(grad.to(dtype) + _convolve([incoming, *growth], kernels[-1], factors[-1]))
+
+
+def _signs(x: Tensor, growth: int) -> Tensor:
+    """What forward keeps, uninitialised: bit c % 8 of byte c // 8 says that channel c of an activation is positive."""
+    return saved_for_backward(x, growth, False)
+
+
+def _packed(positive: Tensor) -> Tensor:
+    """(N, G, H, W) of bool as (N, H, W, ceil(G / 8)) bytes."""
+    filled = F.pad(positive.to(torch.uint8), (0, 0, 0, 0, 0, -positive.shape[1] % _SIGNS_A_BYTE))
+    grouped = filled.movedim(1, -1).unflatten(-1, (-1, _SIGNS_A_BYTE))
+    weights = 2 ** torch.arange(_SIGNS_A_BYTE, device=positive.device)
+    return (grouped * weights).sum(-1).to(torch.uint8)
+
+
+def _unpacked(packed: Tensor, channels: int) -> Tensor:
+    """The reverse of :func:`_packed`."""
+    shifts = torch.arange(_SIGNS_A_BYTE, device=packed.device)
+    return ((packed[..., None] >> shifts) & 1).flatten(-2).movedim(-1, 1)[:, :channels] != 0
+
+
+# ------------------------------------------------------------------------------------- Triton, and registration
+
+
+def _why_not_triton(device_type: str) -> str | None:
+    reason = _triton.why_not(device_type)
+    if reason is None:
+        for index in range(torch.cuda.device_count()):
+            capability = torch.cuda.get_device_capability(index)
+            if capability < OLDEST:
+                return (
+                    "products of fp8 need compute capability 8.9 or newer (Ada, Hopper), "
+                    f"device {index} has {capability[0]}.{capability[1]}"
+                )
+    return reason
+
+
+# Triton first: the reference, which emulates, is never the faster one.
+_dispatch.register(
+    NAME,
+    {"triton": _why_not_triton, "reference": _dispatch.everywhere},
+    dtypes={"triton": (torch.bfloat16, torch.float16)},
+)
+
+
+@torch.library.custom_op("andfast::residual_dense_block_fp8", mutates_args=())
+def forward_op(
+    x: Tensor,
+    kernels: Sequence[Tensor],
+    factors: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    slope: float,
+    impl: str,
+) -> tuple[Tensor, Tensor]:
+    """Return out and the signs, see :func:`_signs`; arguments are not checked."""
+    if impl == "triton":
+        out, bits = _empty(x, x.shape[1]), _signs(x, kernels[0].shape[1])
+        _fused.forward(x, kernels, factors, biases, slope, ACTIVATION_FACTOR, out, bits)
+        return out, bits
+    return _forward_reference(x, kernels, factors, biases, slope)
+
+
+@forward_op.register_fake
+def _(x: Tensor, kernels: Sequence[Tensor], *_others: Any) -> tuple[Tensor, Tensor]:
+    return _empty(x, x.shape[1]), _signs(x, kernels[0].shape[1])
+
+
+@torch.library.custom_op("andfast::residual_dense_block_fp8_backward", mutates_args=())
+def backward_op(
+    grad: Tensor, bits: Tensor, kernels: Sequence[Tensor], factors: Sequence[Tensor], slope: float, impl: str
+) -> Tensor:
+    """Return the gradient to x, channels_last."""
+    if impl == "triton":
+        grad_x = gradient_to_x(grad)
+        _fused.backward(grad, bits, kernels, factors, slope, grad_x)
+        return grad_x
+    return _backward_reference(grad, bits, kernels, factors, slope)
+
+
+@backward_op.register_fake
+def _(grad: Tensor, *_others: Any) -> Tensor:
+    return gradient_to_x(grad)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    _, kernels, factors, _, ctx.slope, ctx.impl = inputs
+    ctx.mark_non_differentiable(output[1])
+    ctx.save_for_backward(output[1], *kernels, *factors)
+
+
+def _backward(ctx: Any, grad: Tensor, _grad_bits: Tensor | None) -> tuple[Any, ...]:
+    bits, *weights = ctx.saved_tensors
+    half = len(weights) // 2
+    grad_x = None
+    if ctx.needs_input_grad[0]:
+        grad_x = backward_op(grad, bits, weights[:half], weights[half:], ctx.slope, ctx.impl)
+    none = [None] * half
+    return grad_x, none, none, [None] * CONVOLUTIONS, None, None
+
+
+forward_op.register_autograd(_backward, setup_context=_setup_context)
+
+
+# ---------------------------------- Operation counts, for torch.utils.flop_counter: two a multiply-accumulate
+
+
+def _operations(shape: Sequence[int], kernels: Sequence[Sequence[int]]) -> int:
+    """Of convolutions with kernels (9, Cout, R) on images of this (N, C, H, W)."""
+    return sum(2 * math.prod(kernel) * shape[0] * shape[2] * shape[3] for kernel in kernels)
+
+
+@register_flop_formula(torch.ops.andfast.residual_dense_block_fp8)
+def _forward_operations(x_shape: Any, kernel_shapes: Any, *_args: Any, **_kwargs: Any) -> int:
+    return _operations(x_shape, kernel_shapes[:CONVOLUTIONS])
+
+
+@register_flop_formula(torch.ops.andfast.residual_dense_block_fp8_backward)
+def _backward_operations(grad_shape: Any, _bits_shape: Any, kernel_shapes: Any, *_args: Any, **_kwargs: Any) -> int:
+    return _operations(grad_shape, kernel_shapes[CONVOLUTIONS:])
