@@ -63,6 +63,10 @@ def validate_machine(config: TrainConfig) -> None:
         raise ValueError(
             f"cuda_graph must be false without CUDA, was true (device {config.device!r} is {device!r} here)"
         )
+    if config.adversary.precision == "fp8" and config.ops == "auto" and (reason := _no_fp8(device)) is not None:
+        raise ValueError(
+            f"adversary.precision must be 'same' here, was 'fp8': {reason} (ops=reference emulates fp8, slowly)"
+        )
     if config.init_weights is not None and not config.init_weights.is_file():
         raise ValueError(f"init_weights must be a weights file, was {str(config.init_weights)!r}, which is not a file")
     weights = config.loss.vgg_weights
@@ -72,6 +76,14 @@ def validate_machine(config: TrainConfig) -> None:
             "loss.vgg_weights must be 'torchvision', 'random' or the path of a weights file, "
             f"was {weights!r}, which is not a file; did you mean {nearest(weights, _VGG_CHOICES)!r}?"
         )
+
+
+def _no_fp8(device: str) -> str | None:
+    """Why G's dense blocks cannot have 8-bit operands on this device, None if they can."""
+    from andfast.functional import _dispatch  # noqa: PLC0415  (torch, as below)
+    from andfast.functional.residual_dense_block_fp8 import NAME  # noqa: PLC0415
+
+    return _dispatch.unavailable(device).get(NAME, {}).get("triton")
 
 
 def resolve_device(name: str) -> str:
@@ -169,6 +181,11 @@ def _networks(config: TrainConfig) -> None:
 def _adversary(config: TrainConfig) -> None:
     adversary = config.adversary
     _at_least("adversary.steps", adversary.steps, 1)
+    if adversary.precision == "fp8" and config.precision == "fp32":
+        raise ValueError(
+            "adversary.precision must be 'same' with precision 'fp32', was 'fp8': 8-bit products are for runs in "
+            "'bf16' or 'fp16'"
+        )
     _number("adversary.step_size", adversary.step_size, lambda size: size > 0, "a number above 0 or null")
     _at_least("adversary.images_at_once", adversary.images_at_once, 0)
     separate = {

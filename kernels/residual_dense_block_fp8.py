@@ -1,9 +1,9 @@
 """The frozen residual dense block in Triton with operands in fp8 (e4m3): one convolution with all that follows it.
 
 The walk is that of residual_dense_block_convolution.py, forward and backward five launches each. Here both tensors that
-a convolution sums over are fp8, a byte a value: x (or the gradient that came in), quantised once by a kernel of its own,
-and the growth (or its gradients), which each convolution writes in fp8. Weights are fp8 with a factor for every output
-channel; sums are fp32; the residual is added in the type of x.
+a convolution sums over are fp8, a byte a value: x (or the gradient that came in), quantised once by a kernel of its
+own, and the growth (or its gradients), which each convolution writes in fp8. Weights are fp8 with a factor for every
+output channel; sums are fp32; the residual is added in the type of x.
 
 Products of fp8 want both operands with neighbouring channels of the *reduction* in shared memory, so weights are
 (9, Cout, R), not (9, R, Cout) as there. Everything fp8 is dense, so a pixel's number is its address.
@@ -218,7 +218,7 @@ def _architecture(device: torch.device) -> str:
 
 
 def quantise(x: Tensor, factor: float, dtype: torch.dtype) -> Tensor:
-    """x times ``factor`` in an fp8 type, (N, H, W, C), contiguous; the channels of x (N, C, H, W) are neighbours in memory."""
+    """x times ``factor`` in an fp8 type, (N, H, W, C), contiguous; x (N, C, H, W) has neighbouring channels."""
     n, channels, height, width = x.shape
     out = x.new_empty((n, height, width, channels), dtype=dtype)
     refuse_huge("x", x)

@@ -25,7 +25,10 @@ def test_every_implementation_passes_on_the_cpu() -> None:
     assert len(results) == len(expected)
     for one in results:
         assert one.passed, one
-        assert 0 < one.error <= selftest.TOLERANCES[one.dtype], one
+        assert one.error <= selftest.TOLERANCES[one.dtype], one
+        # What rounds to fp8 is compared with its own reference in float64; all others with a definition beside it.
+        itself = (one.op, one.dtype) == ("residual_dense_block_fp8", torch.float64)
+        assert (one.error == 0) == itself, one
         assert one.seconds > 0
 
 

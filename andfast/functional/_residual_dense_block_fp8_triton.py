@@ -27,6 +27,7 @@ def forward(
     from andfast.kernels import residual_dense_block_fp8 as kernel  # noqa: PLC0415
 
     width = kernels[0].shape[1]
+    kernels = [one.view(torch.float8_e4m3fn) for one in kernels]
     x = _with_neighbouring_channels(x)
     incoming = kernel.quantise(x, activation_factor, torch.float8_e4m3fn)
     growth = incoming.new_empty((*incoming.shape[:3], ACTIVATIONS * width))
@@ -48,6 +49,7 @@ def backward(
     from andfast.kernels import residual_dense_block_fp8 as kernel  # noqa: PLC0415
 
     width = kernels[0].shape[1]
+    kernels = [one.view(torch.float8_e4m3fn) for one in kernels]
     grad = _with_neighbouring_channels(grad)
     incoming = kernel.quantise(grad, 1.0, torch.float8_e5m2)
     growth = incoming.new_empty((*incoming.shape[:3], ACTIVATIONS * width))

@@ -52,8 +52,8 @@ class Fp8Weights(NamedTuple):
     """The quantised weights of a block, or of several behind one leading dimension.
 
     Attributes:
-        kernels: ten, e4m3, each (..., 9, Cout, R), R the channels that are summed over: the five of forward, then those
-            of the gradients to x4, x3, x2, x1 and x, with flipped taps.
+        kernels: ten, e4m3 as bytes (uint8, which more of torch takes), each (..., 9, Cout, R), R the channels that are
+            summed over: the five of forward, then those of the gradients to x4, x3, x2, x1 and x, with flipped taps.
         factors: ten, fp32 (..., Cout): of the sums.
         biases: five, fp32 (..., Cout), in the units of what forward writes.
     """
@@ -69,11 +69,11 @@ class Fp8Weights(NamedTuple):
 
 @torch.no_grad()
 def _quantised(kernel: Tensor) -> tuple[Tensor, Tensor]:
-    """Of (..., Cout, R, 3, 3): e4m3 (..., 9, Cout, R), contiguous, the largest 448, and factors (..., Cout) back."""
+    """Of (..., Cout, R, 3, 3): e4m3 bytes (..., 9, Cout, R), the largest 448, and the factors (..., Cout) back."""
     largest = kernel.abs().amax((-3, -2, -1))
     factor = torch.where(largest == 0, 1.0, largest / _LARGEST[torch.float8_e4m3fn])
     scaled = (kernel / factor[..., None, None, None]).flatten(-2).movedim(-1, -3)
-    return _rounded(scaled, torch.float8_e4m3fn).contiguous(), factor
+    return _rounded(scaled, torch.float8_e4m3fn).contiguous().view(torch.uint8), factor
 
 
 def quantise_weights(weights: Sequence[Tensor], biases: Sequence[Tensor], *, scale: float = 0.2) -> Fp8Weights:
@@ -109,11 +109,11 @@ def quantise_weights(weights: Sequence[Tensor], biases: Sequence[Tensor], *, sca
     last = wide[-1] * scale
     # Each slice of the features, and what reads it: the last convolution, then those after the slice was written.
     slices = [slice(features + k * growth, features + (k + 1) * growth) for k in range(CONVOLUTIONS - 1)]
-    gathered = [(last, *wide[k + 1 : -1], slices[k]) for k in reversed(range(CONVOLUTIONS - 1))]
-    gathered.append((last, *wide[:-1], slice(0, features)))
+    gathered = [(slices[k], [last, *wide[k + 1 : -1]]) for k in reversed(range(CONVOLUTIONS - 1))]
+    gathered.append((slice(0, features), [last, *wide[:-1]]))
     backward = [
         torch.cat([weight[..., read, :, :] for weight in readers], -4).transpose(-4, -3).flip(-2, -1)
-        for *readers, read in gathered
+        for read, readers in gathered
     ]
     kernels, factors = zip(*map(_quantised, (*wide[:-1], last, *backward)), strict=True)
     # The features are written enlarged, the result is not.
@@ -183,7 +183,7 @@ def _wide(x: Tensor) -> torch.dtype:
 def _convolve(features: Sequence[Tensor], kernel: Tensor, factor: Tensor) -> Tensor:
     """The sums of one convolution over values of fp8, times its factors."""
     dtype = features[0].dtype
-    weight = kernel.to(dtype).movedim(0, -1).unflatten(-1, (3, 3))
+    weight = kernel.view(torch.float8_e4m3fn).to(dtype).movedim(0, -1).unflatten(-1, (3, 3))
     with torch.autocast(features[0].device.type, enabled=False):
         sums = F.conv2d(torch.cat(list(features), 1), weight, padding=1)
     return sums * factor.to(dtype)[:, None, None]

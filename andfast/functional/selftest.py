@@ -20,6 +20,7 @@ from andfast.functional.blur_pool import binomial_taps, blur_pool, blur_pool_ref
 from andfast.functional.degradation_block import degradation_block, degradation_block_reference
 from andfast.functional.identity_gradients import identity_gradients
 from andfast.functional.residual_dense_block import residual_dense_block, residual_dense_block_reference
+from andfast.functional.residual_dense_block_fp8 import quantise_weights, residual_dense_block_fp8
 
 TOLERANCES: Final[Mapping[torch.dtype, float]] = {
     torch.float64: 1e-12,
@@ -226,6 +227,24 @@ def _residual_dense_blocks(draw: _Draw) -> Iterator[Case]:
     yield case("frozen", 24, 8, _PLAIN)
 
 
+def _fp8_blocks(draw: _Draw) -> Iterator[Case]:
+    """Of the cases above the frozen ones; the definition rounds as the op does, with sums in float64."""
+    for case in _residual_dense_blocks(draw):
+        names = [name for name in case.inputs if name != "x"]
+        if set(names) != set(case.frozen):
+            continue
+
+        def run(t: Mapping[str, Tensor], impl: str, names: Sequence[str] = tuple(names)) -> Tensor:
+            weights = quantise_weights([t[name] for name in names[:5]], [t[name] for name in names[5:]])
+            # The gradient that the test sends back is of unit size, as fp8 wants it.
+            return residual_dense_block_fp8(t["x"], weights, impl=impl)
+
+        def definition(t: Mapping[str, Tensor], run: Callable[..., Tensor] = run) -> Tensor:
+            return run(t, "reference")
+
+        yield case._replace(run=run, definition=definition)
+
+
 def _ascent_steps(draw: _Draw) -> Iterator[Case]:
     """A step from the centers, where noises are one expanded zero, and steps out of three balls and of a joint one."""
     radii, step_size = (9.0, 2.0), 0.3
@@ -331,6 +350,7 @@ CASES: Final[dict[str, Callable[[_Draw], Iterator[Case]]]] = {
     "ascent_step": _ascent_steps,
     "identity_gradients": _identity_gradients,
     "residual_dense_block": _residual_dense_blocks,
+    "residual_dense_block_fp8": _fp8_blocks,
 }
 """The cases of every op, by the name under which the op registers its implementations."""
 

@@ -47,13 +47,13 @@ class Fp8Body:
     def __call__(self, features: Tensor) -> Tensor:
         """Features (N, F, H, W) after all residual-in-residual blocks."""
         factor = features.new_ones((features.shape[0], 1, 1, 1), dtype=torch.float32)
-        x: Tensor = _Restored.apply(features, factor)  # type: ignore[no-untyped-call]
+        x: Tensor = _Restored.apply(features, factor)
         for first in range(0, len(self._weights), self._in_row):
             y = x
             for weights in self._weights[first : first + self._in_row]:
                 y = residual_dense_block_fp8(y, weights, slope=NEGATIVE_SLOPE, impl=self._impl)
             x = torch.add(x, y, alpha=RESIDUAL_SCALE)
-        out: Tensor = _Enlarged.apply(x, factor)  # type: ignore[no-untyped-call]
+        out: Tensor = _Enlarged.apply(x, factor)
         return out
 
 

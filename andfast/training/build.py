@@ -93,6 +93,7 @@ def build_adversary(config: TrainConfig, stage: Stage) -> Adversary:
         slope=config.degradation.slope,
         images_per_network=config.degradation.images_per_network,
         images_at_once=images_at_once(stage, size, config.cuda_graph) if at_once is None else at_once,
+        precision=settings.precision,
     )
 
 

@@ -4,7 +4,8 @@ import torch
 
 from andfast.config import TrainConfig
 from andfast.functional import _dispatch
-from andfast.functional.selftest import self_test
+from andfast.functional.residual_dense_block_fp8 import NAME as FP8
+from andfast.functional.selftest import CASES, self_test
 from andfast.training.build import AUTOCAST
 
 
@@ -14,7 +15,12 @@ class UntrustedOpError(ValueError):
 
 def ops_used(config: TrainConfig, device: torch.device) -> dict[str, str]:
     """The implementation that each op has in this run, by op."""
-    return _dispatch.chosen(device.type, config.ops)
+    return {op: impl for op, impl in _dispatch.chosen(device.type, config.ops).items() if _used(op, config)}
+
+
+def _used(op: str, config: TrainConfig) -> bool:
+    """Whether a run can call the op."""
+    return op != FP8 or config.adversary.precision == "fp8"
 
 
 def check_ops(config: TrainConfig, device: torch.device) -> float:
@@ -31,7 +37,8 @@ def check_ops(config: TrainConfig, device: torch.device) -> float:
     if device.type != "cuda" or config.ops == "reference":
         return 0.0
     dtypes = sorted({torch.float32, AUTOCAST[config.precision] or torch.float32}, key=str)
-    results = self_test(device, dtypes, every=False)
+    ops = [op for op in CASES if _used(op, config)]
+    results = self_test(device, dtypes, ops, every=False)
     failed = [one for one in results if not one.passed]
     if failed:
         found = "; ".join(f"{one.op} ({one.impl}, {one.dtype}): {one.message}" for one in failed)
