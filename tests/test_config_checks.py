@@ -69,6 +69,16 @@ GAN = ["--stages", "[net, gan]"]
             "adversary.radius_joint must be null with adversary.preset 'calibrated'",
         ),
         (
+            ["--adversary.precision=fp8", "--precision=fp32"],
+            "adversary.precision must be 'same' with precision 'fp32', was 'fp8': 8-bit products are for runs",
+        ),
+        (
+            ["--adversary.precision=fp8", "--device=cpu"],
+            "adversary.precision must be 'same' here, was 'fp8': it runs on CUDA devices, and the tensors are on 'cpu' "
+            "(ops=reference emulates fp8, slowly)",
+        ),
+        (["--adversary.precision=fp4"], "adversary.precision must be 'same' or 'fp8', was 'fp4'"),
+        (
             ["--compile=true", "--sharing.discriminator_pass=true"],
             "sharing.discriminator_pass must be false or null with compile, was true",
         ),
@@ -163,3 +173,8 @@ def test_the_device_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "precision must be" in refused("--precision", "fp16", "--device", "cpu")
     assert read_command_line([*BASE, "--cuda_graph=true"])[0].cuda_graph
     assert "cuda_graph must be false without CUDA, was true" in refused("--cuda_graph=true", "--device", "cpu")
+
+
+def test_fp8_is_emulated_where_the_user_says_so() -> None:
+    arguments = [*BASE, "--adversary.precision=fp8", "--device=cpu", "--ops=reference"]
+    assert read_command_line(arguments)[0].adversary.precision == "fp8"

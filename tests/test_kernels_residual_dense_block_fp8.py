@@ -22,6 +22,9 @@ from andfast.kernels.residual_dense_block_configs import FP8_CHANNEL_BLOCKS, FP8
 
 CASES = 36
 
+# NumPy, which the interpreter computes with, warns where values that are not finite meet.
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
+
 if not INTERPRETED:
 
     @pytest.mark.slow

@@ -7,12 +7,13 @@ import pytest
 import torch
 
 from andfast.config import TrainConfig
-from andfast.functional.selftest import SelfTestResult
+from andfast.functional.selftest import CASES, SelfTestResult
 from andfast.training import ops
 from andfast.training.build import build_generator, build_step
 from andfast.training.distributed import Processes
 
 CUDA = torch.device("cuda")
+OPS = [op for op in CASES if op != "residual_dense_block_fp8"]
 
 
 def config(**settings: object) -> TrainConfig:
@@ -24,8 +25,10 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[object]:
     """Lets the self-test find one wrong op, and tells what it was asked for."""
     calls: list[object] = []
 
-    def self_test(device: torch.device, dtypes: list[torch.dtype], *, every: bool) -> list[SelfTestResult]:
-        calls.append((device, dtypes, every))
+    def self_test(
+        device: torch.device, dtypes: list[torch.dtype], names: list[str], *, every: bool
+    ) -> list[SelfTestResult]:
+        calls.append((device, dtypes, names, every))
         good = SelfTestResult("blur_pool", "cuda", torch.float32, True, 1e-7, 0.25, "")
         return [good, SelfTestResult("degradation_block", "triton", torch.bfloat16, False, 0.3, 1.0, "off by 0.3")]
 
@@ -38,13 +41,23 @@ def test_a_wrong_op_ends_the_run_before_it_starts(asked: list[object]) -> None:
     message = r"on a GPU: degradation_block \(triton, torch.bfloat16\): off by 0.3. --ops=reference trains with plain"
     with pytest.raises(ops.UntrustedOpError, match=message):
         ops.check_ops(config(precision="bf16"), CUDA)
-    assert asked == [(CUDA, [torch.bfloat16, torch.float32], False)]
+    assert asked == [(CUDA, [torch.bfloat16, torch.float32], OPS, False)]
 
 
 def test_fp32_runs_are_tested_in_fp32_only(asked: list[object]) -> None:
     with pytest.raises(ops.UntrustedOpError):
         ops.check_ops(config(precision="fp32"), CUDA)
-    assert asked == [(CUDA, [torch.float32], False)]
+    assert asked == [(CUDA, [torch.float32], OPS, False)]
+
+
+def test_fp8_is_tested_and_told_of_where_it_is_used(asked: list[object]) -> None:
+    settings = config(precision="bf16")
+    assert set(ops.ops_used(settings, torch.device("cpu"))) == set(OPS)
+    settings.adversary.precision = "fp8"
+    with pytest.raises(ops.UntrustedOpError):
+        ops.check_ops(settings, CUDA)
+    assert asked == [(CUDA, [torch.bfloat16, torch.float32], list(CASES), False)]
+    assert set(ops.ops_used(settings, torch.device("cpu"))) == set(CASES)
 
 
 def test_plain_pytorch_and_the_cpu_are_not_tested(asked: list[object]) -> None:
