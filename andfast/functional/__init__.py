@@ -8,5 +8,6 @@ from andfast.functional.ascent_step import ascent_step
 from andfast.functional.blur_pool import blur_pool
 from andfast.functional.degradation_block import degradation_block
 from andfast.functional.residual_dense_block import residual_dense_block
+from andfast.functional.upsampled_convolution import upsampled_convolution
 
-__all__ = ["ascent_step", "blur_pool", "degradation_block", "residual_dense_block"]
+__all__ = ["ascent_step", "blur_pool", "degradation_block", "residual_dense_block", "upsampled_convolution"]

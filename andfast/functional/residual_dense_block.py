@@ -27,6 +27,10 @@ from torch.utils.flop_counter import register_flop_formula
 
 from andfast.functional import _check, _dispatch, _triton
 from andfast.functional import _residual_dense_block_triton as _fused
+from andfast.functional._convolution import cast as _cast
+from andfast.functional._convolution import convolution_backward as _convolution_backward
+from andfast.functional._convolution import empty as _empty
+from andfast.functional._convolution import memory_format as _memory_format
 
 CONVOLUTIONS: Final = 5
 TAPS: Final = 9
@@ -131,11 +135,6 @@ def _five_tensors(name: str, value: Sequence[Tensor]) -> None:
         _check.floating(f"{name}[{k}]", one)
 
 
-def _cast(value: Tensor, dtype: torch.dtype) -> Tensor:
-    """Cast as autocast does: everything but float64."""
-    return value if value.dtype == torch.float64 else value.to(dtype)
-
-
 # ----------------------------------------------------------------------------- What the implementations share
 
 
@@ -149,20 +148,6 @@ class _Needs(NamedTuple):
     def below(self, k: int) -> bool:
         """Whether the gradient has to go on through convolution k to what it read."""
         return self.x or any(self.weights[:k]) or any(self.biases[:k])
-
-
-def _memory_format(x: Tensor) -> torch.memory_format:
-    """The format of the results: channels_last if x is, or is cut out of, such a tensor, else contiguous."""
-    # Read off the strides: an empty batch or a single pixel counts as contiguous in both formats.
-    return torch.channels_last if x.stride(1) == 1 and x.stride(3) != 1 else torch.contiguous_format
-
-
-def _empty(x: Tensor, channels: int, dtype: torch.dtype | None = None) -> Tensor:
-    """An uninitialised tensor like x, with that many channels and x's memory format."""
-    n, _, height, width = x.shape
-    return torch.empty(
-        (n, channels, height, width), dtype=dtype or x.dtype, device=x.device, memory_format=_memory_format(x)
-    )
 
 
 # ----------------------------------------------------------------------------------- Reference implementation
@@ -239,16 +224,6 @@ def _positive(saved: Tensor, k: int, start: int, growth: int) -> Tensor:
     if saved.dtype == torch.uint8:
         return (saved & (1 << k)) != 0
     return saved[:, start : start + growth] > 0
-
-
-def _convolution_backward(
-    grad: Tensor, x: Tensor, weight: Tensor, wanted: list[bool]
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Return the gradients of a 3x3 convolution to x, weight and bias; None where it is not wanted."""
-    stride = padding = dilation = [1, 1]
-    return torch.ops.aten.convolution_backward(
-        grad, x, weight, [weight.shape[0]], stride, padding, dilation, False, [0, 0], 1, wanted
-    )
 
 
 # Triton comes second until a GPU has verified and timed it: "auto" takes the first that can run.

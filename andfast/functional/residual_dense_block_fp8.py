@@ -30,8 +30,10 @@ from torch.utils.flop_counter import register_flop_formula
 
 from andfast.functional import _check, _dispatch, _triton
 from andfast.functional import _residual_dense_block_fp8_triton as _fused
+from andfast.functional._convolution import cast as _cast
+from andfast.functional._convolution import empty as _empty
 from andfast.functional._residual_dense_block_triton import gradient_to_x, saved_for_backward
-from andfast.functional.residual_dense_block import CONVOLUTIONS, _cast, _empty, _five_tensors
+from andfast.functional.residual_dense_block import CONVOLUTIONS, _five_tensors
 
 NAME: Final = "residual_dense_block_fp8"
 

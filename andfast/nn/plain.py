@@ -5,11 +5,13 @@ from copy import deepcopy
 from torch import Tensor, nn
 
 from andfast.functional.residual_dense_block import CONVOLUTIONS, residual_dense_block_reference
-from andfast.nn.rrdbnet import NEGATIVE_SLOPE, RESIDUAL_SCALE, RRDBNet
+from andfast.functional.upsampled_convolution import upsampled_convolution_reference
+from andfast.nn.rrdbnet import NEGATIVE_SLOPE, RESIDUAL_SCALE, Convolution, RRDBNet
 
 
 def plain_copy(generator: RRDBNet) -> RRDBNet:
-    """A copy in eval mode with the same state dict, whose dense blocks are convolutions, activations, concatenations.
+    """A copy in eval mode with the same state dict, whose dense blocks are convolutions, activations, concatenations
+    and whose upsampling is one.
 
     The parameters are copies, too.
     """
@@ -17,7 +19,23 @@ def plain_copy(generator: RRDBNet) -> RRDBNet:
     for block in copy.body:
         for name, dense in list(block.named_children()):
             setattr(block, name, _PlainDenseBlock(dense))
+    for name, convolution in list(copy.named_children()):
+        if isinstance(convolution, Convolution):
+            setattr(copy, name, _PlainConvolution(convolution))
     return copy
+
+
+class _PlainConvolution(nn.Module):
+    """The definition of a convolution with upsampling and activation, over the parameters of a fused one."""
+
+    def __init__(self, fused: Convolution) -> None:
+        super().__init__()
+        self.weight, self.bias = fused.weight, fused.bias
+        self.factor, self.slope = fused.factor, fused.slope
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert self.bias is not None
+        return upsampled_convolution_reference(x, self.weight, self.bias, factor=self.factor, slope=self.slope)
 
 
 class _PlainDenseBlock(nn.Module):

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from andfast.functional import residual_dense_block
+from andfast.functional import residual_dense_block, upsampled_convolution
 
 SCALES: Final = (1, 2, 4)
 NEGATIVE_SLOPE: Final = 0.2
@@ -39,7 +39,8 @@ class RRDBNet(nn.Module):
         features: Channels between the blocks (BasicSR's ``num_feat``).
         blocks: Number of RRDBs (``num_block``).
         growth: Channels that every convolution of a dense block adds (``num_grow_ch``).
-        impl: Implementation of :func:`andfast.functional.residual_dense_block`.
+        impl: Implementation of :func:`andfast.functional.residual_dense_block`, and of
+            :func:`andfast.functional.upsampled_convolution` for what is not in a block.
 
     Raises:
         ValueError: A number is out of its range.
@@ -72,13 +73,13 @@ class RRDBNet(nn.Module):
         self.in_channels = in_channels
         self.features, self.blocks, self.growth = features, blocks, growth
         self.unshuffle = _ENLARGEMENT // scale
-        self.conv_first = _convolution(in_channels * self.unshuffle**2, features)
+        self.conv_first = Convolution(in_channels * self.unshuffle**2, features, impl=impl)
         self.body = nn.Sequential(*(_RRDB(features, growth, impl) for _ in range(blocks)))
-        self.conv_body = _convolution(features, features)
-        self.conv_up1 = _convolution(features, features)
-        self.conv_up2 = _convolution(features, features)
-        self.conv_hr = _convolution(features, features)
-        self.conv_last = _convolution(features, out_channels)
+        self.conv_body = Convolution(features, features, impl=impl)
+        self.conv_up1 = Convolution(features, features, factor=2, slope=NEGATIVE_SLOPE, impl=impl)
+        self.conv_up2 = Convolution(features, features, factor=2, slope=NEGATIVE_SLOPE, impl=impl)
+        self.conv_hr = Convolution(features, features, slope=NEGATIVE_SLOPE, impl=impl)
+        self.conv_last = Convolution(features, out_channels, impl=impl)
 
     def forward(self, x: Tensor, body: Callable[[Tensor], Tensor] | None = None) -> Tensor:
         """Restore images (N, in_channels, H, W), RGB in [0, 1]; H and W divisible by 2 for scale 2, by 4 for
@@ -101,10 +102,32 @@ class RRDBNet(nn.Module):
             x = F.pixel_unshuffle(x, self.unshuffle)
         features = self.conv_first(x)
         features = features + self.conv_body((body or self.body)(features))
-        for convolution in (self.conv_up1, self.conv_up2):
-            features = _activate(convolution(F.interpolate(features, scale_factor=2, mode="nearest")))
-        out: Tensor = self.conv_last(_activate(self.conv_hr(features)))
+        out: Tensor = self.conv_last(self.conv_hr(self.conv_up2(self.conv_up1(features))))
         return out
+
+
+class Convolution(nn.Conv2d):
+    """A 3x3 convolution with the nearest upsampling before it and the leaky ReLU after it, if any.
+
+    With frozen weights a backward pass needs the signs of its result alone, or nothing without an activation, where
+    PyTorch's convolution keeps its input.
+
+    Args:
+        in_channels, out_channels: Channels that come in and go out.
+        factor: Of the upsampling; 1 for none.
+        slope: Negative slope of the leaky ReLU; 1 for none.
+        impl: Implementation of :func:`andfast.functional.upsampled_convolution`.
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, *, factor: int = 1, slope: float = 1.0, impl: str = "auto"
+    ) -> None:
+        super().__init__(in_channels, out_channels, 3, padding=1)
+        self.factor, self.slope, self.impl = factor, slope, impl
+
+    def forward(self, x: Tensor) -> Tensor:
+        bias = _bias(self)
+        return upsampled_convolution(x, self.weight, bias, factor=self.factor, slope=self.slope, impl=self.impl)
 
 
 class _RRDB(nn.Module):
@@ -159,7 +182,3 @@ def _convolution(cin: int, cout: int) -> nn.Conv2d:
 def _bias(convolution: nn.Conv2d) -> Tensor:
     """The bias that every convolution here has; PyTorch's type says that it might be None."""
     return cast(Tensor, convolution.bias)
-
-
-def _activate(x: Tensor) -> Tensor:
-    return F.leaky_relu(x, NEGATIVE_SLOPE, inplace=True)

@@ -1,0 +1,60 @@
+"""Upsampled convolution's Triton implementation behind its registered ops: kernels packed, order of the launches.
+
+Triton is imported by the first call, so that andfast can be imported where there is none.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from andfast.functional._convolution import convolution_backward
+from andfast.functional._triton import tf32_allowed
+from andfast.functional._upsampled_kernel import transposed_kernel, weight_gradient
+
+
+def forward(x: Tensor, weight: Tensor, bias: Tensor, factor: int, slope: float, out: Tensor, signs: Tensor) -> None:
+    """Write ``out``, and its signs if ``signs`` has elements."""
+    from andfast.kernels import upsampled_convolution as kernel  # noqa: PLC0415
+
+    packed = transposed_kernel(weight, factor).flatten(2).permute(2, 1, 0).contiguous()  # (taps, Cin, Cout)
+    kernel.forward(x, packed, bias, slope, out, signs, factor=factor, tf32=tf32_allowed())
+
+
+def backward(
+    grad: Tensor,
+    signs: Tensor,
+    x: Tensor | None,
+    weight: Tensor,
+    factor: int,
+    slope: float,
+    needed: Sequence[bool],
+    grad_x: Tensor | None,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """The gradients to x (``grad_x``, written), weight and bias, None where it is not needed.
+
+    With a frozen layer the gradient before the activation never exists: g and signs meet as they are loaded. The
+    gradient to weight is PyTorch's, of the transposed convolution: it reads that gradient as a tensor, so one kernel
+    writes it, and the gradients to x and bias read it too.
+    """
+    from andfast.kernels import upsampled_convolution as kernel  # noqa: PLC0415
+
+    _, weight_needed, bias_needed = needed
+    if (weight_needed or bias_needed) and signs.numel():
+        grad, signs = kernel.before_activation(grad, signs, slope), signs.new_empty(0)
+    turned = transposed_kernel(weight, factor)
+    if grad_x is not None:
+        packed = turned.flatten(2).permute(2, 0, 1).contiguous()  # (taps, Cout, Cin)
+        kernel.grad_input(grad, signs, packed, slope, grad_x, factor=factor, tf32=tf32_allowed())
+    grad_weight = grad_bias = None
+    if weight_needed:
+        if x is None:
+            raise ValueError("the gradient to the weight of upsampled_convolution needs x")
+        _, made, _ = convolution_backward(
+            grad, x, turned.transpose(0, 1), [False, True, False], stride=factor, transposed=True
+        )
+        assert made is not None
+        grad_weight = weight_gradient(made.transpose(0, 1), factor)
+    if bias_needed:
+        grad_bias = grad.sum((0, 2, 3), dtype=torch.float32).to(grad.dtype)
+    return grad_x, grad_weight, grad_bias

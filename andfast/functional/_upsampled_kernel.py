@@ -1,0 +1,41 @@
+"""The kernel of the transposed convolution that nearest upsampling followed by a 3x3 convolution is.
+
+An upsampled pixel is a copy, so taps that meet copies of the same pixel are one tap whose weight is their sum. Seen
+from a pixel of the small map, its four copies reach the results in a 4 x 4 neighbourhood, with one weight each::
+
+    upsample x2, convolve with w, padding 1   =   transposed convolution with k, stride 2, padding 1
+    a row of k:   w[2],  w[1] + w[2],  w[0] + w[1],  w[0]       columns alike
+
+and every result gathers from 2 x 2 pixels of the small map: 4 products where the definition has 9. The frame of zeros
+is a whole pixel wide on the small map, too, so it is the transposed convolution's own padding. Without upsampling k is
+w, turned.
+"""
+
+import torch
+from torch import Tensor
+
+
+def transposed_kernel(weight: Tensor, factor: int) -> Tensor:
+    """k, (Cout, Cin, factor + 2, factor + 2), for weight (Cout, Cin, 3, 3); sums are taken in fp32 or float64."""
+    if factor == 1:
+        return weight.flip(-2, -1)
+    wide = weight.to(torch.promote_types(weight.dtype, torch.float32))
+    return _spread(_spread(wide, -2), -1).to(weight.dtype)
+
+
+def _spread(weight: Tensor, dim: int) -> Tensor:
+    first, middle, last = weight.unbind(dim)
+    return torch.stack([last, middle + last, first + middle, first], dim)
+
+
+def weight_gradient(grad_kernel: Tensor, factor: int) -> Tensor:
+    """The gradient to weight for one to k: the transpose of :func:`transposed_kernel`."""
+    if factor == 1:
+        return grad_kernel.flip(-2, -1)
+    wide = grad_kernel.to(torch.promote_types(grad_kernel.dtype, torch.float32))
+    return _collect(_collect(wide, -2), -1).to(grad_kernel.dtype)
+
+
+def _collect(grad: Tensor, dim: int) -> Tensor:
+    a, b, c, d = grad.unbind(dim)
+    return torch.stack([c + d, b + c, a + b], dim)
