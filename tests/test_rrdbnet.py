@@ -9,7 +9,7 @@ from spandrel import ImageModelDescriptor, ModelLoader
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from andfast.nn import RRDBNet
+from andfast.nn import RRDBNet, rrdbnet
 from andfast.nn.weights import save_weights
 
 
@@ -158,7 +158,10 @@ def test_wrong_images_are_named(scale: int, x: Tensor, message: str) -> None:
         small(scale)(x)
 
 
-def test_impl_reaches_the_op() -> None:
+@pytest.mark.parametrize("op", ["residual_dense_block", "upsampled_convolution"])
+def test_impl_reaches_the_ops(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = {"residual_dense_block", "upsampled_convolution"} - {op}
+    monkeypatch.setattr(rrdbnet, other.pop(), lambda *_, **__: torch.rand(1, 4, 4, 4))
     network = RRDBNet(features=4, blocks=1, growth=2, impl="triton")
-    with pytest.raises(RuntimeError, match=r"impl='triton' .*residual_dense_block"):
+    with pytest.raises(RuntimeError, match=rf"impl='triton' of {op} "):
         network(torch.rand(1, 3, 4, 4))

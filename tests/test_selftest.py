@@ -84,6 +84,8 @@ def test_no_activation_is_near_zero() -> None:
             z = torch.nn.functional.conv2d(torch.cat(features, 1), weight, bias, padding=1)
             assert z.abs().min() > 0.5
             features.append(torch.nn.functional.leaky_relu(z, 0.2))
+    for case in CASES["upsampled_convolution"](selftest._Draw(selftest._SEED)):
+        assert case.definition(case.inputs).abs().min() > 0.1  # after the slope
 
 
 # ------------------------------------------------------------------------------------------------ what is not right

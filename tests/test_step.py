@@ -366,6 +366,7 @@ class WeightGradients(TorchDispatchMode):
             "convolution_backward": lambda: any(args[10][1:]),
             "native_batch_norm_backward": lambda: any(args[9][1:]),
             "residual_dense_block_backward": lambda: any((*args[6], *args[7])),
+            "upsampled_convolution_backward": lambda: any(args[6][1:]),
             "degradation_block_backward": lambda: args[8][1],
             "mm": lambda: True,
         }
@@ -402,7 +403,7 @@ def test_the_ascent_computes_no_weight_gradient_of_g_or_d() -> None:
     # The first pass takes F's gradients in closed form.
     assert of["ascent"] == {"degradation_block_backward": 11 * (steps - 1), "mm": 2 * steps}
     dense = 3
-    assert of["restoration"] == {"residual_dense_block_backward": dense, "convolution_backward": 6, "mm": 2}
+    assert of["restoration"] == {"residual_dense_block_backward": dense, "upsampled_convolution_backward": 6, "mm": 2}
     convolutions = sum(isinstance(one, nn.Conv2d) for one in step.discriminator.modules())  # type: ignore[union-attr]
     norms = sum(isinstance(one, nn.BatchNorm2d) for one in step.discriminator.modules())  # type: ignore[union-attr]
     assert of["discrimination"] == {

@@ -21,6 +21,7 @@ from andfast.functional.degradation_block import degradation_block, degradation_
 from andfast.functional.identity_gradients import identity_gradients
 from andfast.functional.residual_dense_block import residual_dense_block, residual_dense_block_reference
 from andfast.functional.residual_dense_block_fp8 import quantise_weights, residual_dense_block_fp8
+from andfast.functional.upsampled_convolution import upsampled_convolution, upsampled_convolution_reference
 
 TOLERANCES: Final[Mapping[torch.dtype, float]] = {
     torch.float64: 1e-12,
@@ -245,6 +246,32 @@ def _fp8_blocks(draw: _Draw) -> Iterator[Case]:
         yield case._replace(run=run, definition=definition)
 
 
+def _upsampled_convolutions(draw: _Draw) -> Iterator[Case]:
+    """Both layers of G's tail, trained and frozen, and its last, which has no activation; in both formats."""
+
+    def case(kind: str, c_in: int, c_out: int, factor: int, slope: float, form: torch.memory_format) -> Case:
+        given = {
+            "x": draw.images(2, c_in, 7, 11),
+            "weight": draw.kernels(c_out, c_in),
+            "bias": 0.1 * draw.normal(c_out),
+        }
+        return Case(
+            f"{kind}, x{factor}, {c_in}->{c_out} channels, {_FORMATS[form]}",
+            given,
+            lambda t, impl: upsampled_convolution(
+                t["x"], t["weight"], t["bias"], factor=factor, slope=slope, impl=impl
+            ),
+            lambda t: upsampled_convolution_reference(t["x"], t["weight"], t["bias"], factor=factor, slope=slope),
+            form,
+            frozen=() if kind == "trained" else ("weight", "bias"),
+        )
+
+    yield case("trained", 64, 64, 2, 0.2, _LAST)
+    yield case("frozen", 64, 64, 2, 0.2, _LAST)
+    yield case("frozen", 64, 64, 1, 0.2, _PLAIN)
+    yield case("frozen", 64, 3, 1, 1.0, _LAST)
+
+
 def _ascent_steps(draw: _Draw) -> Iterator[Case]:
     """A step from the centers, where noises are one expanded zero, and steps out of three balls and of a joint one."""
     radii, step_size = (9.0, 2.0), 0.3
@@ -351,6 +378,7 @@ CASES: Final[dict[str, Callable[[_Draw], Iterator[Case]]]] = {
     "identity_gradients": _identity_gradients,
     "residual_dense_block": _residual_dense_blocks,
     "residual_dense_block_fp8": _fp8_blocks,
+    "upsampled_convolution": _upsampled_convolutions,
 }
 """The cases of every op, by the name under which the op registers its implementations."""
 

@@ -1,4 +1,4 @@
-"""Nearest upsampling, a 3x3 convolution and a leaky ReLU in one: a layer of G's tail, whose upsampled map is never made.
+"""Nearest upsampling, a 3x3 convolution and a leaky ReLU in one: G's tail, whose upsampled maps are never made.
 
 With zero padding of 1 around the upsampled map::
 
@@ -76,13 +76,15 @@ def upsampled_convolution_reference(
 # -------------------------------------------------------------------------------------------------- Arguments
 
 
-def _checked(x: Tensor, weight: Tensor, bias: Tensor, factor: int, slope: float) -> tuple[Tensor, Tensor, Tensor, float]:
+def _checked(
+    x: Tensor, weight: Tensor, bias: Tensor, factor: int, slope: float
+) -> tuple[Tensor, Tensor, Tensor, float]:
     """Check every argument and cast what autocast wants cast."""
     _check.images("x", x)
     for name, value in (("weight", weight), ("bias", bias)):
         _check.tensor(name, value)
         _check.floating(name, value)
-    if isinstance(factor, bool) or factor not in FACTORS:
+    if isinstance(factor, bool | float) or factor not in FACTORS:
         raise ValueError(f"factor must be {' or '.join(map(str, FACTORS))}, was {factor!r}")
     if isinstance(slope, bool) or not isinstance(slope, int | float):
         raise TypeError(f"slope must be a number, was {type(slope).__name__}")
