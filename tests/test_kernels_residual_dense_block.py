@@ -34,8 +34,6 @@ from andfast.kernels.residual_dense_block_configs import (
     block_of,
     reduction_block,
 )
-from andfast.nn import RRDBNet
-from andfast.nn.frozen import frozen as frozen_parameters
 
 CASES = 100
 PARTS = 2
@@ -155,36 +153,6 @@ if not INTERPRETED:
                 assert any(one is x for one in others)
             (grad,) = torch.autograd.grad(out, x, out)
             assert (grad.shape, grad.dtype) == (x.shape, x.dtype)
-
-    @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-    def test_an_ascent_pass_keeps_signs_of_the_blocks_and_nothing_else(
-        memory_format: torch.memory_format, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        """Of a frozen RRDBNet at full size, in bytes, parameters apart; not even the blocks' results stay.
-
-        What is kept beside the signs is kept by PyTorch's own convolutions (their inputs, though the weights are
-        frozen) and activations outside of the blocks: the LR, the body's result, and two maps at twice and three at
-        four times the size.
-        """
-        monkeypatch.setitem(_dispatch._TABLE["residual_dense_block"], "triton", _dispatch.everywhere)
-        blocks, pixels = 23, 48 * 64 * 64
-        with torch.device("meta"):
-            network = RRDBNet(blocks=blocks, impl="triton").bfloat16().to(memory_format=memory_format)
-            lr = torch.empty(48, 3, 64, 64, dtype=torch.bfloat16).to(memory_format=memory_format).requires_grad_()
-        parameters = {one.untyped_storage()._cdata for one in network.parameters()}
-        kept: dict[int, Tensor] = {}
-
-        def keep(one: Tensor) -> Tensor:
-            if one.untyped_storage()._cdata not in parameters:
-                kept[one.untyped_storage()._cdata] = one
-            return one
-
-        with frozen_parameters(network), torch.autograd.graph.saved_tensors_hooks(keep, lambda one: one):
-            network(lr)
-        signs = [one for one in kept.values() if one.dtype == torch.uint8]
-        assert [one.nbytes for one in signs] == [16 * pixels] * 3 * blocks
-        others = sorted(one.nbytes // (2 * pixels) for one in kept.values() if one.dtype != torch.uint8)
-        assert others == [3, 64, 4 * 64, 4 * 64, 16 * 64, 16 * 64, 16 * 64]
 
 
 # ------------------------------------------------------------------------------------------------- in the interpreter

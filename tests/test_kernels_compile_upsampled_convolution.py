@@ -1,0 +1,137 @@
+"""Every launchable configuration of the upsampled convolution's Triton kernels compiles for sm_80 and sm_90, and fits.
+
+Registers, spills and shared memory are compared with a committed table, ``upsampled_convolution_resources.json``, which
+``python tests/test_kernels_compile_upsampled_convolution.py`` writes anew.
+"""
+
+import itertools
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import kernel_resources
+import pytest
+from kernel_resources import KERNELS as FOLDER
+from kernel_resources import Resources
+from triton.compiler import ASTSource
+
+from andfast.kernels import upsampled_convolution as module
+from andfast.kernels.degradation_block_configs import CHANNEL_BLOCKS, MAX_REGISTERS, PRECISIONS, Config
+from andfast.kernels.upsampled_convolution_configs import BLOCK_POINTWISE, TABLE
+
+RESOURCES = FOLDER / "upsampled_convolution_resources.json"
+KERNELS = ("forward", "grad_input", "before_activation")
+LAYOUTS = ("aligned", "odd", "general")  # channels_last in multiples of 16; of any number of channels; any strides
+TYPES = {"bits_ptr": "*u8", "slope": "fp32"}
+
+
+class Variant(NamedTuple):
+    """One compiled kernel: a configuration of the table, at channel blocks and a way of being called."""
+
+    architecture: str
+    kernel: str
+    precision: str
+    dtype: str
+    factor: int
+    block_in: int
+    block_out: int
+    activated: bool  # whether the gradient meets signs
+    layout: str  # of LAYOUTS
+
+    def name(self) -> str:
+        blocks = f"x{self.factor} {self.block_in}->{self.block_out}" + ("" if self.activated else " no signs")
+        return f"{self.architecture} {self.kernel} {self.precision} {self.dtype} {blocks} {self.layout}"
+
+    def config(self) -> Config:
+        if self.kernel == "before_activation":
+            return Config(1, BLOCK_POINTWISE[0], 0, 4, 3)  # Triton's own number of stages; the kernel has no loop
+        return TABLE[self.architecture][self.kernel, self.precision]
+
+
+def variants(architecture: str, kernel: str, precision: str) -> list[Variant]:
+    """All that the launchers can ask for; in every layout where the blocks are largest, and where G has 3 channels."""
+    dtypes = ("bf16", "fp16") if precision == "half" else ("fp32",)
+    one = Variant(architecture, kernel, precision, dtypes[0], 1, 0, BLOCK_POINTWISE[1], True, "aligned")
+    if kernel == "before_activation":
+        return [] if precision == "tf32x3" else [one._replace(layout=layout) for layout in LAYOUTS]
+    steps = sorted({min(block, one.config().block_k) for block in CHANNEL_BLOCKS})
+    sizes = (steps, CHANNEL_BLOCKS) if kernel == "forward" else (CHANNEL_BLOCKS, steps)
+    found = [
+        one._replace(factor=factor, block_in=into, block_out=out)
+        for factor, into, out in itertools.product((1, 2), *sizes)
+    ]
+    if kernel == "grad_input":  # layers without an activation, and trained ones
+        found += [each._replace(activated=False) for each in found]
+    large = [each for each in found if (each.block_in, each.block_out) == (max(sizes[0]), max(sizes[1]))]
+    found += [each._replace(layout="general") for each in large if each.activated]
+    few = [each for each in found if each.block_in != each.block_out and each.factor == 1]
+    found += [each._replace(layout="odd") for each in {*large, *few} if each.layout == "aligned"]
+    if len(dtypes) > 1:  # the same instructions but for the type
+        found += [each._replace(dtype=dtypes[1]) for each in large if each.activated]
+    return sorted(found)
+
+
+def source(variant: Variant) -> ASTSource:
+    """The kernel with the signature that a launch of this kind gets from Triton's own specialisation."""
+    config, function = variant.config(), getattr(module, f"_{variant.kernel}_kernel")
+    constants: dict[str, Any] = {"BLOCK_OUT": variant.block_out}
+    if variant.kernel == "before_activation":
+        constants["PIXELS"] = config.block_w
+    else:
+        constants.update(BLOCK_H=config.block_h, BLOCK_W=config.block_w, BLOCK_IN=variant.block_in)
+        constants.update(FACTOR=variant.factor)
+        constants["PRECISION"] = "tf32" if variant.precision == "half" else variant.precision
+    if variant.kernel == "grad_input":
+        constants["ACTIVATED"] = variant.activated
+    types: dict[str, str] = {}
+    divisible = []
+    for parameter in function.params:
+        name = parameter.name
+        if name in TYPES or name.endswith("_ptr"):
+            types[name] = TYPES.get(name, "*" + variant.dtype)
+            if name.endswith("_ptr"):
+                divisible.append(name)
+        elif not (parameter.is_constexpr or parameter.do_not_specialize or variant.layout == "general"):
+            if name.endswith("_stride_c"):
+                constants[name] = 1
+            elif variant.layout == "aligned":
+                divisible.append(name)
+    return kernel_resources.source(function, types, constants, divisible)
+
+
+def resources(variant: Variant) -> Resources:
+    """Compile one variant; what one program takes of a multiprocessor."""
+    config = variant.config()
+    options = {"num_warps": config.warps, "num_stages": config.stages}
+    if variant.kernel != "before_activation":
+        options["maxnreg"] = config.registers if variant.layout == "aligned" else MAX_REGISTERS
+    return kernel_resources.resources(source(variant), variant.architecture, **options)
+
+
+def everything() -> list[Variant]:
+    return [
+        variant
+        for architecture, kernel, precision in itertools.product(TABLE, KERNELS, PRECISIONS)
+        for variant in variants(architecture, kernel, precision)
+    ]
+
+
+@pytest.fixture(autouse=True)
+def _fresh_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("architecture", TABLE)
+def test_compiles_and_fits(architecture: str, kernel: str, precision: str) -> None:
+    for variant in variants(architecture, kernel, precision):
+        kernel_resources.check(variant, resources(variant), RESOURCES)
+
+
+def test_the_table_holds_every_launchable_kernel_and_no_other() -> None:
+    kernel_resources.check_table(everything(), RESOURCES)
+
+
+if __name__ == "__main__":
+    kernel_resources.write(everything(), resources, RESOURCES)
