@@ -224,8 +224,9 @@ class TrainConfig:
     """auto takes the fastest implementation of each op that the device has; reference takes plain PyTorch."""
     compile: bool = False
     """Run G's blocks and D through torch.compile."""
-    cuda_graph: bool = False
-    """Replay the ascent as one CUDA graph; it keeps the ascent's memory to itself. Off until a GPU has verified it."""
+    cuda_graph: bool | None = None
+    """Replay the ascent as CUDA graphs, which keep its memory to themselves. A replay is compared with the ascent when
+    it is recorded. null: in stage net on a GPU, and without them, which is said, where that fails; true: or fail."""
     ema_decay: float = 0.999
     """Decay of the moving average of G's weights, which is what gets saved; 0 switches it off."""
     generator: GeneratorConfig = field(default_factory=GeneratorConfig)

@@ -61,7 +61,7 @@ def validate_machine(config: TrainConfig) -> None:
         )
     if config.cuda_graph and device != "cuda":
         raise ValueError(
-            f"cuda_graph must be false without CUDA, was true (device {config.device!r} is {device!r} here)"
+            f"cuda_graph must be false or null without CUDA, was true (device {config.device!r} is {device!r} here)"
         )
     if config.adversary.precision == "fp8" and config.ops == "auto" and (reason := _no_fp8(device)) is not None:
         raise ValueError(

@@ -19,6 +19,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # reads this once, when torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # After the command line is known to be good: these take seconds.
+    from andfast.training.capture import CaptureError  # noqa: PLC0415
     from andfast.training.checkpoint import CheckpointError  # noqa: PLC0415
     from andfast.training.failure import NonFiniteLossError  # noqa: PLC0415
     from andfast.training.loop import Stopped, run  # noqa: PLC0415
@@ -30,6 +31,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     except NonFiniteLossError as error:
         fail(str(error), status=3)
+    except CaptureError as error:
+        fail(f"cuda_graph: the ascent cannot be replayed as a CUDA graph: {error}; --cuda_graph=false goes without")
     except (OSError, ValueError, CheckpointError) as error:
         fail(str(error))
     return 0

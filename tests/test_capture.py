@@ -1,16 +1,21 @@
 """Captured: buffers, shapes and weights of recordings; on the CPU with a backend that runs the function again."""
 
+import re
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from test_step import assert_close, crops, gradients, make
 from torch import Tensor
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_flatten
 
 from andfast.adversary import sample_identity
-from andfast.training.capture import Backend, Captured, CudaGraphs
+from andfast.config import TrainConfig
+from andfast.training.build import records_ascent
+from andfast.training.capture import Backend, Captured, CaptureError, CudaGraphs
 from andfast.training.step import Place, TrainingStep
 
 
@@ -21,7 +26,7 @@ class Rerun:
         self.runs = 0
 
     def record(self, function: Callable[[], Any]) -> tuple[Callable[[], object], Any]:
-        results = tree_map_only(Tensor, torch.clone, function())
+        results = function()
 
         def replay() -> None:
             self.runs += 1
@@ -118,7 +123,7 @@ def test_weights_in_place_and_elsewhere() -> None:
 
 
 def captured(step: TrainingStep, backend: Backend) -> TrainingStep:
-    step.capture = Captured(step.find, backend, watch=step.frozen_tensors)
+    step.capture = Captured(step.find, backend, watch=step.frozen_tensors, check=isinstance(backend, CudaGraphs))
     return step
 
 
@@ -158,6 +163,87 @@ def test_bf16_casts_are_made_at_every_replay() -> None:
             with torch.no_grad():
                 for one in step.generator.parameters():
                     one.mul_(1.1)
+
+
+# ------------------------------------------------------------------------------------------- recordings that are wrong
+
+
+class Broken:
+    """A backend that records what it should not, or cannot record."""
+
+    def __init__(self, fault: str) -> None:
+        self.fault = fault
+
+    def record(self, function: Callable[[], Any]) -> tuple[Callable[[], object], Any]:
+        if self.fault == "refuses":
+            raise RuntimeError("operation not permitted when stream is capturing\nSearch for it in the manual")
+        replay, results = Rerun().record(function)
+        if self.fault == "does nothing":
+            return (lambda: None), results
+
+        def wrong() -> None:
+            replay()
+            for one in tree_flatten(results)[0]:
+                if isinstance(one, Tensor) and one.is_floating_point():
+                    one.mul_(1.5 if self.fault == "is off" else float("nan"))
+
+        return wrong, results
+
+
+REASONS = {
+    "refuses": "operation not permitted when stream is capturing",
+    "does nothing": "a replay is 1 times as far",
+    "is off": "a replay is 0.5 times as far",
+    "is not a number": "a replay is nan times as far",
+}
+
+
+@pytest.mark.parametrize("fault", REASONS)
+def test_a_recording_that_fails_is_said_and_done_without(fault: str) -> None:
+    told: list[str] = []
+    plain, replayed = (make(steps=2) for _ in range(2))
+    replayed.capture = Captured(replayed.find, Broken(fault), check=True, required=False, tell=told.append)
+    for number in range(2):
+        values = [step.gradients([crops(2)], number) for step in (plain, replayed)]
+        assert values[0] == values[1]
+    assert replayed.capture.given_up
+    assert replayed.capture.recordings == 0
+    assert len(told) == 1
+    assert told[0].startswith(f"not recorded, runs without: {REASONS[fault]}")
+
+
+@pytest.mark.parametrize("fault", REASONS)
+def test_a_recording_that_was_asked_for_must_not_fail(fault: str) -> None:
+    step = make(steps=2)
+    step.capture = Captured(step.find, Broken(fault), check=True)
+    with pytest.raises(CaptureError, match=REASONS[fault]):
+        step.gradients([crops(2)], 0)
+
+
+@pytest.mark.parametrize("kind", [None, "unet"])
+def test_a_recording_that_is_right_is_said(kind: str | None) -> None:
+    """With D and its buffers too: HR, which comes back among the targets, is an argument and stays as it is."""
+    told: list[str] = []
+    plain, replayed = (make(kind, steps=2) for _ in range(2))
+    replayed.capture = Captured(replayed.find, Rerun(), check=True, tell=told.append)
+    for number in range(2):
+        steps = (plain, replayed)
+        values = [{k: v.item() for k, v in step.gradients([crops(2)], number).items()} for step in steps]
+        # The runs before a replay move the power iterations of the U-Net, whose buffers are put back after the ascent.
+        assert values[1] == (values[0] if kind is None else pytest.approx(values[0], rel=1e-4))
+    assert replayed.capture.recordings == 1
+    assert len(told) == 1
+    assert re.fullmatch(r"recorded in \d+\.\d s, replays agree: 0", told[0])
+
+
+def test_when_an_ascent_is_recorded() -> None:
+    settings = TrainConfig(output=Path("x"))
+    assert records_ascent(settings, "net", "cuda")
+    assert not records_ascent(settings, "net", "cpu")
+    assert not records_ascent(settings, "gan", "cuda")
+    for stage in ("net", "gan"):
+        for wanted in (False, True):
+            assert records_ascent(replace(settings, cuda_graph=wanted), stage, "cuda") is wanted
 
 
 # ------------------------------------------------------------------------------------------------------- on a GPU

@@ -24,7 +24,7 @@ from andfast.config import Stage, TrainConfig
 from andfast.config_checks import resolve_device
 from andfast.data.images import FORMATS
 from andfast.data.sources import SourceFile
-from andfast.training.build import build_generator, build_step
+from andfast.training.build import build_generator, build_step, records_ascent
 from andfast.training.distributed import Processes
 
 _ADAM_STATES: Final = 2
@@ -65,6 +65,7 @@ def step_memory(config: TrainConfig, stage: Stage) -> StepMemory:
         config,
         init_weights=None,
         compile=False,
+        cuda_graph=records_ascent(config, stage, device.type),
         # From the second pass of the ascent on all have the same alive; the first may be in closed form.
         adversary=replace(config.adversary, steps=min(config.adversary.steps, 2)),
         loss=replace(config.loss, vgg_weights="random"),
@@ -91,7 +92,7 @@ def step_memory(config: TrainConfig, stage: Stage) -> StepMemory:
     given = sum(one.nbytes for one in batches)
     parts = {name: given + peak for name, peak in alive.peaks.items()}
     peak = max(parts.values())
-    if config.cuda_graph:
+    if bare.cuda_graph:
         peak = parts["ascent"] + max(peak for name, peak in parts.items() if name != "ascent") - given
     return StepMemory(stage, saved + weights + vgg, peak, saved, parts)
 

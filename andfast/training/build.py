@@ -15,6 +15,7 @@ from andfast.nn.interpolation_start import start_as_interpolation
 from andfast.nn.weights import generator_from_weights
 from andfast.training.capture import Captured, CudaGraphs
 from andfast.training.distributed import Processes
+from andfast.training.logging import say
 from andfast.training.objective import Objective
 from andfast.training.step import Adversary, Place, Sharing, TrainingStep
 from andfast.training.timing import Stopwatch
@@ -59,6 +60,14 @@ IMAGES_IN_A_GRAPH = 8
 """A graph keeps its memory from the training pass, and more launches cost it nothing."""
 
 
+def records_ascent(config: TrainConfig, stage: Stage, device: str) -> bool:
+    """Whether a stage's ascent is replayed as a CUDA graph on this kind of device; by default where that is cheap.
+
+    In stage gan the ascent takes more memory than the training pass, and a graph would keep it.
+    """
+    return device == "cuda" and stage == "net" if config.cuda_graph is None else config.cuda_graph
+
+
 def images_at_once(stage: Stage, side: int, cuda_graph: bool) -> int:
     """How many images of ``side`` pixels square have their ascent together by default; 0: all of a micro batch.
 
@@ -69,8 +78,14 @@ def images_at_once(stage: Stage, side: int, cuda_graph: bool) -> int:
     return max((IMAGES_IN_A_GRAPH if cuda_graph else IMAGES_AT_ONCE) * 256**2 // side**2, 1)
 
 
-def build_adversary(config: TrainConfig, stage: Stage) -> Adversary:
-    """The search of the worst case: the preset, with the radii that the configuration replaces."""
+def build_adversary(config: TrainConfig, stage: Stage, *, recorded: bool = False) -> Adversary:
+    """The search of the worst case: the preset, with the radii that the configuration replaces.
+
+    Args:
+        config: of the run.
+        stage: "net" or "gan".
+        recorded: whether it is replayed as a CUDA graph.
+    """
     settings = config.adversary
     preset = PRESETS[settings.preset]
     size = config.data.patch_size
@@ -92,7 +107,7 @@ def build_adversary(config: TrainConfig, stage: Stage) -> Adversary:
         noise_dtype=NOISE_DTYPES[config.degradation.noise_dtype],
         slope=config.degradation.slope,
         images_per_network=config.degradation.images_per_network,
-        images_at_once=images_at_once(stage, size, config.cuda_graph) if at_once is None else at_once,
+        images_at_once=images_at_once(stage, size, recorded) if at_once is None else at_once,
         precision=settings.precision,
     )
 
@@ -149,13 +164,14 @@ def build_step(config: TrainConfig, stage: Stage, generator: nn.Module, group: P
         )
     if config.compile:
         compile_networks(generator, discriminator)
+    recorded = records_ascent(config, stage, device.type)
     degradation = DegradationNetwork(config.scale, padding=config.degradation.padding, impl=config.ops)
     step = TrainingStep(
         degradation=degradation,
         generator=generator,
         discriminator=discriminator,
         objective=objective,
-        adversary=build_adversary(config, stage),
+        adversary=build_adversary(config, stage, recorded=recorded),
         patch_size=config.data.patch_size,
         place=Place(config.seed, STAGES.index(stage), group.rank, group.world_size, config.accumulate),
         autocast=AUTOCAST[config.precision],
@@ -166,6 +182,13 @@ def build_step(config: TrainConfig, stage: Stage, generator: nn.Module, group: P
         discriminator_parallel=None if discriminator is None else group.parallel(discriminator),
         stopwatch=Stopwatch(device),
     )
-    if config.cuda_graph:
-        step.capture = Captured(step.find, CudaGraphs(), watch=step.frozen_tensors)
+    if recorded:
+        step.capture = Captured(
+            step.find,
+            CudaGraphs(),
+            watch=step.frozen_tensors,
+            check=True,
+            required=config.cuda_graph is True,
+            tell=lambda message: say(f"stage {stage}: the ascent as a CUDA graph: {message}", enabled=group.first),
+        )
     return step
