@@ -87,6 +87,25 @@ def degradation_block(
     return forward, Work(2 * macs * (("x" in wanted) + ("weight" in wanted)), moved)
 
 
+def identity_gradients(
+    x: Sequence[int], channels: int, layers: int, *, noise: int, noise_size: int = 4, size: int = 4
+) -> Work:
+    """All gradients of layers at the identity: x and g are read, what is written are the noises' gradients.
+
+    Args:
+        x: shape (N, 3, H, W).
+        channels: of the layers.
+        layers: how many.
+        noise: channels of the noise maps, ``channels`` or 1.
+        noise_size: bytes a value of a noise; size: of x and g.
+    """
+    n, colours, height, width = x
+    pixels = n * height * width
+    small = 4 * n * (layers * channels * (2 * colours + 1) + 9 * colours * colours)  # matrices, slopes, correlation
+    macs = layers * (2 * colours + 1) * channels + 9 * colours * colours
+    return Work(2 * pixels * macs, pixels * (2 * colours * size + layers * noise * noise_size) + small, matrix=False)
+
+
 def blur_pool(x: Sequence[int], factor: int, *, size: int) -> tuple[Work, Work]:
     """Forward and backward of the op with its default filter: bound by bytes, in both directions."""
     n, channels, height, width = x

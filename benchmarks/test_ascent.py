@@ -1,4 +1,4 @@
-"""The ascent's step over all of theta: andfast's implementations against plain and compiled PyTorch.
+"""The ascent's step over all of theta, and the first pass's gradients: andfast's implementations against PyTorch.
 
     python -m pytest benchmarks/test_ascent.py --benchmark-group-by=group --benchmark-columns=min,median,rounds
 
@@ -6,7 +6,9 @@ On a GPU theta is that of F for 48 images of 256x256 (1.07e9 noise values), on a
 from the identity, whose noises are one expanded zero; "later" any other. ``bytes`` is what two passes have to move: the
 first over values and gradients, the second over both and the result; in the first step gradients alone, twice, and the
 result. A row that takes more passes shows fewer ``gb_per_s``. Each row is held against float64 on its last image.
-benchmarks/measure.py says how a row is timed.
+
+``identity_gradients`` are those of F's five layers in front of the pooling, or behind it; ``bytes`` are x, g and the
+noises' gradients, each once. benchmarks/measure.py says how a row is timed.
 """
 
 import itertools
@@ -16,8 +18,9 @@ import torch
 
 from andfast.adversary import PRESETS, sample_identity
 from andfast.functional import _dispatch, ascent_step
+from andfast.functional import identity_gradients as identity
 from andfast.functional.ascent_step import OP, ascent_step_reference
-from benchmarks import measure
+from benchmarks import counts, measure
 from benchmarks.counts import Work
 from benchmarks.machine import device
 
@@ -103,4 +106,62 @@ def test_ascent(benchmark, step, dtype, name):
         shape=f"{IMAGES}x{CHANNELS}x{SIDE}x{SIDE}",
         error=error,
         values=values,
+    )
+
+
+IDENTITY_CASES = list(
+    itertools.product(["HR", "LR"], ["fp32", "bf16"], ["full", "single"], _dispatch.available(identity.OP, DEVICE))
+)
+
+
+def identity_call(side, dtype, noise, images):
+    """Arguments of identity_gradients for five layers, in the memory format of training."""
+    x, g = (
+        torch.randn(images, 3, side, side, device=DEVICE).contiguous(memory_format=torch.channels_last)
+        for _ in range(2)
+    )
+    before, after = torch.randn(2, 5, images, 3, CHANNELS, device=DEVICE)
+    noises = [CHANNELS if noise == "full" else 1] * 5
+    options = {"noises": noises, "slopes": [True] * 5, "correlation": True, "noise_dtype": DTYPES[dtype]}
+    return (x, g, before, after), options
+
+
+def identity_error(found, call, options):
+    """Of the last image, the largest relative error of a result, less what rounding the noises costs."""
+    x, g, before, after = call
+    wide = [one.double() for one in (x[-1:], g[-1:], before[:, -1:], after[:, -1:])]
+    exact = identity.identity_gradients(*wide, **options | {"noise_dtype": torch.float64}, impl="reference")
+    pairs = [(found[0][-1:], exact[0]), (found[2][:, -1:], exact[2])]
+    pairs += [(one[-1:], right.to(one.dtype)) for one, right in zip(found[1], exact[1], strict=True)]
+    return max(((one.double() - right.double()).norm() / right.double().norm()).item() for one, right in pairs)
+
+
+@pytest.mark.parametrize(("where", "dtype", "noise", "name"), IDENTITY_CASES)
+def test_identity_gradients(benchmark, where, dtype, noise, name):
+    side = SIDE if where == "HR" else SIDE // 4
+    call, options = identity_call(side, dtype, noise, IMAGES)
+
+    def run(*four):
+        return identity.identity_gradients(*four, **options, impl=name)
+
+    error = identity_error(run(*call), call, options)
+    assert error <= (1e-5 if dtype == "fp32" else 1e-3)
+    maps = "a map a channel" if noise == "full" else "one map"
+    benchmark.group = (
+        f"{identity.OP}, five layers at {where}, noises {dtype}, {maps}, {IMAGES} images of {side}x{side}, "
+        f"{CHANNELS} channels"
+    )
+    size = DTYPES[dtype].itemsize
+    work = counts.identity_gradients(call[0].shape, CHANNELS, 5, noise=options["noises"][0], noise_size=size)
+    sets = [call] if CUDA and where == "HR" else [call, identity_call(side, dtype, noise, IMAGES)[0]]
+    measure.describe_row(
+        benchmark,
+        [work],
+        precision=dtype,
+        timing=measure.time_row(benchmark, run, sets),
+        op=identity.OP,
+        implementation=name,
+        direction=f"{where}, {maps}",
+        shape=f"{IMAGES}x{CHANNELS}x{side}x{side}",
+        error=error,
     )

@@ -31,9 +31,9 @@ class Config(NamedTuple):
 
     pixels: int = 512
     """Pixels of a program."""
-    segment: int = 32
+    segment: int = 64
     """Pixels of a row that the correlation takes at a time, a power of two."""
-    segments: int = 64
+    segments: int = 32
     """Segments of a program of the correlation."""
     warps: int = 4
     """Warps of a program."""
@@ -193,32 +193,32 @@ def _correlation_kernel(
     x = x_ptr + n * x_stride_n
     g = g_ptr + n * g_stride_n
     q = tl.arange(0, BLOCK)
-    dy = (q // 9 - 1)[:, None]
-    dx = (q // 3 % 3 - 1)[:, None]
-    channel = (q % 3 * x_stride_c)[:, None]
-    exists = (q < 27)[:, None]
-    first = tl.zeros((BLOCK, SEGMENT), dtype=tl.float32)
-    second = tl.zeros((BLOCK, SEGMENT), dtype=tl.float32)
-    third = tl.zeros((BLOCK, SEGMENT), dtype=tl.float32)
+    dy = (q // 9 - 1)[None, :]
+    dx = (q // 3 % 3 - 1)[None, :]
+    channel = (q % 3 * x_stride_c)[None, :]
+    exists = (q < 27)[None, :]
+    first = tl.zeros((SEGMENT, BLOCK), dtype=tl.float32)
+    second = tl.zeros((SEGMENT, BLOCK), dtype=tl.float32)
+    third = tl.zeros((SEGMENT, BLOCK), dtype=tl.float32)
     for segment in range(part * each, tl.minimum((part + 1) * each, segments)):
         row = segment // in_row
         column = (segment % in_row) * SEGMENT + tl.arange(0, SEGMENT)
         inside = column < width
         g0, g1, g2 = _load_colours(g, row * width + column, inside, g_stride_c, g_stride_p)
         y = row + dy
-        z = column[None, :] + dx
+        z = column[:, None] + dx
         near_y = tl.minimum(tl.maximum(y, 0), height - 1)
         near_z = tl.minimum(tl.maximum(z, 0), width - 1)
-        seen = exists & inside[None, :] & ((replicate != 0) | ((near_y == y) & (near_z == z)))
+        seen = exists & inside[:, None] & ((replicate != 0) | ((near_y == y) & (near_z == z)))
         at = (near_y * width + near_z) * x_stride_p + channel
         shifted = tl.load(x + at, mask=seen, other=0.0).to(tl.float32)
-        first += shifted * g0[None, :]
-        second += shifted * g1[None, :]
-        third += shifted * g2[None, :]
+        first += shifted * g0[:, None]
+        second += shifted * g1[:, None]
+        third += shifted * g2[:, None]
     out = sums_ptr + (n * parts + part) * 3 * BLOCK + q
-    tl.store(out, tl.sum(first, axis=1))
-    tl.store(out + BLOCK, tl.sum(second, axis=1))
-    tl.store(out + 2 * BLOCK, tl.sum(third, axis=1))
+    tl.store(out, tl.sum(first, axis=0))
+    tl.store(out + BLOCK, tl.sum(second, axis=0))
+    tl.store(out + 2 * BLOCK, tl.sum(third, axis=0))
 
 
 # ----------------------------------------------------------------------------------------------------------- launches

@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from andfast.adversary import PRESETS, sample_identity
 from andfast.functional import blur_pool, degradation_block, residual_dense_block
+from andfast.functional.identity_gradients import identity_gradients
 from andfast.losses import GANLoss, PerceptualLoss
 from andfast.nn import DegradationNetwork, RRDBNet, VGGDiscriminator
 from andfast.training.objective import Objective
@@ -83,6 +84,17 @@ def test_blur_pool(factor: int) -> None:
     out = blur_pool(x, factor)
     assert flops(lambda: torch.autograd.grad(out, x, torch.empty_like(out))) == backward.flops
     assert forward.bytes == backward.bytes == x.nbytes + out.nbytes
+
+
+@pytest.mark.parametrize(("noise", "dtype"), [(16, torch.float32), (1, torch.float32), (16, torch.bfloat16)])
+def test_identity_gradients(noise: int, dtype: torch.dtype) -> None:
+    x, g = torch.empty(2, N, 3, 12, 20, device="meta")
+    before, after = torch.empty(2, 5, N, 3, 16, device="meta")
+    options = {"noises": [noise] * 5, "slopes": [True] * 5, "correlation": True, "noise_dtype": dtype}
+    work = counts.identity_gradients(x.shape, 16, 5, noise=noise, noise_size=dtype.itemsize)
+    assert flops(lambda: identity_gradients(x, g, before, after, **options)) == work.flops
+    correlation, maps, slopes = identity_gradients(x, g, before, after, **options)
+    assert work.bytes == sum(one.nbytes for one in (x, g, before, after, correlation, *maps, slopes))
 
 
 @pytest.mark.parametrize("trainable", [False, True])
