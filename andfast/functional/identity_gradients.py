@@ -210,7 +210,7 @@ def _reference(
             noise = noises[layer]
             if noise is not None:
                 matrix = after[layer, some]
-                noise[some] = _mix(matrix if noise.shape[1] == channels else matrix.sum(2, keepdim=True), up)
+                _mix_into(noise[some], matrix if noise.shape[1] == channels else matrix.sum(2, keepdim=True), up)
             if slopes[layer]:
                 negative = _mix(before[layer, some], part).clamp_max_(0)
                 sums[sum(slopes[:layer]), some] = _pixels(negative) @ _pixels(up).mT
@@ -233,6 +233,16 @@ def _mix(matrix: Tensor, x: Tensor) -> Tensor:
     if _channels_last(x):
         return (_pixels(x).mT @ matrix).unflatten(1, x.shape[2:]).permute(0, 3, 1, 2)
     return (matrix.mT @ _pixels(x)).unflatten(2, x.shape[2:])
+
+
+def _mix_into(out: Tensor, matrix: Tensor, x: Tensor) -> None:
+    """The same written to a tensor of any dtype, contiguous or channels_last."""
+    if out.dtype != x.dtype:
+        out.copy_(_mix(matrix, x))
+    elif out.is_contiguous():
+        torch.bmm(matrix.mT, _pixels(x), out=out.flatten(2))
+    else:
+        torch.bmm(_pixels(x).mT, matrix, out=out.permute(0, 2, 3, 1).flatten(1, 2))
 
 
 def _correlation(grad: Tensor, x: Tensor, padding: str) -> Tensor:
