@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from andfast import torchvision_weights
-from andfast.functional import _check
+from andfast.functional import _check, mean_distance
 
 Criterion = Literal["l1", "l2"]
 GANKind = Literal["vanilla", "relativistic", "least_squares"]
@@ -37,19 +37,16 @@ def _fp32(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def _distance(a: Tensor, b: Tensor, criterion: Criterion) -> Tensor:
-    """Mean over all elements of the absolute or of the squared difference, in fp32."""
-    # Elementwise ops only: autocast leaves them alone, so the difference is taken in fp32 there too.
-    difference = _fp32(a) - _fp32(b)
-    return difference.abs().mean() if criterion == "l1" else (difference * difference).mean()
-
-
 def l1_loss(sr: Tensor, hr: Tensor) -> Tensor:
-    """Mean absolute difference of two equally shaped images, a scalar in fp32 (eq. 2's first term)."""
+    """Mean absolute difference of two equally shaped images, a scalar in fp32 (eq. 2's first term).
+
+    Differentiable in SR; an HR that requires a gradient is refused.
+    """
     _check.images("sr", sr)
     _check.images("hr", hr)
     _check.has_shape("sr", sr, hr.shape, meaning="that of hr")
-    return _distance(sr, hr, "l1")
+    _check.no_gradient("hr", hr)
+    return mean_distance(sr, hr)
 
 
 # ------------------------------------------------------------------------------------------------- perceptual
@@ -161,7 +158,7 @@ class PerceptualLoss(nn.Module):
 
         Args:
             sr: (N, 3, H, W), RGB in [0, 1]; differentiable.
-            hr_features: `features(hr)` of the HR images, computed once by the caller.
+            hr_features: `features(hr)` of the HR images, computed once by the caller, without a gradient.
         """
         if not isinstance(hr_features, Mapping) or not self.layers.keys() <= hr_features.keys():
             had = ", ".join(hr_features) if isinstance(hr_features, Mapping) else type(hr_features).__name__
@@ -171,7 +168,8 @@ class PerceptualLoss(nn.Module):
         for name, coefficient in self.layers.items():
             ours, theirs = sr_features[name], hr_features[name]
             _check.has_shape(f"hr_features[{name!r}]", theirs, ours.shape, meaning="that of SR's features")
-            terms.append(coefficient * _distance(ours, theirs, self.criterion))
+            _check.no_gradient(f"hr_features[{name!r}]", theirs)
+            terms.append(coefficient * mean_distance(ours, theirs, kind=self.criterion))
         return torch.stack(terms).sum()
 
     def extra_repr(self) -> str:

@@ -57,6 +57,7 @@ def test_no_op_of_a_step_waits(kind: str | None, autocast: torch.dtype | None) -
     assert waits.inside > 20
     ours = {"residual_dense_block", "degradation_block_backward", "blur_pool", "upsampled_convolution_backward"}
     assert ours | {"conv_transpose2d", "leaky_relu_"} <= waits.seen
+    assert {"mean_distance", "mean_distance_backward"} <= waits.seen
 
 
 @pytest.mark.parametrize("act", [lambda x: x.sum().item(), lambda x: x[x > 0], lambda x: x + torch.tensor([1.0])])

@@ -7,7 +7,15 @@ Every op takes ``impl``: "auto" (the fastest implementation that can run on the 
 from andfast.functional.ascent_step import ascent_step
 from andfast.functional.blur_pool import blur_pool
 from andfast.functional.degradation_block import degradation_block
+from andfast.functional.mean_distance import mean_distance
 from andfast.functional.residual_dense_block import residual_dense_block
 from andfast.functional.upsampled_convolution import upsampled_convolution
 
-__all__ = ["ascent_step", "blur_pool", "degradation_block", "residual_dense_block", "upsampled_convolution"]
+__all__ = [
+    "ascent_step",
+    "blur_pool",
+    "degradation_block",
+    "mean_distance",
+    "residual_dense_block",
+    "upsampled_convolution",
+]

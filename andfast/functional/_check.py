@@ -39,6 +39,12 @@ def like(name: str, value: Tensor, other_name: str, other: Tensor, *, dtype: boo
         raise TypeError(f"{name} must have the dtype of {other_name}, {other.dtype}, was {value.dtype}")
 
 
+def no_gradient(name: str, value: Tensor) -> None:
+    """Refuse a tensor that asks for a gradient where none is computed."""
+    if value.requires_grad and torch.is_grad_enabled():
+        raise ValueError(f"{name} must not require a gradient (detach it): it is a target, and gets none")
+
+
 def has_shape(name: str, value: Tensor, *allowed: Sequence[int], meaning: str) -> None:
     """Refuse a tensor whose shape is none of those allowed; ``meaning`` names them in symbols."""
     if not any(tuple(value.shape) == tuple(one) for one in allowed):

@@ -19,6 +19,7 @@ from andfast.functional.ascent_step import ascent_step
 from andfast.functional.blur_pool import binomial_taps, blur_pool, blur_pool_reference
 from andfast.functional.degradation_block import degradation_block, degradation_block_reference
 from andfast.functional.identity_gradients import identity_gradients
+from andfast.functional.mean_distance import Kind, mean_distance
 from andfast.functional.residual_dense_block import residual_dense_block, residual_dense_block_reference
 from andfast.functional.residual_dense_block_fp8 import quantise_weights, residual_dense_block_fp8
 from andfast.functional.upsampled_convolution import upsampled_convolution, upsampled_convolution_reference
@@ -272,6 +273,38 @@ def _upsampled_convolutions(draw: _Draw) -> Iterator[Case]:
     yield case("frozen", 64, 3, 1, 1.0, _LAST)
 
 
+def _mean_distances(draw: _Draw) -> Iterator[Case]:
+    """Both kinds, values that are equal among them; targets in the order of x, and in another."""
+
+    def case(kind: Kind, form: torch.memory_format, other: torch.memory_format) -> Case:
+        x = draw.normal(2, 24, 17, 43)
+        apart = draw.normal(*x.shape) * (draw.normal(*x.shape) > -1)
+        order = "the same order" if form == other else "another order"
+        norm = 1 if kind == "l1" else 2
+
+        def written_out(t: Mapping[str, Tensor]) -> Tensor:
+            length = torch.linalg.vector_norm(t["x"] - t["target"], norm)
+            return (length**norm / x.numel()).reshape(1, 1, 1, 1)
+
+        return Case(
+            f"{kind}, {_FORMATS[form]}, target in {order}",
+            {"x": x, "target": x + apart},
+            # As large as a scalar must be to have a format; in the dtype of x, as other ops have it.
+            lambda t, impl: (
+                mean_distance(t["x"], t["target"].contiguous(memory_format=other), kind=kind, impl=impl)
+                .to(t["x"].dtype)
+                .reshape(1, 1, 1, 1)
+            ),
+            written_out,
+            form,
+            frozen=("target",),
+        )
+
+    yield case("l1", _LAST, _LAST)
+    yield case("l2", _PLAIN, _PLAIN)
+    yield case("l1", _PLAIN, _LAST)
+
+
 def _ascent_steps(draw: _Draw) -> Iterator[Case]:
     """A step from the centers, where noises are one expanded zero, and steps out of three balls and of a joint one."""
     radii, step_size = (9.0, 2.0), 0.3
@@ -376,6 +409,7 @@ CASES: Final[dict[str, Callable[[_Draw], Iterator[Case]]]] = {
     "blur_pool": _blur_pools,
     "ascent_step": _ascent_steps,
     "identity_gradients": _identity_gradients,
+    "mean_distance": _mean_distances,
     "residual_dense_block": _residual_dense_blocks,
     "residual_dense_block_fp8": _fp8_blocks,
     "upsampled_convolution": _upsampled_convolutions,
