@@ -11,31 +11,19 @@ is a whole pixel wide on the small map, too, so it is the transposed convolution
 w, turned.
 """
 
-import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
 def transposed_kernel(weight: Tensor, factor: int) -> Tensor:
-    """k, (Cout, Cin, factor + 2, factor + 2), for weight (Cout, Cin, 3, 3); sums are taken in fp32 or float64."""
-    if factor == 1:
-        return weight.flip(-2, -1)
-    wide = weight.to(torch.promote_types(weight.dtype, torch.float32))
-    return _spread(_spread(wide, -2), -1).to(weight.dtype)
-
-
-def _spread(weight: Tensor, dim: int) -> Tensor:
-    first, middle, last = weight.unbind(dim)
-    return torch.stack([last, middle + last, first + middle, first], dim)
+    """k, (Cout, Cin, factor + 2, factor + 2), for weight (Cout, Cin, 3, 3): sums of w, turned, over 2 x 2 taps."""
+    turned = weight.flip(-2, -1)
+    # Sums of 2 x 2 neighbours, in fp32 for half types.
+    return turned if factor == 1 else F.avg_pool2d(turned, factor, stride=1, padding=1, divisor_override=1)
 
 
 def weight_gradient(grad_kernel: Tensor, factor: int) -> Tensor:
     """The gradient to weight for one to k: the transpose of :func:`transposed_kernel`."""
-    if factor == 1:
-        return grad_kernel.flip(-2, -1)
-    wide = grad_kernel.to(torch.promote_types(grad_kernel.dtype, torch.float32))
-    return _collect(_collect(wide, -2), -1).to(grad_kernel.dtype)
-
-
-def _collect(grad: Tensor, dim: int) -> Tensor:
-    a, b, c, d = grad.unbind(dim)
-    return torch.stack([c + d, b + c, a + b], dim)
+    if factor > 1:
+        grad_kernel = F.avg_pool2d(grad_kernel, factor, stride=1, divisor_override=1)
+    return grad_kernel.flip(-2, -1)
