@@ -124,6 +124,18 @@ def residual_dense_block(x: Sequence[int], growth: int = 32) -> Layer:
     return Layer("residual dense block", pixels * weights, values, values, weights, signs=4 * growth * pixels)
 
 
+def upsampled_convolution(x: Sequence[int], c_out: int, factor: int) -> Layer:
+    """Upsampling, 3x3 convolution and activation as one layer, with the fewest products: 4 for x2, where 9 define it.
+
+    The small map is read, one sign an element of the result kept.
+    """
+    n, c_in, height, width = x
+    pixels = n * height * width
+    taps = {1: 9, 2: 4}[factor]
+    values = factor**2 * pixels * c_out
+    return Layer("upsampled convolution", values * taps * c_in, pixels * c_in, values, 9 * c_in * c_out, signs=values)
+
+
 # -------------------------------------------------------------------------------------------------------- networks
 
 
@@ -152,7 +164,11 @@ def degradation_network(n: int, size: int, *, scale: int = 4, channels: int = 64
 def rrdbnet(
     n: int, size: int, *, scale: int = 4, features: int = 64, blocks: int = 23, growth: int = 32
 ) -> list[Layer]:
-    """G for LR of ``size`` by ``size``; the upsampled maps are read as they were before upsampling."""
+    """G for LR of ``size`` by ``size``; the upsampled maps are read as they were before upsampling.
+
+    Operations are the definition's: 1.68 of 73.43 G multiply-accumulates an image of 64x64 more than the fewest, which
+    :func:`upsampled_convolution` counts.
+    """
     unshuffle = 4 // scale
     side = size // unshuffle
     pixels = n * side * side

@@ -228,6 +228,7 @@ STAGES = (
     Stage("degradation_block", "benchmarks", 75, 160, suite("test_degradation_block.py"), counted),
     Stage("blur_pool", "benchmarks", 30, 80, suite("test_blur_pool.py"), counted),
     Stage("residual_dense_block", "benchmarks", 25, 70, suite("test_residual_dense_block.py"), counted),
+    Stage("upsampled_convolution", "benchmarks", 15, 60, suite("test_upsampled_convolution.py"), counted),
     Stage("ascent", "benchmarks", 20, 60, suite("test_ascent.py"), counted),
     Stage("step", "benchmarks", 100, 260, suite("test_step.py"), counted),
     Stage(

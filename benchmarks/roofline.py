@@ -63,6 +63,11 @@ def op_floors(rates: Rates, *, batch: int, hr_size: int, scale: int, precision: 
         block.forward(size),
         block.backward(size, weights=True),
     )
+    for factor, side in ((2, lr), (2, 2 * lr), (1, 4 * lr)):  # G's tail
+        layer, text = counts.upsampled_convolution((batch, 64, side, side), 64, factor), f"{batch}x64x{side}x{side}"
+        text += f" x{factor}"
+        row("upsampled_convolution", text, "forward", layer.forward(size))
+        row("upsampled_convolution", text, "frozen forward+backward", layer.forward(size), layer.backward(size))
     return rows
 
 

@@ -113,6 +113,31 @@ def test_residual_dense_block(trainable: bool) -> None:
     assert layer.signs == 4 * 8 * x.shape[0] * 8 * 12
 
 
+@pytest.mark.parametrize("trainable", [False, True])
+@pytest.mark.parametrize("factor", [1, 2])
+def test_upsampled_convolution(factor: int, trainable: bool) -> None:
+    """Against the count of the transposed convolution that does it, and the bytes of the tensors."""
+    x = torch.empty(N, 16, 8, 12, device="meta", requires_grad=True)
+    kernel = torch.empty(16, 24, factor + 2, factor + 2, device="meta", requires_grad=trainable)
+    layer = counts.upsampled_convolution(x.shape, 24, factor)
+    out = None
+
+    def run() -> None:
+        nonlocal out
+        out = torch.nn.functional.conv_transpose2d(x, kernel, stride=factor, padding=1)
+
+    assert flops(run) == layer.forward(4).flops
+    assert isinstance(out, Tensor)
+    given = [x, kernel] if trainable else [x]
+    assert (
+        flops(lambda: torch.autograd.grad(out, given, torch.empty_like(out)))
+        == layer.backward(4, weights=trainable).flops
+    )
+    weights, bits = 4 * 9 * 16 * 24, out.numel() // 8
+    assert layer.forward(4).bytes == x.nbytes + out.nbytes + weights + bits
+    assert layer.backward(4).bytes == x.nbytes + out.nbytes + weights + bits
+
+
 @pytest.mark.parametrize("scale", [2, 4])
 def test_networks(scale: int) -> None:
     """G, F and D of the package, forward and all gradients to weights, and VGG19."""

@@ -8,9 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from andfast.functional._convolution import convolution_backward
 from andfast.functional._triton import tf32_allowed
-from andfast.functional._upsampled_kernel import transposed_kernel, weight_gradient
+from andfast.functional._upsampled_kernel import gradients, transposed_kernel
 
 
 def forward(x: Tensor, weight: Tensor, bias: Tensor, factor: int, slope: float, out: Tensor, signs: Tensor) -> None:
@@ -42,19 +41,14 @@ def backward(
     _, weight_needed, bias_needed = needed
     if (weight_needed or bias_needed) and signs.numel():
         grad, signs = kernel.before_activation(grad, signs, slope), signs.new_empty(0)
-    turned = transposed_kernel(weight, factor)
     if grad_x is not None:
-        packed = turned.flatten(2).permute(2, 0, 1).contiguous()  # (taps, Cout, Cin)
+        packed = transposed_kernel(weight, factor).flatten(2).permute(2, 0, 1).contiguous()  # (taps, Cout, Cin)
         kernel.grad_input(grad, signs, packed, slope, grad_x, factor=factor, tf32=tf32_allowed())
     grad_weight = grad_bias = None
     if weight_needed:
         if x is None:
             raise ValueError("the gradient to the weight of upsampled_convolution needs x")
-        _, made, _ = convolution_backward(
-            grad, x, turned.transpose(0, 1), [False, True, False], stride=factor, transposed=True
-        )
-        assert made is not None
-        grad_weight = weight_gradient(made.transpose(0, 1), factor)
+        _, grad_weight, _ = gradients(grad, x, weight, factor, [False, True, False])
     if bias_needed:
         grad_bias = grad.sum((0, 2, 3), dtype=torch.float32).to(grad.dtype)
     return grad_x, grad_weight, grad_bias

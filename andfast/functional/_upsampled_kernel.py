@@ -14,6 +14,8 @@ w, turned.
 import torch.nn.functional as F
 from torch import Tensor
 
+from andfast.functional._convolution import convolution_backward
+
 
 def transposed_kernel(weight: Tensor, factor: int) -> Tensor:
     """k, (Cout, Cin, factor + 2, factor + 2), for weight (Cout, Cin, 3, 3): sums of w, turned, over 2 x 2 taps."""
@@ -27,3 +29,14 @@ def weight_gradient(grad_kernel: Tensor, factor: int) -> Tensor:
     if factor > 1:
         grad_kernel = F.avg_pool2d(grad_kernel, factor, stride=1, divisor_override=1)
     return grad_kernel.flip(-2, -1)
+
+
+def gradients(
+    grad: Tensor, x: Tensor, weight: Tensor, factor: int, wanted: list[bool]
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """PyTorch's gradients to x, weight and bias for one to the result before its activation; None if not wanted."""
+    if factor == 1:
+        return convolution_backward(grad, x, weight, wanted)
+    kernel = transposed_kernel(weight, factor).transpose(0, 1)  # (Cin, Cout, ...)
+    grad_x, made, grad_bias = convolution_backward(grad, x, kernel, wanted, stride=factor, transposed=True)
+    return grad_x, None if made is None else weight_gradient(made.transpose(0, 1), factor), grad_bias

@@ -24,7 +24,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from andfast.functional import _check, _convolution, _dispatch, _triton
 from andfast.functional import _upsampled_convolution_triton as _fused
-from andfast.functional._upsampled_kernel import transposed_kernel, weight_gradient
+from andfast.functional._upsampled_kernel import gradients, transposed_kernel
 
 FACTORS: Final = (1, 2)
 TAPS: Final = 9
@@ -137,34 +137,36 @@ def _backward_reference(
     x_needed, weight_needed, bias_needed = needed
     grad_x = grad_weight = grad_bias = None
     if signs.numel():
-        grad = torch.where(_unpacked(signs, grad.shape[1]), grad, grad * slope)
-    kernel = transposed_kernel(weight, factor).transpose(0, 1)  # (Cin, Cout, ...)
-    if x_needed:
-        grad_x = F.conv2d(grad, kernel, stride=factor, padding=1)
-        grad_x = _laid_out(grad_x, _gradient_to_x(grad, weight, factor, channels_last))
+        positive = _unpacked(signs, grad.shape[1]).to(grad.dtype)
+        grad = torch.ops.aten.leaky_relu_backward(grad, positive, slope, False)
     if weight_needed:
         if x is None:
             raise ValueError(f"the gradient to the weight of {NAME} needs x")
-        wanted = [False, True, bias_needed]
-        _, made, grad_bias = _convolution.convolution_backward(grad, x, kernel, wanted, stride=factor, transposed=True)
-        assert made is not None
-        grad_weight = weight_gradient(made.transpose(0, 1), factor)
-    elif bias_needed:
-        grad_bias = grad.sum((0, 2, 3))
+        grad_x, grad_weight, grad_bias = gradients(grad, x, weight, factor, list(needed))
+    else:
+        if x_needed:
+            kernel = transposed_kernel(weight, factor).transpose(0, 1)  # (Cin, Cout, ...)
+            grad_x = F.conv2d(grad, kernel, stride=factor, padding=1)
+        if bias_needed:
+            grad_bias = grad.sum((0, 2, 3))
+    if grad_x is not None:
+        grad_x = _laid_out(grad_x, _gradient_to_x(grad, weight, factor, channels_last))
     return grad_x, grad_weight, grad_bias
 
 
 def _packed(positive: Tensor) -> Tensor:
     """Booleans (N, C, H, W) as bits, (N, H, W, ceil(C / 8)) bytes."""
-    by_pixel = F.pad(positive.permute(0, 2, 3, 1), (0, -positive.shape[1] % _SIGNS_A_BYTE))
-    by_byte = by_pixel.to(torch.uint8).unflatten(-1, (by_pixel.shape[-1] // _SIGNS_A_BYTE, _SIGNS_A_BYTE))
+    by_pixel = positive.permute(0, 2, 3, 1).view(torch.uint8)
+    if missing := -positive.shape[1] % _SIGNS_A_BYTE:
+        by_pixel = F.pad(by_pixel, (0, missing))
+    by_byte = by_pixel.unflatten(-1, (by_pixel.shape[-1] // _SIGNS_A_BYTE, _SIGNS_A_BYTE))
     return (by_byte << _bit_numbers(positive)).sum(-1, dtype=torch.uint8)
 
 
 def _unpacked(signs: Tensor, channels: int) -> Tensor:
-    """The inverse of :func:`_packed`."""
-    bits = (signs.unsqueeze(-1) >> _bit_numbers(signs)) & 1
-    return bits.bool().flatten(-2)[..., :channels].permute(0, 3, 1, 2)
+    """The inverse of :func:`_packed`: above zero where the bit is set, else zero."""
+    bits = signs.unsqueeze(-1) & (1 << _bit_numbers(signs))
+    return bits.flatten(-2)[..., :channels].permute(0, 3, 1, 2)
 
 
 def _bit_numbers(like: Tensor) -> Tensor:

@@ -1,0 +1,184 @@
+"""G's tail, upsampling + convolution + LeakyReLU, against what PyTorch offers, at the shapes of training.
+
+    python -m pytest benchmarks/test_upsampled_convolution.py --benchmark-group-by=group --benchmark-columns=median
+
+Layers are conv_up1 and conv_up2 (x2) and conv_hr (x1) of a batch of 48 at 64 x 64. Rows of a group, at one precision:
+
+- andfast's implementations, by name; "reference" is PyTorch's transposed convolution and packed signs
+- eager: interpolate, conv2d and leaky_relu as ESRGAN writes them, differentiated by autograd, channels_last
+- transposed: the transposed convolution with its 4x4 kernel and leaky_relu, by autograd; x2 alone
+- compiled: eager under torch.compile
+
+Directions are forward (nothing kept for a backward pass), frozen forward+backward (the gradient to x alone, as in the
+ascent) and trainable forward+backward (all gradients). Each row is held against the definition in float64, result and
+gradients; peak_memory_bytes beside its time is of one call. The floor has the fewest products that are known, 4/9
+of the definition's for x2. benchmarks/measure.py says how a row is timed.
+"""
+
+import itertools
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from andfast.functional import _dispatch, upsampled_convolution
+from andfast.functional._upsampled_kernel import transposed_kernel
+from andfast.functional.upsampled_convolution import NAME as OP
+from andfast.functional.upsampled_convolution import upsampled_convolution_reference
+from benchmarks import counts, measure
+from benchmarks.machine import device
+
+DEVICE = device()
+CUDA = DEVICE == "cuda"
+FEATURES, SLOPE = 64, 0.2
+BATCH, SIDE = (48, 64) if CUDA and not measure.quick() else (1, 12)
+LAYERS = {"conv_up1": (2, SIDE), "conv_up2": (2, 2 * SIDE), "conv_hr": (1, 4 * SIDE)}  # factor, height and width
+DIRECTIONS = ("forward", "frozen forward+backward", "trainable forward+backward")
+IMPLEMENTATIONS = list(_dispatch.available(OP, DEVICE))
+DTYPES = {"bf16": torch.bfloat16, "tf32": torch.float32, "fp32": torch.float32}
+TOLERANCE = {"bf16": 1e-2, "tf32": 2e-3, "fp32": 1e-5}
+
+pytestmark = pytest.mark.benchmark(timer=measure.clock)
+
+
+def cases():
+    """(layer, direction, precision, name): all in bf16, in others conv_up2 alone, without a forward pass alone."""
+    for precision in DTYPES if CUDA else ("fp32", "bf16"):
+        names = [*IMPLEMENTATIONS, "eager", "transposed", "compiled"]
+        for layer, direction, name in itertools.product(LAYERS, DIRECTIONS, names):
+            other = precision != "bf16"
+            # Compilation takes longer than the rest; inductor's C++ does so on a CPU.
+            if name == "compiled" and (other or not CUDA or layer == "conv_up1"):
+                continue
+            if name == "transposed" and LAYERS[layer][0] == 1:
+                continue
+            if other and CUDA and (direction == "forward" or layer != "conv_up2"):
+                continue
+            yield layer, direction, precision, name
+
+
+def transposed(x, weight, bias, *, factor):
+    kernel = transposed_kernel(weight, factor).transpose(0, 1)
+    return F.leaky_relu(F.conv_transpose2d(x, kernel, bias, stride=factor, padding=1), SLOPE)
+
+
+def eager(x, weight, bias, *, factor):
+    """The layer as ESRGAN writes it."""
+    if factor > 1:
+        x = F.interpolate(x, scale_factor=factor, mode="nearest")
+    return F.leaky_relu(F.conv2d(x, weight, bias, padding=1), SLOPE, inplace=True)
+
+
+def function(name, factor):
+    if name in IMPLEMENTATIONS:
+        return lambda *given: upsampled_convolution(*given, factor=factor, slope=SLOPE, impl=name)
+    if name == "compiled":
+        torch.compiler.reset()
+        compiled = torch.compile(eager, dynamic=False)
+        return lambda *given: compiled(*given, factor=factor)
+    chosen = {"eager": eager, "transposed": transposed}[name]
+    return lambda *given: chosen(*given, factor=factor)
+
+
+def inputs(dtype, factor, side):
+    """x, weight, bias and the incoming gradient, channels_last.
+
+    A summand of 2 or -2 decides the sign of every result: where one is near zero its gradient jumps, and rounding
+    alone would make two right results differ.
+    """
+
+    def signs(*shape):
+        return torch.where(torch.rand(shape, device=DEVICE) < 0.5, 1.0, -1.0)
+
+    x = torch.randn(BATCH, FEATURES, side, side, device=DEVICE)
+    x[:, 0] = 2 * signs(BATCH, side, side)
+    weight = torch.randn(FEATURES, FEATURES, 3, 3, device=DEVICE) / (18 * FEATURES**0.5)
+    weight[:, 0, 1, 1] = signs(FEATURES)
+    bias = torch.randn(FEATURES, device=DEVICE) / 10
+    grad = torch.randn(BATCH, FEATURES, factor * side, factor * side, device=DEVICE)
+    wanted = {"dtype": dtype, "memory_format": torch.channels_last}
+    return x.to(**wanted), weight.to(**wanted), bias.to(dtype), grad.to(**wanted)
+
+
+def leaves(given, direction, dtype=None):
+    """The arguments, detached, requiring the gradients of a direction; and those that do."""
+    arguments = [one.detach().to(dtype or one.dtype) for one in given[:3]]
+    asked = arguments[: DIRECTIONS.index(direction)] if direction != DIRECTIONS[2] else arguments
+    for one in asked:
+        one.requires_grad_()
+    return arguments, asked
+
+
+def results(call, given, direction, dtype=None):
+    arguments, asked = leaves(given, direction, dtype)
+    out = call(*arguments)
+    return [out.detach(), *(torch.autograd.grad(out, asked, given[3].to(out.dtype)) if asked else ())]
+
+
+def error_of(call, given, direction, factor):
+    """The largest relative error of the result and the gradients; on two images, as float64 takes eight bytes."""
+    given = [given[0][:2], *given[1:3], given[3][:2]]
+    found = results(call, given, direction)
+    exact = results(
+        lambda *some: upsampled_convolution_reference(*some, factor=factor, slope=SLOPE),
+        given, direction, torch.float64,
+    )  # fmt: skip
+    return max(((one.double() - other).norm() / other.norm()).item() for one, other in zip(found, exact, strict=True))
+
+
+@pytest.fixture
+def precision_switch():
+    """TF32 as the row wants it, in convolutions and products; cuDNN chooses its algorithms by trying them."""
+    kinds = (torch.backends.cudnn.conv, torch.backends.cuda.matmul)
+    before = [kind.fp32_precision for kind in kinds], torch.backends.cudnn.benchmark
+
+    def use(value):
+        for kind in kinds:
+            kind.fp32_precision = value
+
+    torch.backends.cudnn.benchmark = True
+    yield use
+    for kind, value in zip(kinds, before[0], strict=True):
+        kind.fp32_precision = value
+    torch.backends.cudnn.benchmark = before[1]
+
+
+@pytest.mark.parametrize(("layer", "direction", "precision", "name"), list(cases()))
+def test_upsampled_convolution(benchmark, precision_switch, layer, direction, precision, name):
+    precision_switch("tf32" if precision == "tf32" else "ieee")
+    factor, side = LAYERS[layer]
+    dtype, call = DTYPES[precision], function(name, factor)
+    sets = [inputs(dtype, factor, side)]
+    error = error_of(call, sets[0], direction, factor)
+    assert error <= TOLERANCE[precision]
+    size = sets[0][0].element_size()
+    while len(sets) < measure.sets_of(measure.bytes_of(sets[0])):
+        sets.append(inputs(dtype, factor, side))
+    shape = "x".join(map(str, sets[0][0].shape))
+    benchmark.group = f"{OP} {direction}, {layer}, {shape} x{factor} {precision}"
+    prepared = [(*leaves(one, direction), one[3]) for one in sets]
+    if direction == "forward":
+        with torch.no_grad():
+            timing = measure.time_row(benchmark, call, [arguments for arguments, _, _ in prepared])
+    else:
+        timing = measure.time_row(
+            benchmark, lambda arguments, asked, grad: torch.autograd.grad(call(*arguments), asked, grad), prepared
+        )
+    work = counts.upsampled_convolution(sets[0][0].shape, FEATURES, factor)
+    passes = [work.forward(size, keep=direction != "forward")]
+    if direction != "forward":
+        passes.append(work.backward(size, weights=direction == DIRECTIONS[2]))
+    measure.describe_row(
+        benchmark,
+        passes,
+        precision=precision,
+        timing=timing,
+        op=OP,
+        implementation=name,
+        direction=direction,
+        layer=layer,
+        shape=f"{shape} x{factor}",
+        memory_format="nhwc",
+        error=error,
+        input_sets=len(sets),
+    )
