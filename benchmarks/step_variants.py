@@ -58,11 +58,12 @@ class Variant:
     Attributes:
         name: for the report.
         baseline: its number in the list of baselines, 1 to 4; 2 computes what 1 does, 3 the better plain PyTorch, 4 is
-            andfast.
+            andfast. 5 is andfast with an ascent that is not exact.
         bf16: whether G, D, VGG and F run under bf16 autocast, in channels_last; else fp32, contiguous.
         degradation_fp32: F in fp32 nevertheless, andfast's default.
         compiled: through torch.compile.
         graph: the ascent in a CUDA graph.
+        fp8: G's dense blocks with 8-bit operands in the ascent.
     """
 
     name: str
@@ -71,6 +72,7 @@ class Variant:
     degradation_fp32: bool = False
     compiled: bool = False
     graph: bool = False
+    fp8: bool = False
 
 
 VARIANTS = (  # in the order of their weight, as time may be up before the last
@@ -81,6 +83,7 @@ VARIANTS = (  # in the order of their weight, as time may be up before the last
     Variant("andfast bf16, F in fp32", 4, bf16=True, degradation_fp32=True),
     Variant("andfast bf16, CUDA graph", 4, bf16=True, graph=True),
     Variant("andfast bf16, compiled", 4, bf16=True, compiled=True),
+    Variant("andfast bf16, fp8 ascent", 5, bf16=True, fp8=True),
     Variant("andfast fp32", 4),
 )
 
@@ -115,6 +118,8 @@ class Step:
         if variant.bf16:
             self.ours.autocast = torch.bfloat16
             self.ours.degradation_autocast = not variant.degradation_fp32
+        if variant.fp8:
+            self.ours.adversary = replace(self.ours.adversary, precision="fp8")
         self.naive = None
         if variant.baseline < 4:
             self.naive = naive_step(self.ours, variant, size, stopwatch)
@@ -245,9 +250,11 @@ def reference_losses(kind, stage, device):
 
 
 def loss_error(variant, kind, stage, device):
-    """The largest relative difference of the variant's losses from these, in fp32."""
+    """The largest relative difference of the variant's losses from these, in fp32 (and without fp8)."""
     return _loss_error(
-        replace(variant, name="in fp32", baseline=max(variant.baseline, 2), bf16=False, degradation_fp32=False),
+        replace(
+            variant, name="in fp32", baseline=max(variant.baseline, 2), bf16=False, degradation_fp32=False, fp8=False
+        ),
         kind,
         stage,
         device,

@@ -7,6 +7,8 @@ Rows of a group, at one precision:
 - andfast's implementations, by name
 - eager: the block as ESRGAN writes it, four concatenations, differentiated by autograd, channels_last
 - compiled: the same under torch.compile
+- fp8: andfast's with 8-bit operands, frozen alone; its weights are quantised beforehand, as once a step. Its floor is
+  that of bf16, so that all rows of a group are held against one; its error is that of fp8
 
 Directions are forward (nothing kept for a backward pass), frozen forward+backward (the gradient to x alone, as in the
 ascent) and trainable forward+backward (all gradients). Each row is held against the definition in float64, result and
@@ -22,6 +24,8 @@ import torch.nn.functional as F
 from andfast.functional import _dispatch, residual_dense_block
 from andfast.functional.residual_dense_block import NAME as OP
 from andfast.functional.residual_dense_block import residual_dense_block_reference
+from andfast.functional.residual_dense_block_fp8 import NAME as FP8
+from andfast.functional.residual_dense_block_fp8 import quantise_weights, residual_dense_block_fp8
 from benchmarks import counts, measure
 from benchmarks.machine import device
 
@@ -33,6 +37,8 @@ SLOPE = SCALE = 0.2
 DIRECTIONS = ("forward", "frozen forward+backward", "trainable forward+backward")
 IMPLEMENTATIONS = list(_dispatch.available(OP, DEVICE))
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "tf32": torch.float32, "fp32": torch.float32}
+FP8_IMPLEMENTATION = _dispatch.available(FP8, DEVICE, torch.bfloat16)[0]
+FP8_TOLERANCE = 0.05
 TOLERANCE = {"bf16": 1e-2, "fp16": 4e-3, "tf32": 2e-3, "fp32": 1e-5}
 
 pytestmark = pytest.mark.benchmark(timer=measure.clock)
@@ -49,6 +55,9 @@ def cases():
             if other and CUDA and direction == "forward":
                 continue
             yield direction, precision, name
+    # Emulation says nothing about a GPU; on a CPU there is nothing else.
+    if FP8_IMPLEMENTATION == "triton" or not CUDA:
+        yield DIRECTIONS[1], "bf16", "fp8"
 
 
 def eager(x, weights, biases):
@@ -62,10 +71,25 @@ def eager(x, weights, biases):
 def function(name):
     if name in IMPLEMENTATIONS:
         return lambda x, weights, biases: residual_dense_block(x, weights, biases, slope=SLOPE, scale=SCALE, impl=name)
+    if name == "fp8":
+        return with_fp8()
     if name == "compiled":
         torch.compiler.reset()
         return torch.compile(eager, dynamic=False)
     return eager
+
+
+def with_fp8():
+    """The block with 8-bit operands; each set of weights is quantised at its first call, which is not timed."""
+    known = {}
+
+    def call(x, weights, biases):
+        key = weights[0].data_ptr()
+        if key not in known:  # kept with the weights, whose place in memory is their name
+            known[key] = weights, quantise_weights(weights, biases, scale=SCALE)
+        return residual_dense_block_fp8(x, known[key][1], slope=SLOPE, impl=FP8_IMPLEMENTATION)
+
+    return call
 
 
 def inputs(dtype):
@@ -140,10 +164,13 @@ def test_residual_dense_block(benchmark, precision_switch, direction, precision,
     dtype, call = DTYPES[precision], function(name)
     sets = [inputs(dtype)]
     error = error_of(call, sets[0], direction)
-    assert error <= TOLERANCE[precision]
+    assert error <= (FP8_TOLERANCE if name == "fp8" else TOLERANCE[precision])
     x, weights, biases, grad = sets[0]
     while len(sets) < measure.sets_of(measure.bytes_of((x, grad, *weights, *biases))):
         sets.append(inputs(dtype))
+    if name == "fp8":
+        for one in sets[1:]:
+            results(call, one, direction)
     shape = "x".join(map(str, SHAPE))
     benchmark.group = f"{OP} {direction}, {shape} {precision}"
     prepared = [(*leaves(one, direction), one[3]) for one in sets]
@@ -163,8 +190,8 @@ def test_residual_dense_block(benchmark, precision_switch, direction, precision,
         passes,
         precision=precision,
         timing=timing,
-        op=OP,
-        implementation=name,
+        op=FP8 if name == "fp8" else OP,
+        implementation=FP8_IMPLEMENTATION if name == "fp8" else name,
         direction=direction,
         shape=f"{shape}, growth {GROWTH}",
         memory_format="nhwc",

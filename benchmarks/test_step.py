@@ -27,6 +27,8 @@ import torch
 from step_variants import FULL, TINY, VARIANTS, Step, Variant, compile_options, loss_error
 from torch.utils.flop_counter import FlopCounterMode
 
+from andfast.functional import _dispatch
+from andfast.functional.residual_dense_block_fp8 import NAME as FP8
 from andfast.training.timing import Stopwatch
 
 CUDA = torch.cuda.is_available()
@@ -99,8 +101,10 @@ def test_step(benchmark, variant, stage, kind):
         pytest.skip("CUDA graphs need a CUDA GPU")
     if variant.compiled and variant.baseline == 4 and compile_options(DEVICE) is None:
         pytest.skip("torch.compile on a CPU takes minutes and says nothing about a GPU")
-    if variant.graph and kind == "plain":
-        pytest.skip("the graph is of the ascent, which a plain step does not have")
+    if (variant.graph or variant.fp8) and kind == "plain":
+        pytest.skip("it is about the ascent, which a plain step does not have")
+    if variant.fp8 and CUDA and "triton" not in _dispatch.available(FP8, DEVICE):
+        pytest.skip("products of fp8 need compute capability 8.9, and emulating them says nothing")
     benchmark.group = f"{'plain ESRGAN' if kind == 'plain' else 'AND'} step, stage {stage}, {DEVICE}"
     use_tf32(False)
     error = loss_error(variant, kind, stage, DEVICE)
@@ -127,7 +131,7 @@ def test_step(benchmark, variant, stage, kind):
     flops = operations(variant.baseline < 4, variant.baseline == 3, kind, stage, batch)
     if kind == "plain":
         SECONDS[variant.name, stage] = seconds / batch
-    plain = SECONDS.get((variant.name.replace(", CUDA graph", ""), stage))
+    plain = SECONDS.get((variant.name.replace(", CUDA graph", "").replace(", fp8 ascent", ""), stage))
     benchmark.extra_info.update(
         variant=variant.name,
         baseline=variant.baseline,

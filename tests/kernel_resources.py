@@ -19,7 +19,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 KERNELS = Path(__file__).resolve().parents[1] / "kernels"
-SHARED_LIMIT = {"8.0": 163 * 1024, "9.0": 227 * 1024}
+SHARED_LIMIT = {"8.0": 163 * 1024, "8.9": 99 * 1024, "9.0": 227 * 1024}
 """Shared memory that one program may take, in bytes."""
 
 Resources = dict[str, int]
@@ -71,7 +71,7 @@ def resources(compiled_from: ASTSource, architecture: str, **options: int) -> Re
 
     Args:
         compiled_from: of :func:`source`.
-        architecture: "8.0" or "9.0".
+        architecture: of SHARED_LIMIT.
         options: num_warps, num_stages, maxnreg, as a launch gives them.
     """
     target = GPUTarget("cuda", int(architecture.replace(".", "")), 32)
