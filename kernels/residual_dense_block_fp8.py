@@ -55,7 +55,6 @@ def _quantise_kernel(
     stride_n,  # strides of x, in values
     stride_h,
     stride_w,
-    factor,  # of x before it is rounded
     PIXELS: tl.constexpr,  # pixels a program
     BLOCK_C: tl.constexpr,  # channels a step
 ):
@@ -72,7 +71,7 @@ def _quantise_kernel(
         value = tl.load(x_ptr + n * stride_n + offset[:, None] + c[None, :], mask=mask, other=0.0).to(tl.float32)
         tl.store(
             out + (pixel * channels)[:, None] + c[None, :],
-            _rounded(value * factor, out_ptr.dtype.element_ty),
+            _rounded(value, out_ptr.dtype.element_ty),
             mask=mask,
         )
 
@@ -217,15 +216,15 @@ def _architecture(device: torch.device) -> str:
     return "9.0" if torch.cuda.get_device_capability(device) >= (9, 0) else "8.9"
 
 
-def quantise(x: Tensor, factor: float, dtype: torch.dtype) -> Tensor:
-    """x times ``factor`` in an fp8 type, (N, H, W, C), contiguous; x (N, C, H, W) has neighbouring channels."""
+def quantise(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """x in an fp8 type, (N, H, W, C), contiguous; x (N, C, H, W) has neighbouring channels."""
     n, channels, height, width = x.shape
     out = x.new_empty((n, height, width, channels), dtype=dtype)
     refuse_huge("x", x)
     if out.numel():
         tiles = triton.cdiv(height * width, QUANTISED_PIXELS)
         _quantise_kernel[n * tiles,](
-            x, out, channels, height, width, tiles, *pixel_strides(x), factor,
+            x, out, channels, height, width, tiles, *pixel_strides(x),
             PIXELS=QUANTISED_PIXELS, BLOCK_C=block_of(channels), num_warps=4,
         )  # fmt: skip
     return out

@@ -9,8 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-ACTIVATION_FACTOR = 4.0
-
 
 def arguments(n: int, features: int, growth: int, height: int, width: int) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     """Random x, weights and biases in float32, of about unit size at every layer."""
@@ -41,13 +39,13 @@ def forward_and_backward(
     growth, channels = weights[0].shape[0], x.shape[1]
     wide = [weight.float() for weight in weights]
     wide[4] = wide[4] * scale
-    features = [rounded(x.double() * ACTIVATION_FACTOR, torch.float8_e4m3fn) / ACTIVATION_FACTOR]
+    features = [rounded(x.double(), torch.float8_e4m3fn)]
     positive = []
     for k in range(4):
         before = F.conv2d(torch.cat(features, 1), rounded_weight(wide[k], 0), biases[k].double(), padding=1)
         after = F.leaky_relu(before, slope)
         positive.append(after > 0)
-        features.append(rounded(after * ACTIVATION_FACTOR, torch.float8_e4m3fn) / ACTIVATION_FACTOR)
+        features.append(rounded(after, torch.float8_e4m3fn))
     bias = (biases[4] * scale).double()  # in float32, as it is kept
     out = x.double() + F.conv2d(torch.cat(features, 1), rounded_weight(wide[4], 0), bias, padding=1)
 

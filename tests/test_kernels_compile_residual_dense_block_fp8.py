@@ -66,7 +66,7 @@ def source(variant: Variant) -> ASTSource:
     wide, e4m3, e5m2 = "*" + variant.dtype, "*fp8e4nv", "*fp8e5"
     if variant.kind == "quantise":
         function: Any = _quantise_kernel
-        types = {"x_ptr": wide, "out_ptr": e4m3, "factor": "fp32"}
+        types = {"x_ptr": wide, "out_ptr": e4m3}
         constants: dict[str, Any] = {"PIXELS": QUANTISED_PIXELS, "BLOCK_C": variant.block_k}
     else:
         function = _fp8_convolution_kernel

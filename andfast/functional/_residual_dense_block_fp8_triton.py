@@ -19,7 +19,6 @@ def forward(
     factors: Sequence[Tensor],
     biases: Sequence[Tensor],
     slope: float,
-    activation_factor: float,
     out: Tensor,
     bits: Tensor,
 ) -> None:
@@ -29,7 +28,7 @@ def forward(
     width = kernels[0].shape[1]
     kernels = [one.view(torch.float8_e4m3fn) for one in kernels]
     x = _with_neighbouring_channels(x)
-    incoming = kernel.quantise(x, activation_factor, torch.float8_e4m3fn)
+    incoming = kernel.quantise(x, torch.float8_e4m3fn)
     growth = incoming.new_empty((*incoming.shape[:3], ACTIVATIONS * width))
     for k in range(ACTIVATIONS):
         kernel.convolve(
@@ -51,7 +50,7 @@ def backward(
     width = kernels[0].shape[1]
     kernels = [one.view(torch.float8_e4m3fn) for one in kernels]
     grad = _with_neighbouring_channels(grad)
-    incoming = kernel.quantise(grad, 1.0, torch.float8_e5m2)
+    incoming = kernel.quantise(grad, torch.float8_e5m2)
     growth = incoming.new_empty((*incoming.shape[:3], ACTIVATIONS * width))
     for step, k in enumerate(reversed(range(ACTIVATIONS))):
         kernel.convolve(

@@ -5,14 +5,14 @@ fp8 (OCP's 8-bit formats; Micikevicius et al., FP8 formats for deep learning, 20
 residual are not, and the residual keeps x's dtype. With q rounding to e4m3 and r to e5m2, both to the nearest, the
 largest number instead of a larger one::
 
-    forward    a = q(A x)      ak = q(lrelu(A (bk + wk * (a, a1 .. a(k-1)) / A)))       k = 1 to 4
-               out = x + scale (b5 + w5 * (a, a1 .. a4) / A)
-    backward   d = r(grad)     dk = r(lrelu'(v(k) *' (d, d(k+1) .. d4)))                k = 4 to 1
+    forward    a = q(x)        ak = q(lrelu(bk + wk * (a, a1 .. a(k-1))))        k = 1 to 4
+               out = x + scale (b5 + w5 * (a, a1 .. a4))
+    backward   d = r(grad)     dk = r(lrelu'(v(k) *' (d, d(k+1) .. d4)))         k = 4 to 1
                gx = grad + v(0) *' (d, d1 .. d4)
 
-A is :data:`ACTIVATION_FACTOR`. The weights w, and those of backward, v, which gather (scale w5, wk+1 .. w4) for each
-slice that was read, are e4m3 times a factor for each output channel, quantised once, by :func:`quantise_weights`. So
-backward is the gradient of the exact block, rounded: rounding itself has none.
+Features are rounded as they are: e4m3 has numbers from 0.002 to 448. The weights w, and those of backward, v, which
+gather (scale w5, wk+1 .. w4) for each slice that was read, are e4m3 times a factor for each output channel, quantised
+once, by :func:`quantise_weights`. So backward is the gradient of the exact block, rounded: rounding itself has none.
 
 Gradients of a mean loss are far below what e5m2 can say. They are linear, so whoever goes backward brings them to a
 size of :data:`GRADIENT_SIZE` first and undoes it afterwards; :class:`andfast.nn.fp8_body.Fp8Body` does, once for all
@@ -37,9 +37,6 @@ from andfast.functional.residual_dense_block import CONVOLUTIONS, _five_tensors
 
 NAME: Final = "residual_dense_block_fp8"
 
-ACTIVATION_FACTOR: Final = 4.0
-"""A power of two by which activations are enlarged: e4m3 then says what lies between 0.0005 and 112."""
-
 GRADIENT_SIZE: Final = 64.0
 """What the largest gradient should be near to: e5m2 then has a factor of 900 above it and 4e6 below."""
 
@@ -57,7 +54,7 @@ class Fp8Weights(NamedTuple):
         kernels: ten, e4m3 as bytes (uint8, which more of torch takes), each (..., 9, Cout, R), R the channels that are
             summed over: the five of forward, then those of the gradients to x4, x3, x2, x1 and x, with flipped taps.
         factors: ten, fp32 (..., Cout): of the sums.
-        biases: five, fp32 (..., Cout), in the units of what forward writes.
+        biases: five, fp32 (..., Cout), the last times the scale of the result.
     """
 
     kernels: tuple[Tensor, ...]
@@ -118,11 +115,8 @@ def quantise_weights(weights: Sequence[Tensor], biases: Sequence[Tensor], *, sca
         for read, readers in gathered
     ]
     kernels, factors = zip(*map(_quantised, (*wide[:-1], last, *backward)), strict=True)
-    # The features are written enlarged, the result is not.
-    units = [ACTIVATION_FACTOR] * (CONVOLUTIONS - 1) + [scale]
-    vectors = tuple(bias.detach().float() * unit for bias, unit in zip(biases, units, strict=True))
-    enlarged = (factors[CONVOLUTIONS - 1] / ACTIVATION_FACTOR,)
-    return Fp8Weights(kernels, factors[: CONVOLUTIONS - 1] + enlarged + factors[CONVOLUTIONS:], vectors)
+    vectors = [bias.detach().float() for bias in biases]
+    return Fp8Weights(kernels, factors, (*vectors[:-1], vectors[-1] * scale))
 
 
 def residual_dense_block_fp8(x: Tensor, weights: Fp8Weights, *, slope: float = 0.2, impl: str = "auto") -> Tensor:
@@ -195,7 +189,7 @@ def _forward_reference(
     x: Tensor, kernels: Sequence[Tensor], factors: Sequence[Tensor], biases: Sequence[Tensor], slope: float
 ) -> tuple[Tensor, Tensor]:
     dtype = _wide(x)
-    features = [_rounded(x.to(dtype) * ACTIVATION_FACTOR, torch.float8_e4m3fn).to(dtype)]
+    features = [_rounded(x.to(dtype), torch.float8_e4m3fn).to(dtype)]
     bits = _signs(x, biases[0].shape[0])
     for k in range(CONVOLUTIONS):
         value = _convolve(features, kernels[k], factors[k]) + biases[k].to(dtype)[:, None, None]
@@ -275,7 +269,7 @@ def forward_op(
     """Return out and the signs, see :func:`_signs`; arguments are not checked."""
     if impl == "triton":
         out, bits = _empty(x, x.shape[1]), _signs(x, kernels[0].shape[1])
-        _fused.forward(x, kernels, factors, biases, slope, ACTIVATION_FACTOR, out, bits)
+        _fused.forward(x, kernels, factors, biases, slope, out, bits)
         return out, bits
     return _forward_reference(x, kernels, factors, biases, slope)
 
