@@ -28,7 +28,7 @@ def rounded_weight(weight: Tensor, outputs: int) -> Tensor:
     then, as the factors are."""
     others = [dim for dim in range(4) if dim != outputs]
     factor = weight.float().abs().amax(others, keepdim=True) / 448
-    factor = torch.where(factor == 0, 1.0, factor)
+    factor = torch.where(factor == 0, 1 / 448, factor)
     return rounded(weight.float() / factor, torch.float8_e4m3fn) * factor.double()
 
 

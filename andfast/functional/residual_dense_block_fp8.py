@@ -70,7 +70,7 @@ class Fp8Weights(NamedTuple):
 def _quantised(kernel: Tensor) -> tuple[Tensor, Tensor]:
     """Of (..., Cout, R, 3, 3): e4m3 bytes (..., 9, Cout, R), the largest 448, and the factors (..., Cout) back."""
     largest = kernel.abs().amax((-3, -2, -1))
-    factor = torch.where(largest == 0, 1.0, largest / _LARGEST[torch.float8_e4m3fn])
+    factor = largest.masked_fill(largest == 0, 1) / _LARGEST[torch.float8_e4m3fn]
     scaled = (kernel / factor[..., None, None, None]).flatten(-2).movedim(-1, -3)
     return _rounded(scaled, torch.float8_e4m3fn).contiguous().view(torch.uint8), factor
 

@@ -35,7 +35,7 @@ class Fp8Body:
     def __init__(self, generator: RRDBNet, impl: str = "auto") -> None:
         blocks = [block for rrdb in generator.body for block in rrdb.children()]
         convolutions = list(zip(*(cast(Iterable[nn.Conv2d], block.children()) for block in blocks), strict=True))
-        together = quantise_weights(  # of all blocks: some fifty launches, however many blocks there are
+        together = quantise_weights(  # of all blocks: some hundred launches, however many blocks there are
             [torch.stack([one.weight for one in same]) for same in convolutions],
             [torch.stack([cast(Tensor, one.bias) for one in same]) for same in convolutions],
             scale=RESIDUAL_SCALE,
