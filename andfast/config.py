@@ -72,7 +72,7 @@ class AdversaryConfig:
     """Ascent passes for every training step (paper: 5)."""
     precision: Literal["same", "fp8"] = "same"
     """same: the ascent has the run's precision; fp8: in it G's dense blocks multiply 8-bit numbers, which takes a GPU
-    of compute capability 8.9 or newer (docs/kernels.md says what it costs in strength)."""
+    of compute capability 8.9 or newer (docs/kernels.md has the strength)."""
     step_size: float | None = None
     """Length of an ascent step as a fraction of the radius; null: the preset's, 0.3 (paper: 6 of 20)."""
     radius_convolution: float | None = None
