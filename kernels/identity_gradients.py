@@ -92,8 +92,8 @@ def _layers_kernel(
     LAYERS: tl.constexpr,  # how many
     NOISE: tl.constexpr,  # 0: no gradient to the noises, 1: to one map an image, 2: to a map a channel
     SLOPE: tl.constexpr,  # whether the slopes' gradients are summed
-    LAST: tl.constexpr,  # a pixel's channels are neighbours in noises
-    ALIGNED: tl.constexpr,  # noises' rows, of channels or of pixels, are multiples of 16
+    LAST: tl.constexpr,  # a pixel's channels are neighbours in noises, or these have no channels
+    ALIGNED: tl.constexpr,  # LAST: channels, else pixels, are a multiple of 16
     BLOCK_C: tl.constexpr,  # channels of a program
     BLOCK_P: tl.constexpr,  # pixels of a tile
 ):
@@ -258,7 +258,7 @@ def layers(
     if count and programs and (want_slopes or noises):
         for name, one in (("x", x), ("grad", grad), *(("noise", one) for one in noises)):
             refuse_huge(name, one)
-        last = form == EACH_CHANNEL and channels > 1 and noises[0].stride(1) == 1 and not noises[0].is_contiguous()
+        last = form != EACH_CHANNEL or not noises[0].is_contiguous()
         if form == ONE_MAP:
             after = torch.cat([after.flatten(), after.sum(3).flatten()])
         x, grad = _pixels(x), _pixels(grad)

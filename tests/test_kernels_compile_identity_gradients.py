@@ -67,10 +67,10 @@ def variants(architecture: str) -> list[Variant]:
     found += [base._replace(aligned=False, noise="bf16", last=last) for last in (True, False)]
     found += [base._replace(slope=False), base._replace(slope=False, last=False), base._replace(block=16)]
     for form in FORMS[:2]:
-        found += [base._replace(form=form, last=False, block=block) for block in (16, 64)]
+        found += [base._replace(form=form, block=block) for block in (16, 64)]
     found += [
-        base._replace(form=FORMS[1], last=False, aligned=False),
-        base._replace(form=FORMS[1], last=False, slope=False),
+        base._replace(form=FORMS[1], aligned=False),
+        base._replace(form=FORMS[1], slope=False),
     ]
     found += [Variant(architecture, "correlation", two) for two in images]
     return list(dict.fromkeys(found))
@@ -160,16 +160,19 @@ def _fresh_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("noise", "form"), [(torch.float32, "each channel"), (torch.bfloat16, "each channel"), (torch.float32, "one map")]
 )
 def test_what_a_first_pass_launches_is_in_the_table(
     noise: torch.dtype, form: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for variant, compiled_from in dict(launches(noise, form, monkeypatch)).items():
-        found = kernel_resources.resources(compiled_from, "9.0", num_warps=4)
-        kernel_resources.check(variant, found, RESOURCES)
+    """It is the very kernel that is compiled here, so that a launch finds it in Triton's cache."""
+    with monkeypatch.context() as patched:
+        found = dict(launches(noise, form, patched))
+    assert {variant.kernel for variant in found} == {"layers", "correlation"}
+    for variant, launched in found.items():
+        assert variant in variants("9.0")
+        assert launched.hash() == source(variant).hash()
 
 
 @pytest.mark.slow

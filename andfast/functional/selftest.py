@@ -362,26 +362,32 @@ def _ascent_steps(draw: _Draw) -> Iterator[Case]:
 
 
 def _identity_gradients(draw: _Draw) -> Iterator[Case]:
-    """Each result by itself, of three layers of F's width: noises, also of one map, slopes, correlation."""
-    layers, n, channels, height, width = 3, 2, 64, 9, 19
+    """Each result by itself: noises, also of one map, slopes, correlation.
+
+    Layers and channels are F's, and in channels_last the images are in float32 beside noises of the dtype that is
+    tested: so on CUDA a training run finds these kernels compiled.
+    """
+    layers, n, channels, height, width = 5, 2, 64, 9, 19
 
     def case(
         kind: str, form: torch.memory_format, noise: int, slope: bool, padding: str, result: Callable[..., Tensor]
     ) -> Case:
         given = {"x": draw.normal(n, 3, height, width), "g": draw.normal(n, 3, height, width)}
         given |= {name: draw.normal(layers, n, 3, channels) for name in ("before", "after")}
+        names = tuple(given)
+        given["tested"] = draw.normal(1)
 
         def run(t: Mapping[str, Tensor], impl: str) -> Tensor:
             correlation, noises, slopes = identity_gradients(
-                *(t[name] for name in given),
+                *(t[name] for name in names),
                 noises=[noise] * layers,
                 slopes=[slope] * layers,
                 correlation=not slope,
-                noise_dtype=t["x"].dtype,
+                noise_dtype=t["tested"].dtype,
                 padding=padding,
                 impl=impl,
             )
-            return result(correlation, noises, slopes).to(t["x"].dtype)
+            return result(correlation, noises, slopes).to(t["tested"].dtype)
 
         def written_out(t: Mapping[str, Tensor]) -> Tensor:
             up = torch.einsum("lnjc,njhw->lnchw", t["after"], t["g"])
@@ -392,7 +398,8 @@ def _identity_gradients(draw: _Draw) -> Iterator[Case]:
             noises = up.sum(2, keepdim=True) if noise == 1 else up
             return result(correlation, noises, (z.clamp_max(0) * up).sum((3, 4)))
 
-        return Case(f"{kind}, {_FORMATS[form]}", given, run, written_out, form, frozen=given, wide=("before", "after"))
+        wide = names if form == _LAST else names[2:]
+        return Case(f"{kind}, {_FORMATS[form]}", given, run, written_out, form, frozen=given, wide=wide)
 
     yield case("noises", _LAST, channels, True, "replicate", lambda _, noises, __: noises[2])
     yield case("slopes", _LAST, channels, True, "replicate", lambda _, __, slopes: slopes.reshape(-1, 1, 1, 1))
