@@ -36,7 +36,7 @@ from andfast.diagnosis.memory import Alive, fake_weights
 from andfast.functional import _ascent_step_triton, _dispatch
 from andfast.kernels import ascent_step as ascent_kernels
 from andfast.kernels.ascent_step import Batch
-from andfast.training.step import Sharing
+from andfast.training.step_settings import Sharing
 
 NO_LAUNCH = (
     "empty",

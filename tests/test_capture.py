@@ -16,7 +16,8 @@ from andfast.adversary import sample_identity
 from andfast.config import TrainConfig
 from andfast.training.build import records_ascent
 from andfast.training.capture import Backend, Captured, CaptureError, CudaGraphs
-from andfast.training.step import Place, TrainingStep
+from andfast.training.step import TrainingStep
+from andfast.training.step_settings import Place
 
 
 class Rerun:

@@ -23,7 +23,7 @@ from andfast.nn import RRDBNet
 from andfast.nn.interpolation_start import start_as_interpolation
 from andfast.nn.weights import save_weights
 from andfast.training.build import build_adversary
-from andfast.training.step import Adversary
+from andfast.training.step_settings import Adversary
 
 SMALL = ["--crop", "32", "--degradation.channels", "8", "--factors", "0.5", "--quiet"]
 

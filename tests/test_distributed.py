@@ -15,7 +15,8 @@ from andfast.nn import DegradationNetwork, RRDBNet
 from andfast.training.distributed import Processes, processes
 from andfast.training.logging import read_metrics
 from andfast.training.objective import Objective
-from andfast.training.step import Adversary, Place, Sharing, TrainingStep
+from andfast.training.step import TrainingStep
+from andfast.training.step_settings import Adversary, Place, Sharing
 
 pytestmark = pytest.mark.slow
 

@@ -8,7 +8,8 @@ from test_capture import Rerun
 from test_step import assert_close, crops, gradients, make
 
 from andfast.training.capture import Captured
-from andfast.training.step import Adversary, Place, TrainingStep
+from andfast.training.step import TrainingStep
+from andfast.training.step_settings import Adversary, Place
 
 
 def groups_of(step: TrainingStep, most: int) -> TrainingStep:

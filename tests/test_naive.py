@@ -15,7 +15,8 @@ from andfast.functional import blur_pool
 from andfast.losses import GANLoss, PerceptualLoss
 from andfast.nn import DegradationNetwork, RRDBNet, VGGDiscriminator
 from andfast.training.objective import Objective
-from andfast.training.step import Adversary, Place, Sharing, TrainingStep
+from andfast.training.step import TrainingStep
+from andfast.training.step_settings import Adversary, Place, Sharing
 
 FILE = Path(__file__).parents[1] / "benchmarks" / "naive.py"
 LAYERS = {"conv1_2": 0.1, "conv2_2": 0.5}

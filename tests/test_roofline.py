@@ -16,7 +16,8 @@ from andfast.functional.identity_gradients import identity_gradients
 from andfast.losses import GANLoss, PerceptualLoss
 from andfast.nn import DegradationNetwork, RRDBNet, VGGDiscriminator
 from andfast.training.objective import Objective
-from andfast.training.step import Adversary, Place, Sharing, TrainingStep
+from andfast.training.step import TrainingStep
+from andfast.training.step_settings import Adversary, Place, Sharing
 
 sys.path.append(
     str(Path(__file__).resolve().parents[1])

@@ -13,7 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from andfast.config import SharingConfig, TrainConfig
 from andfast.training.build import build_sharing
-from andfast.training.step import Place, Sharing, TrainingStep
+from andfast.training.step import TrainingStep
+from andfast.training.step_settings import Place, Sharing
 
 NOTHING = Sharing(identity_pass=False, hr_features=False, cast_weights=False, discriminator_pass=False)
 SWITCHES = [one.name for one in dataclasses.fields(Sharing)]

@@ -19,7 +19,8 @@ from andfast.functional import blur_pool
 from andfast.losses import GANLoss, PerceptualLoss
 from andfast.nn import DegradationNetwork, RRDBNet, UNetDiscriminator, VGGDiscriminator, frozen
 from andfast.training.objective import Objective
-from andfast.training.step import Adversary, Place, Sharing, TrainingStep, first_nonfinite, psnr, seeded_generator
+from andfast.training.step import TrainingStep, first_nonfinite, psnr, seeded_generator
+from andfast.training.step_settings import Adversary, Place, Sharing
 from andfast.training.timing import Stopwatch
 
 SIZE = 32

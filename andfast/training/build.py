@@ -17,7 +17,8 @@ from andfast.training.capture import Captured, CudaGraphs
 from andfast.training.distributed import Processes
 from andfast.training.logging import say
 from andfast.training.objective import Objective
-from andfast.training.step import Adversary, Place, Sharing, TrainingStep
+from andfast.training.step import TrainingStep
+from andfast.training.step_settings import Adversary, Place, Sharing
 from andfast.training.timing import Stopwatch
 
 NOISE_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

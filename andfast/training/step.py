@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -18,68 +17,18 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.parallel import DistributedDataParallel
 
-from andfast.adversary import Ascent, Ball, ascend, sample_identity
+from andfast.adversary import Ascent, ascend, sample_identity
 from andfast.functional import blur_pool
 from andfast.nn import DegradationNetwork, RRDBNet, Theta, frozen
 from andfast.nn.fp8_body import Fp8Body
 from andfast.nn.frozen import copies
 from andfast.training.capture import Captured
 from andfast.training.objective import Objective, Targets
+from andfast.training.step_settings import Adversary, Place, Sharing
 from andfast.training.timing import Stopwatch
 
 FP16_ASCENT_SCALE = 2.0**16
 """Factor on the ascent's loss where its gradients are fp16; they are normalised, so nothing has to be undone."""
-
-
-@dataclass(frozen=True)
-class Adversary:
-    """How the worst case is searched.
-
-    Attributes:
-        ball, steps, step_size: as of :func:`andfast.adversary.ascend`.
-        channels, noise, noise_dtype, slope: of F's parameters, as of :func:`andfast.adversary.sample_identity`.
-        images_per_network: images that share one F; 0: one F for the whole micro batch.
-        images_at_once: the most images whose worst cases are searched together; 0: all of a micro batch.
-        precision: "same" as the step's, or "fp8" in the dense blocks of G; see :class:`andfast.nn.fp8_body.Fp8Body`.
-    """
-
-    ball: Ball
-    steps: int = 5
-    step_size: float = 0.3
-    channels: int = 64
-    noise: str = "full"
-    noise_dtype: torch.dtype = torch.float32
-    slope: str = "layer"
-    images_per_network: int = 1
-    images_at_once: int = 0
-    precision: str = "same"
-
-    def groups(self, images: int) -> list[range]:
-        """The images of a micro batch in consecutive groups, as equal as whole networks allow."""
-        most = self.images_at_once if self.images_per_network else images
-        if not 0 < most < images or images % self.images_per_network:
-            return [range(images)]
-        networks = images // self.images_per_network
-        count = min(-(-images // most), networks)
-        ends = [networks * number // count * self.images_per_network for number in range(count + 1)]
-        return [range(*pair) for pair in pairwise(ends)]
-
-
-@dataclass(frozen=True)
-class Sharing:
-    """What a step computes once and uses again; see :class:`andfast.config.SharingConfig`.
-
-    Attributes:
-        identity_pass: the first ascent pass is at the identity: F in closed form.
-        hr_features: HR's features and logits serve all passes.
-        cast_weights: G's weights are cast to the autocast dtype once for all ascent passes.
-        discriminator_pass: one pass of D over SR serves G's loss and D's.
-    """
-
-    identity_pass: bool = True
-    hr_features: bool = True
-    cast_weights: bool = True
-    discriminator_pass: bool = False
 
 
 class WorstCase(NamedTuple):
@@ -96,17 +45,6 @@ class WorstCase(NamedTuple):
     clean: Tensor
     targets: Targets
     losses: Tensor
-
-
-@dataclass(frozen=True)
-class Place:
-    """Which part of the global batch this process works on, and where its randomness starts."""
-
-    seed: int
-    stage: int
-    rank: int = 0
-    world_size: int = 1
-    accumulate: int = 1
 
 
 @dataclass
@@ -141,7 +79,7 @@ class TrainingStep:
     autocast: torch.dtype | None = None
     degradation_autocast: bool = False
     round_lr: bool = False
-    sharing: Sharing = Sharing()
+    sharing: Sharing = field(default_factory=Sharing)
     generator_parallel: nn.Module | None = None
     discriminator_parallel: nn.Module | None = None
     scale_loss: Callable[[Tensor], Tensor] = field(default=lambda loss: loss)

@@ -19,7 +19,8 @@ from andfast.nn import DegradationNetwork, RRDBNet, UNetDiscriminator, VGGDiscri
 from andfast.training.average import WeightAverage
 from andfast.training.build import compile_networks
 from andfast.training.objective import Objective
-from andfast.training.step import Adversary, Place, Sharing, TrainingStep
+from andfast.training.step import TrainingStep
+from andfast.training.step_settings import Adversary, Place, Sharing
 
 FILE = Path(__file__).with_name("losses.json")
 STEPS = 50

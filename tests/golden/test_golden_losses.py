@@ -7,7 +7,7 @@ import pytest
 import torch
 from regenerate import FILE, NOTHING, STEPS, differences, train, train_against_batch_statistics, train_net_in_groups
 
-from andfast.training.step import Sharing
+from andfast.training.step_settings import Sharing
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "as stored": {"sharing": NOTHING},
