@@ -32,7 +32,7 @@ from .degradation_block_shared import (
     tile_counts,
     tile_pixels,
 )
-from .upsampled_convolution_configs import BLOCK_POINTWISE, TABLE
+from .upsampled_convolution_configs import TABLE
 
 
 @triton.jit(do_not_specialize=["height", "width", "tiles", "tiles_w", "save"])
@@ -182,47 +182,6 @@ def _grad_input_kernel(
     tl.store(gx_ptr + n * gx_stride_n + offset, acc.to(gx_ptr.dtype.element_ty), mask=mask)
 
 
-@triton.jit(do_not_specialize=["height", "width", "tiles"])
-def _before_activation_kernel(
-    g_ptr,  # (N, Cout, H, W), any strides: the incoming gradient
-    bits_ptr,  # (N, H, W, ceil(Cout / 8)) bytes
-    gz_ptr,  # (N, Cout, H, W), any strides
-    c_out,  # channels
-    height,  # of the images
-    width,  # of the images
-    tiles,  # runs of PIXELS pixels of an image
-    g_stride_n,  # strides of g, in values
-    g_stride_c,
-    g_stride_h,
-    g_stride_w,
-    gz_stride_n,  # strides of gz, in values
-    gz_stride_c,
-    gz_stride_h,
-    gz_stride_w,
-    slope,  # of the leaky ReLU
-    PIXELS: tl.constexpr,  # pixels a program, in the order of rows
-    BLOCK_OUT: tl.constexpr,  # channels a program
-):
-    """gz = g where the result is positive, slope * g elsewhere: one run of pixels, one block of channels."""
-    program = tl.program_id(0)
-    blocks = tl.cdiv(c_out, BLOCK_OUT)
-    n = (program // (blocks * tiles)).to(tl.int64)
-    pixel = ((program // blocks) % tiles) * PIXELS + tl.arange(0, PIXELS)
-    row, column = pixel // width, pixel % width
-    first = (program % blocks) * BLOCK_OUT
-    exists = pixel < height * width
-    bits = bits_ptr + n * height * width * ((c_out + BITS - 1) // BITS)
-    slopes = tl.zeros((BLOCK_OUT,), dtype=tl.float32) + slope
-    _, gz = load_activated(
-        g_ptr + n * g_stride_n, bits, slopes, row, column, exists, first, c_out, width,
-        g_stride_c, g_stride_h, g_stride_w, PIXELS, BLOCK_OUT,
-    )  # fmt: skip
-    o = first + tl.arange(0, BLOCK_OUT)
-    offset = (row * gz_stride_h + column * gz_stride_w)[:, None] + (o * gz_stride_c)[None, :]
-    mask = exists[:, None] & (o < c_out)[None, :]
-    tl.store(gz_ptr + n * gz_stride_n + offset, gz.to(gz_ptr.dtype.element_ty), mask=mask)
-
-
 # -------------------------------------------------------------------------------------------------------- launches
 
 
@@ -320,19 +279,3 @@ def grad_input(
         PRECISION=dot_precision(grad.dtype, tf32),
         num_warps=config.warps, num_stages=config.stages, maxnreg=register_limit(config, grad, grad_x),
     )  # fmt: skip
-
-
-def before_activation(grad: Tensor, bits: Tensor, slope: float) -> Tensor:
-    """The gradient to what the activation read, in grad's dtype, channels_last."""
-    n, c_out, height, width = grad.shape
-    made = torch.empty_like(grad, memory_format=torch.channels_last)
-    if made.numel() == 0:
-        return made
-    refuse_huge("the gradient", grad)
-    pixels, block = BLOCK_POINTWISE
-    tiles = triton.cdiv(height * width, pixels)
-    _before_activation_kernel[n * tiles * triton.cdiv(c_out, block),](
-        grad, bits, made, c_out, height, width, tiles, *grad.stride(), *made.stride(), slope,
-        PIXELS=pixels, BLOCK_OUT=block, num_warps=4,
-    )  # fmt: skip
-    return made

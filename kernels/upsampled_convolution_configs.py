@@ -9,9 +9,6 @@ from typing import Final
 
 from .degradation_block_configs import Config
 
-BLOCK_POINTWISE: Final = (64, 64)
-"""Pixels and channels of a program of the kernel that only applies the activation's slope."""
-
 # fmt: off
 TABLE: Final[dict[str, dict[tuple[str, str], Config]]] = {
     "8.0": {

@@ -16,10 +16,10 @@ from triton.compiler import ASTSource
 
 from andfast.kernels import upsampled_convolution as module
 from andfast.kernels.degradation_block_configs import CHANNEL_BLOCKS, MAX_REGISTERS, PRECISIONS, Config
-from andfast.kernels.upsampled_convolution_configs import BLOCK_POINTWISE, TABLE
+from andfast.kernels.upsampled_convolution_configs import TABLE
 
 RESOURCES = FOLDER / "upsampled_convolution_resources.json"
-KERNELS = ("forward", "grad_input", "before_activation")
+KERNELS = ("forward", "grad_input")
 LAYOUTS = ("aligned", "odd", "general")  # channels_last in multiples of 16; of any number of channels; any strides
 TYPES = {"bits_ptr": "*u8", "slope": "fp32"}
 
@@ -42,17 +42,13 @@ class Variant(NamedTuple):
         return f"{self.architecture} {self.kernel} {self.precision} {self.dtype} {blocks} {self.layout}"
 
     def config(self) -> Config:
-        if self.kernel == "before_activation":
-            return Config(1, BLOCK_POINTWISE[0], 0, 4, 3)  # Triton's own number of stages; the kernel has no loop
         return TABLE[self.architecture][self.kernel, self.precision]
 
 
 def variants(architecture: str, kernel: str, precision: str) -> list[Variant]:
     """All that the launchers can ask for; in every layout where the blocks are largest, and where G has 3 channels."""
     dtypes = ("bf16", "fp16") if precision == "half" else ("fp32",)
-    one = Variant(architecture, kernel, precision, dtypes[0], 1, 0, BLOCK_POINTWISE[1], True, "aligned")
-    if kernel == "before_activation":
-        return [] if precision == "tf32x3" else [one._replace(layout=layout) for layout in LAYOUTS]
+    one = Variant(architecture, kernel, precision, dtypes[0], 1, 0, 0, True, "aligned")
     steps = sorted({min(block, one.config().block_k) for block in CHANNEL_BLOCKS})
     sizes = (steps, CHANNEL_BLOCKS) if kernel == "forward" else (CHANNEL_BLOCKS, steps)
     found = [
@@ -73,13 +69,14 @@ def variants(architecture: str, kernel: str, precision: str) -> list[Variant]:
 def source(variant: Variant) -> ASTSource:
     """The kernel with the signature that a launch of this kind gets from Triton's own specialisation."""
     config, function = variant.config(), getattr(module, f"_{variant.kernel}_kernel")
-    constants: dict[str, Any] = {"BLOCK_OUT": variant.block_out}
-    if variant.kernel == "before_activation":
-        constants["PIXELS"] = config.block_w
-    else:
-        constants.update(BLOCK_H=config.block_h, BLOCK_W=config.block_w, BLOCK_IN=variant.block_in)
-        constants.update(FACTOR=variant.factor)
-        constants["PRECISION"] = "tf32" if variant.precision == "half" else variant.precision
+    constants: dict[str, Any] = {
+        "FACTOR": variant.factor,
+        "BLOCK_H": config.block_h,
+        "BLOCK_W": config.block_w,
+        "BLOCK_IN": variant.block_in,
+        "BLOCK_OUT": variant.block_out,
+        "PRECISION": "tf32" if variant.precision == "half" else variant.precision,
+    }
     if variant.kernel == "grad_input":
         constants["ACTIVATED"] = variant.activated
     types: dict[str, str] = {}
@@ -101,10 +98,14 @@ def source(variant: Variant) -> ASTSource:
 def resources(variant: Variant) -> Resources:
     """Compile one variant; what one program takes of a multiprocessor."""
     config = variant.config()
-    options = {"num_warps": config.warps, "num_stages": config.stages}
-    if variant.kernel != "before_activation":
-        options["maxnreg"] = config.registers if variant.layout == "aligned" else MAX_REGISTERS
-    return kernel_resources.resources(source(variant), variant.architecture, **options)
+    registers = config.registers if variant.layout == "aligned" else MAX_REGISTERS
+    return kernel_resources.resources(
+        source(variant),
+        variant.architecture,
+        num_warps=config.warps,
+        num_stages=config.stages,
+        maxnreg=registers,
+    )
 
 
 def everything() -> list[Variant]:

@@ -89,8 +89,8 @@ if not INTERPRETED:
     ) -> None:
         """Of an RRDBNet at full size, in bytes, parameters apart, outside of the blocks.
 
-        Frozen: the signs of the tail's three activations. Trained: also what each convolution reads, the LR, the
-        first features, the body's result and its sum with them, and one map at twice and two at four times the size.
+        Frozen: the signs of the tail's three activations. Trained: what each convolution reads, the LR, the body's
+        result and its sum with the first features, and one map at twice and two at four times the size.
         """
         for op in ("residual_dense_block", "upsampled_convolution"):
             monkeypatch.setitem(_dispatch._TABLE[op], "triton", _dispatch.everywhere)
@@ -115,8 +115,8 @@ if not INTERPRETED:
             assert sorted(one.nbytes for one in kept.values()) == sorted(in_blocks + tail)
             kept.clear()
             network(lr)
-        assert sorted(one.nbytes for one in kept.values() if one.dtype == torch.uint8) == tail
-        maps = sorted(one.nbytes // (2 * pixels) for one in kept.values() if one.dtype != torch.uint8)
+        assert {one.dtype for one in kept.values()} == {torch.bfloat16}
+        maps = sorted(one.nbytes // (2 * pixels) for one in kept.values())
         of_blocks = 3 * blocks * [128 if impl == "triton" else 192]
         read_by_blocks = 3 * blocks * [64] if impl == "triton" else []
         # conv_first reads the LR; the first block reads conv_first's result
@@ -127,6 +127,7 @@ if not INTERPRETED:
 
 
 if INTERPRETED:
+    from andfast.functional import _upsampled_convolution_triton as fused
     from andfast.kernels import upsampled_convolution as kernels
 
     triton_interpreter.repair()
@@ -225,13 +226,14 @@ if INTERPRETED:
 
     @pytest.mark.parametrize("needs", list(itertools.product((False, True), repeat=3))[1:])
     def test_every_subset_of_gradients(needs: tuple[bool, ...], monkeypatch: pytest.MonkeyPatch) -> None:
-        """And with frozen weights neither is the gradient before the activation made, nor one to weights."""
+        """And with frozen weights no gradient to them is computed, nor one before the activation made."""
         arguments = make(2, 3, 9, 4, 5)
         grad = torch.randn(2, 9, 8, 10)
         right = exact_results(arguments, grad, factor=2)[1:]
         leaves = [one.requires_grad_(need) for one, need in zip(arguments, needs, strict=True)]
         if not any(needs[1:]):
-            monkeypatch.setattr(kernels, "before_activation", None)
+            monkeypatch.setattr(fused, "gradients", None)
+            monkeypatch.setattr(fused.torch.ops.aten, "leaky_relu_backward", None)
         if not needs[0]:
             monkeypatch.setattr(kernels, "grad_input", None)
         out = upsampled_convolution(*leaves, impl="triton")
@@ -256,9 +258,9 @@ if INTERPRETED:
         with torch.no_grad():
             out, signs = forward_op(x, *parameters, 2, 0.2, True, "triton")
             needed, last = [True, not frozen, not frozen], memory_format == torch.channels_last
-            kept = None if frozen else x.detach()
+            kept, saved = (None, signs) if frozen else (x.detach(), out)
             grad, weight = torch.randn_like(out), parameters[0].detach()
-            torch.library.opcheck(backward_op, (grad, signs, kept, weight, 2, 0.2, needed, last, "triton"))
+            torch.library.opcheck(backward_op, (grad, saved, kept, weight, 2, 0.2, needed, last, "triton"))
 
     @pytest.mark.parametrize("frozen", [False, True])
     def test_compiles_as_one_graph(frozen: bool) -> None:
@@ -282,6 +284,12 @@ if INTERPRETED:
         assert out.shape == (0, 11, 10, 14)
         for one, leaf in zip(torch.autograd.grad(out.sum(), leaves), leaves, strict=True):
             assert torch.equal(one, torch.zeros_like(leaf))
+
+    def test_signs_alone_refuse_the_gradients_of_weights() -> None:
+        x, weight, bias = make()
+        out, signs = forward_op(x, weight, bias, 2, 0.2, True, "triton")
+        with pytest.raises(ValueError, match="need the result, not its signs"):
+            backward_op(out, signs, x, weight, 2, 0.2, [True, True, True], False, "triton")
 
     def test_the_self_test_passes() -> None:
         results = self_test("cpu", [torch.float32], ["upsampled_convolution"])

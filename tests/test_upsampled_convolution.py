@@ -155,7 +155,9 @@ def test_the_upsampled_map_is_never_made() -> None:
     forward, backward = (op._init_fn for op in (forward_op, backward_op))
     with Largest() as largest:
         out, signs = forward(x, weight, bias, 2, 0.2, True, "reference")
-        backward(torch.randn_like(out), signs, x, weight, 2, 0.2, [True, True, True], False, "reference")
+        for saved, all_needed in ((signs, False), (out, True)):
+            needed = [True, all_needed, all_needed]
+            backward(torch.randn_like(out), saved, x, weight, 2, 0.2, needed, False, "reference")
     kernel = 16 * 16 * 4
     assert largest.found[torch.float64] == max(out.numel(), kernel) < 4 * x.numel()
     assert signs.numel() == out.numel() // 4  # bytes of 8 signs, of which half have no channel here
@@ -172,7 +174,7 @@ def kept(call: Callable[[], Tensor], parameters: list[Tensor]) -> tuple[Tensor, 
 
 @pytest.mark.parametrize("factor", FACTORS)
 def test_what_is_kept(factor: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Frozen: a bit an element, nothing without an activation, and no gradient to weight; trained: x as well."""
+    """Frozen: a bit an element, nothing without an activation, and no gradient to weight; trained: x and the result."""
     x, weight, bias = make(2, 8, 16, 6, 5, torch.float32)
     module = sys.modules[upsampled_convolution.__module__]
     frozen = weight.detach(), bias.detach()
@@ -185,9 +187,10 @@ def test_what_is_kept(factor: int, monkeypatch: pytest.MonkeyPatch) -> None:
         out, saved = kept(lambda: upsampled_convolution(x, *frozen, factor=factor, slope=1), list(frozen))
         assert saved == []
         out.sum().backward()
-    _, saved = kept(lambda: upsampled_convolution(x, weight, bias, factor=factor), [weight, bias])
-    assert [(one.dtype, tuple(one.shape)) for one in saved] == [bits, (torch.float32, tuple(x.shape))]
-    assert saved[1].data_ptr() == x.data_ptr()
+    out, saved = kept(lambda: upsampled_convolution(x, weight, bias, factor=factor), [weight, bias])
+    assert [one.data_ptr() for one in saved] == [out.data_ptr(), x.data_ptr()]
+    out, saved = kept(lambda: upsampled_convolution(x, frozen[0], bias, factor=factor), [weight, bias])
+    assert [one.data_ptr() for one in saved] == [out.data_ptr()]
 
 
 def test_no_gradient_keeps_nothing() -> None:
@@ -218,8 +221,8 @@ def test_opcheck(factor: int, frozen: bool, memory_format: torch.memory_format) 
         out, signs = forward_op(x, weight, bias, factor, 0.2, True, "reference")
         needed = [True, not frozen, not frozen]
         last = memory_format == torch.channels_last
-        x_kept = None if frozen else x.detach()
-        arguments = (torch.randn_like(out), signs, x_kept, weight.detach(), factor, 0.2, needed, last, "reference")
+        x_kept, saved = (None, signs) if frozen else (x.detach(), out)
+        arguments = (torch.randn_like(out), saved, x_kept, weight.detach(), factor, 0.2, needed, last, "reference")
         torch.library.opcheck(backward_op, arguments)
 
 
@@ -328,9 +331,17 @@ def test_differentiable_once() -> None:
         grad.sum().backward()
 
 
-def test_op_without_signs_refuses_gradients() -> None:
-    out, _ = forward_op(*make(), 2, 0.2, False, "reference")
-    with pytest.raises(RuntimeError, match="keep_signs=True"):
+@pytest.mark.parametrize("keep_signs", [False, True])
+def test_signs_and_the_result_say_the_same(keep_signs: bool) -> None:
+    given = make()
+    out, _ = forward_op(*given, 2, 0.2, keep_signs, "reference")
+    assert_same(torch.autograd.grad(out.sum(), given), torch.autograd.grad(upsampled_convolution(*given).sum(), given))
+
+
+def test_a_result_that_was_changed_is_no_longer_differentiated() -> None:
+    out = upsampled_convolution(*make())
+    out.mul_(-1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         out.sum().backward()
 
 

@@ -10,7 +10,7 @@ BasicSR's ``RRDBNet``.) By 2 it is a transposed convolution of the small map wit
 
 What is kept between the passes depends on who asks. With frozen weights, one bit an element of the result, its sign;
 without an activation (a slope of 1) nothing at all, where PyTorch's own convolution keeps its input. To train the
-weights, x as well, which is the small map and the caller's tensor.
+weights, x, which is the small map, and the result, both tensors that the caller and what reads the result have anyway.
 """
 
 import math
@@ -58,9 +58,9 @@ def upsampled_convolution(
         RuntimeError: The implementation asked for is not available here.
     """
     x, weight, bias, slope = _checked(x, weight, bias, factor, slope)
-    differentiated = torch.is_grad_enabled() and any(one.requires_grad for one in (x, weight, bias))
+    frozen = torch.is_grad_enabled() and x.requires_grad and not (weight.requires_grad or bias.requires_grad)
     impl = _dispatch.resolve(NAME, impl, x.device.type, x.dtype)
-    return forward_op(x, weight, bias, factor, slope, differentiated and slope != 1, impl)[0]
+    return forward_op(x, weight, bias, factor, slope, frozen and slope != 1, impl)[0]
 
 
 def upsampled_convolution_reference(
@@ -125,7 +125,7 @@ def _forward_reference(
 
 def _backward_reference(
     grad: Tensor,
-    signs: Tensor,
+    saved: Tensor | None,
     x: Tensor | None,
     weight: Tensor,
     factor: int,
@@ -136,9 +136,10 @@ def _backward_reference(
     """Return the gradients to x, weight and bias, None where it is not needed."""
     x_needed, weight_needed, bias_needed = needed
     grad_x = grad_weight = grad_bias = None
-    if signs.numel():
-        positive = _unpacked(signs, grad.shape[1]).to(grad.dtype)
-        grad = torch.ops.aten.leaky_relu_backward(grad, positive, slope, False)
+    if saved is not None:
+        if saved.dtype == torch.uint8:
+            saved = _unpacked(saved, grad.shape[1]).to(grad.dtype)
+        grad = torch.ops.aten.leaky_relu_backward(grad, saved, slope, False)
     if weight_needed:
         if x is None:
             raise ValueError(f"the gradient to the weight of {NAME} needs x")
@@ -201,10 +202,10 @@ _dispatch.register(
 def forward_op(
     x: Tensor, weight: Tensor, bias: Tensor, factor: int, slope: float, keep_signs: bool, impl: str
 ) -> tuple[Tensor, Tensor]:
-    """Return out and what is saved for backward; arguments are not checked.
+    """Return out, and its signs if ``keep_signs``, else a tensor without elements; arguments are not checked.
 
-    Saved are, if ``keep_signs``, the signs of out as (N, factor * H, factor * W, ceil(Cout / 8)) bytes: bit c % 8 of
-    byte c // 8 says that channel c is positive. Else a tensor without elements.
+    Signs are (N, factor * H, factor * W, ceil(Cout / 8)) bytes: bit c % 8 of byte c // 8 says that channel c is
+    positive. Without them a backward pass reads the signs off out itself.
     """
     if impl == "triton":
         out = _convolution.empty(x, weight.shape[0], factor=factor)
@@ -230,7 +231,7 @@ def _(
 @torch.library.custom_op("andfast::upsampled_convolution_backward", mutates_args=())
 def backward_op(
     grad: Tensor,
-    signs: Tensor,
+    saved: Tensor | None,
     x: Tensor | None,
     weight: Tensor,
     factor: int,
@@ -241,9 +242,10 @@ def backward_op(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients to x, weight and bias; those not needed as tensors without elements.
 
-    ``x`` is needed for the gradient to weight alone; ``channels_last`` says which format the gradient to x takes.
+    ``saved`` is the signs of out, or out itself, or None without an activation. ``x`` is needed for the gradient to
+    weight alone; ``channels_last`` says which format the gradient to x takes.
     """
-    arguments = (grad, signs, x, weight, factor, slope, needed)
+    arguments = (grad, saved, x, weight, factor, slope, needed)
     if impl == "triton":
         into = _gradient_to_x(grad, weight, factor, channels_last) if needed[0] else None
         grad_x, grad_weight, grad_bias = _fused.backward(*arguments, into)
@@ -259,7 +261,7 @@ def backward_op(
 
 @backward_op.register_fake
 def _(
-    grad: Tensor, signs: Tensor, x: Tensor | None, weight: Tensor, factor: int, slope: float, *others: Any
+    grad: Tensor, saved: Tensor | None, x: Tensor | None, weight: Tensor, factor: int, slope: float, *others: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
     needed, channels_last, _impl = others
     return (
@@ -270,18 +272,17 @@ def _(
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    x, weight, _, ctx.factor, ctx.slope, ctx.signs_kept, ctx.impl = inputs
-    ctx.mark_non_differentiable(output[1])
+    x, weight, _, ctx.factor, ctx.slope, signs_kept, ctx.impl = inputs
+    out, signs = output
+    ctx.mark_non_differentiable(signs)
     ctx.channels_last = _convolution.memory_format(x) == torch.channels_last
-    ctx.save_for_backward(output[1], x if ctx.needs_input_grad[1] else None, weight)
+    saved = signs if signs_kept else None if ctx.slope == 1 else out
+    ctx.save_for_backward(saved, x if ctx.needs_input_grad[1] else None, weight)
 
 
 def _backward(ctx: Any, grad: Tensor, _grad_signs: Tensor | None) -> tuple[Any, ...]:
-    signs, x, weight = ctx.saved_tensors
-    if ctx.slope != 1 and not ctx.signs_kept:
-        raise RuntimeError(f"gradients of {NAME} need keep_signs=True in the forward op")
     needed = list(ctx.needs_input_grad[:3])
-    grads = backward_op(grad, signs, x, weight, ctx.factor, ctx.slope, needed, ctx.channels_last, ctx.impl)
+    grads = backward_op(grad, *ctx.saved_tensors, ctx.factor, ctx.slope, needed, ctx.channels_last, ctx.impl)
     return *(one if need else None for one, need in zip(grads, needed, strict=True)), *(None,) * 4
 
 
@@ -300,7 +301,7 @@ def _forward_operations(x_shape: Any, weight_shape: Any, _bias_shape: Any, facto
 
 @register_flop_formula(torch.ops.andfast.upsampled_convolution_backward)
 def _backward_operations(
-    grad_shape: Any, _signs_shape: Any, _x_shape: Any, weight_shape: Any, *others: Any, **_kwargs: Any
+    grad_shape: Any, _saved_shape: Any, _x_shape: Any, weight_shape: Any, *others: Any, **_kwargs: Any
 ) -> int:
     _factor, _slope, needed, *_ = others
     pixels = grad_shape[0] * grad_shape[2] * grad_shape[3]
