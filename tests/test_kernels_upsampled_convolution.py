@@ -254,7 +254,7 @@ if INTERPRETED:
         x, *parameters = make(2, 4, 9, 3, 4)
         x = x.contiguous(memory_format=memory_format).requires_grad_()
         parameters = [one.requires_grad_(not frozen) for one in parameters]
-        torch.library.opcheck(forward_op, (x, *parameters, 2, 0.2, True, "triton"))
+        torch.library.opcheck(forward_op, (x, *parameters, 2, 0.2, frozen, "triton"))
         with torch.no_grad():
             out, signs = forward_op(x, *parameters, 2, 0.2, True, "triton")
             needed, last = [True, not frozen, not frozen], memory_format == torch.channels_last

@@ -22,7 +22,7 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor, factor: int, slope: float, 
 
 def backward(
     grad: Tensor,
-    saved: Tensor | None,
+    saved: Tensor,
     x: Tensor | None,
     weight: Tensor,
     factor: int,
@@ -32,19 +32,17 @@ def backward(
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """The gradients to x (``grad_x``, written), weight and bias, None where it is not needed.
 
-    ``saved`` is the signs of the result, the result itself, or None without an activation. With signs the gradient
-    before the activation never exists: g and they meet as they are loaded. The gradient to weight, PyTorch's, reads it
-    as a tensor, so that of a trained layer is made.
+    ``saved`` is the signs of the result, the result itself, or has no elements without an activation. With signs the
+    gradient before the activation never exists: g and they meet as they are loaded. The gradient to weight, PyTorch's,
+    reads it as a tensor, so that of a trained layer is made.
     """
     from andfast.kernels import upsampled_convolution as kernel  # noqa: PLC0415
 
     _, weight_needed, bias_needed = needed
-    signs = grad.new_empty(0, dtype=torch.uint8)
-    if saved is not None and saved.dtype == torch.uint8:
-        if weight_needed or bias_needed:
-            raise ValueError("gradients to the weight and bias of upsampled_convolution need the result, not its signs")
-        signs = saved
-    elif saved is not None:
+    signs = saved if saved.dtype == torch.uint8 else saved.new_empty(0, dtype=torch.uint8)
+    if signs.numel() and (weight_needed or bias_needed):
+        raise ValueError("gradients to the weight and bias of upsampled_convolution need the result, not its signs")
+    if saved.dtype != torch.uint8:
         grad = torch.ops.aten.leaky_relu_backward(grad, saved, slope, False)
     if grad_x is not None:
         packed = transposed_kernel(weight, factor).flatten(2).permute(2, 0, 1).contiguous()  # (taps, Cout, Cin)

@@ -125,7 +125,7 @@ def _forward_reference(
 
 def _backward_reference(
     grad: Tensor,
-    saved: Tensor | None,
+    saved: Tensor,
     x: Tensor | None,
     weight: Tensor,
     factor: int,
@@ -136,7 +136,7 @@ def _backward_reference(
     """Return the gradients to x, weight and bias, None where it is not needed."""
     x_needed, weight_needed, bias_needed = needed
     grad_x = grad_weight = grad_bias = None
-    if saved is not None:
+    if saved.numel():
         if saved.dtype == torch.uint8:
             saved = _unpacked(saved, grad.shape[1]).to(grad.dtype)
         grad = torch.ops.aten.leaky_relu_backward(grad, saved, slope, False)
@@ -231,7 +231,7 @@ def _(
 @torch.library.custom_op("andfast::upsampled_convolution_backward", mutates_args=())
 def backward_op(
     grad: Tensor,
-    saved: Tensor | None,
+    saved: Tensor,
     x: Tensor | None,
     weight: Tensor,
     factor: int,
@@ -242,8 +242,8 @@ def backward_op(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients to x, weight and bias; those not needed as tensors without elements.
 
-    ``saved`` is the signs of out, or out itself, or None without an activation. ``x`` is needed for the gradient to
-    weight alone; ``channels_last`` says which format the gradient to x takes.
+    ``saved`` is the signs of out, or out itself, or has no elements without an activation. ``x`` is needed for the
+    gradient to weight alone; ``channels_last`` says which format the gradient to x takes.
     """
     arguments = (grad, saved, x, weight, factor, slope, needed)
     if impl == "triton":
@@ -261,7 +261,7 @@ def backward_op(
 
 @backward_op.register_fake
 def _(
-    grad: Tensor, saved: Tensor | None, x: Tensor | None, weight: Tensor, factor: int, slope: float, *others: Any
+    grad: Tensor, saved: Tensor, x: Tensor | None, weight: Tensor, factor: int, slope: float, *others: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
     needed, channels_last, _impl = others
     return (
@@ -276,7 +276,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
     out, signs = output
     ctx.mark_non_differentiable(signs)
     ctx.channels_last = _convolution.memory_format(x) == torch.channels_last
-    saved = signs if signs_kept else None if ctx.slope == 1 else out
+    saved = signs if signs_kept or ctx.slope == 1 else out
     ctx.save_for_backward(saved, x if ctx.needs_input_grad[1] else None, weight)
 
 
