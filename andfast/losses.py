@@ -37,16 +37,17 @@ def _fp32(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def l1_loss(sr: Tensor, hr: Tensor) -> Tensor:
+def l1_loss(sr: Tensor, hr: Tensor, impl: str = "auto") -> Tensor:
     """Mean absolute difference of two equally shaped images, a scalar in fp32 (eq. 2's first term).
 
-    Differentiable in SR; an HR that requires a gradient is refused.
+    Differentiable in SR; an HR that requires a gradient is refused. ``impl``: of
+    :func:`andfast.functional.mean_distance`.
     """
     _check.images("sr", sr)
     _check.images("hr", hr)
     _check.has_shape("sr", sr, hr.shape, meaning="that of hr")
     _check.no_gradient("hr", hr)
-    return mean_distance(sr, hr)
+    return mean_distance(sr, hr, impl=impl)
 
 
 # ------------------------------------------------------------------------------------------------- perceptual
@@ -94,6 +95,7 @@ class PerceptualLoss(nn.Module):
             dict, or its `features` alone); or "random", a fixed Kaiming draw for smoke runs, which says
             nothing about perception.
         criterion: "l1" or "l2".
+        impl: implementation of :func:`andfast.functional.mean_distance`.
 
     Attributes:
         weights_note: where the weights come from, for the log; "random (smoke run only)" for the random ones.
@@ -107,12 +109,18 @@ class PerceptualLoss(nn.Module):
     std: Tensor
 
     def __init__(
-        self, layers: Mapping[str, float], *, weights: str | Path = "torchvision", criterion: Criterion = "l1"
+        self,
+        layers: Mapping[str, float],
+        *,
+        weights: str | Path = "torchvision",
+        criterion: Criterion = "l1",
+        impl: str = "auto",
     ) -> None:
         super().__init__()
         _check.one_of("criterion", criterion, get_args(Criterion))
         self.layers = _checked_layers(layers)
         self.criterion: Criterion = criterion
+        self.impl = impl
         deepest = max(self.layers, key=VGG19_LAYERS.index)
 
         # On the meta device until the weights come: nothing is drawn from the global generator.
@@ -169,7 +177,7 @@ class PerceptualLoss(nn.Module):
             ours, theirs = sr_features[name], hr_features[name]
             _check.has_shape(f"hr_features[{name!r}]", theirs, ours.shape, meaning="that of SR's features")
             _check.no_gradient(f"hr_features[{name!r}]", theirs)
-            terms.append(coefficient * mean_distance(ours, theirs, kind=self.criterion))
+            terms.append(coefficient * mean_distance(ours, theirs, kind=self.criterion, impl=self.impl))
         return torch.stack(terms).sum()
 
     def extra_repr(self) -> str:

@@ -5,6 +5,7 @@ the backward pass needs only what cannot be recomputed from its own operands (on
 moves beyond that is its distance from the roofline.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple
 
@@ -113,6 +114,12 @@ def blur_pool(x: Sequence[int], factor: int, *, size: int) -> tuple[Work, Work]:
     rows, out = n * channels * (height // factor) * width, n * channels * (height // factor) * (width // factor)
     work = Work(2 * taps * (rows + out), size * (n * channels * height * width + out), matrix=False)
     return work, work
+
+
+def mean_distance(x: Sequence[int], *, size: int) -> tuple[Work, Work]:
+    """Forward, which reads two tensors, and backward, which reads them again and writes the gradient to one."""
+    values = math.prod(x)
+    return Work(3 * values, 2 * size * values, matrix=False), Work(3 * values, 3 * size * values, matrix=False)
 
 
 def residual_dense_block(x: Sequence[int], growth: int = 32) -> Layer:

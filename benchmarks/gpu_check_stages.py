@@ -230,6 +230,7 @@ STAGES = (
     Stage("residual_dense_block", "benchmarks", 25, 70, suite("test_residual_dense_block.py"), counted),
     Stage("upsampled_convolution", "benchmarks", 15, 60, suite("test_upsampled_convolution.py"), counted),
     Stage("ascent", "benchmarks", 20, 60, suite("test_ascent.py"), counted),
+    Stage("mean_distance", "benchmarks", 15, 60, suite("test_mean_distance.py"), counted),
     Stage("step", "benchmarks", 100, 260, suite("test_step.py"), counted),
     Stage(
         "sanitizer", "compute-sanitizer memcheck over the CUDA extension", 20, 60, sanitizer,

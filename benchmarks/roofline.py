@@ -53,6 +53,10 @@ def op_floors(rates: Rates, *, batch: int, hr_size: int, scale: int, precision: 
         text = f"{batch}x{channels}x{hr_size}x{hr_size} /{scale}"
         row("blur_pool", text, "forward", passes[0])
         row("blur_pool", text, "backward", passes[1])
+    features = (batch, 64, hr_size, hr_size)  # VGG's largest
+    passes, text = counts.mean_distance(features, size=size), "x".join(map(str, features))
+    row("mean_distance", text, "forward", passes[0])
+    row("mean_distance", text, "forward+backward", *passes)
     block, text = counts.residual_dense_block((batch, 64, lr, lr)), f"{batch}x64x{lr}x{lr}"
     row("residual_dense_block", text, "forward", block.forward(size))
     row("residual_dense_block", text, "frozen forward+backward", block.forward(size), block.backward(size))

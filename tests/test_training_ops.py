@@ -70,7 +70,9 @@ def test_the_choice_reaches_every_network() -> None:
     settings.generator.blocks, settings.generator.features, settings.generator.growth = 1, 8, 4
     generator = build_generator(settings)
     assert {one.impl for one in generator.modules() if hasattr(one, "impl")} == {"reference"}
-    step = build_step(settings, "net", generator, Processes(0, 1, torch.device("cpu")))
-    assert step.degradation.impl == "reference"
+    settings.loss.vgg_weights, settings.loss.gan = "random", 0
+    step = build_step(settings, "gan", generator, Processes(0, 1, torch.device("cpu")))
+    assert step.objective.vgg is not None
+    assert {step.degradation.impl, step.objective.impl, step.objective.vgg.impl} == {"reference"}
     assert set(ops.ops_used(settings, torch.device("cpu")).values()) == {"reference"}
     assert ops.ops_used(config(), torch.device("cpu"))["blur_pool"] != "reference"

@@ -144,13 +144,16 @@ def build_step(config: TrainConfig, stage: Stage, generator: nn.Module, group: P
     memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
     generator = generator.to(device=device, memory_format=memory_format)  # type: ignore[call-overload]
     discriminator = None
-    objective = Objective(l1=config.loss.l1)
+    objective = Objective(l1=config.loss.l1, impl=config.ops)
     if stage == "gan":
         loss = config.loss
         vgg = None
         if loss.perceptual > 0:
             vgg = PerceptualLoss(
-                loss.perceptual_layers, weights=loss.vgg_weights, criterion=loss.perceptual_criterion
+                loss.perceptual_layers,
+                weights=loss.vgg_weights,
+                criterion=loss.perceptual_criterion,
+                impl=config.ops,
             ).to(device=device, memory_format=memory_format)  # type: ignore[call-overload]
         if loss.gan > 0:
             discriminator = build_discriminator(config.discriminator, config.data.patch_size)
@@ -162,6 +165,7 @@ def build_step(config: TrainConfig, stage: Stage, generator: nn.Module, group: P
             vgg=vgg,
             discriminator=discriminator,
             gan_loss=GANLoss(loss.gan_kind) if discriminator is not None else None,
+            impl=config.ops,
         )
     if config.compile:
         compile_networks(generator, discriminator)

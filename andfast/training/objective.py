@@ -25,6 +25,7 @@ class Objective:
         l1, perceptual, gan: the weights; gan is the paper's lambda.
         vgg: the perceptual loss, or None.
         discriminator: D and the form of its loss, or None.
+        impl: implementation of :func:`andfast.functional.mean_distance` for L1.
     """
 
     l1: float
@@ -33,6 +34,7 @@ class Objective:
     vgg: PerceptualLoss | None = None
     discriminator: nn.Module | None = None
     gan_loss: GANLoss | None = None
+    impl: str = "auto"
 
     def targets(self, hr: Tensor) -> Targets:
         """HR's features, and where the GAN loss is relativistic its logits; D's buffers move, so freeze D."""
@@ -44,7 +46,7 @@ class Objective:
 
     def terms(self, sr: Tensor, targets: Targets, logits: Tensor | None = None) -> dict[str, Tensor]:
         """The unweighted terms by name, fp32 scalars; ``logits`` are D's on SR where the caller has them already."""
-        terms = {"l1": l1_loss(sr, targets.hr)}
+        terms = {"l1": l1_loss(sr, targets.hr, self.impl)}
         if self.vgg is not None and targets.features is not None:
             terms["perceptual"] = self.vgg(sr, targets.features)
         if self.discriminator is not None and self.gan_loss is not None:

@@ -64,7 +64,7 @@ def degrade_against(step: TrainingStep, generator: nn.Module, hr: Tensor, *, bat
         step,
         generator=generator,
         discriminator=None,
-        objective=Objective(l1=1.0),
+        objective=Objective(l1=1.0, impl=step.objective.impl),
         adversary=replace(step.adversary, ball=ball, images_per_network=1),
         place=replace(step.place, stage=0, rank=0, world_size=1, accumulate=1),
         generator_parallel=None,
