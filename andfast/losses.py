@@ -5,7 +5,7 @@ input), as a scalar, without a host synchronisation, and works on meta and fake 
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -61,14 +61,16 @@ _ENTRY = re.compile(r"(?:features\.)?(\d+)\.(weight|bias)")
 
 
 def _vgg19() -> list[tuple[str, tuple[int, int] | None]]:
-    """VGG19's `features`, in torchvision's order: (name, (in, out) channels of a convolution, else None)."""
+    """VGG19's `features`, each convolution in torchvision's place: (name, (in, out) channels or None)."""
     layers: list[tuple[str, tuple[int, int] | None]] = []
     channels = 3
     for block, (width, count) in enumerate(_BLOCKS, start=1):
         for number in range(1, count + 1):
             layers += [(f"conv{block}_{number}", (channels, width)), (f"relu{block}_{number}", None)]
             channels = width
-        layers.append((f"pool{block}", None))
+        # torchvision pools after the ReLU. The two commute, gradients included; this way round the ReLU sees a quarter
+        # of the values, and the pooling keeps the convolution's output for the backward pass, as the loss does.
+        layers.insert(-1, (f"pool{block}", None))
     return layers
 
 
@@ -129,8 +131,9 @@ class PerceptualLoss(nn.Module):
             if convolution:
                 self.vgg.add_module(name, nn.Conv2d(*convolution, 3, padding=1, device="meta"))
             elif name.startswith("relu"):
-                # In place is free memory, but would overwrite a feature that was asked for.
-                self.vgg.add_module(name, nn.ReLU(inplace=name.replace("relu", "conv") not in self.layers))
+                # In place is free memory, but would overwrite a feature that was asked for, unless that was pooled.
+                pooled = f"pool{name[4]}" in dict(self.vgg.named_children())
+                self.vgg.add_module(name, nn.ReLU(inplace=pooled or name.replace("relu", "conv") not in self.layers))
             else:
                 self.vgg.add_module(name, nn.MaxPool2d(2, 2))
             if name == deepest:
@@ -147,19 +150,24 @@ class PerceptualLoss(nn.Module):
 
         Differentiable in `images`. Inside autocast they come in the autocast dtype.
         """
-        _check.images("images", images)
-        if images.shape[1] != 3 or min(images.shape[2:]) < self._smallest:
-            raise ValueError(
-                f"images must have shape (N, 3, H, W) with H and W of at least {self._smallest} "
-                f"for the layers {', '.join(self.layers)}, was {_check.shape(images)}"
-            )
-        found: dict[str, Tensor] = {}
+        self._check_images("images", images)
+        return dict(self._walk(images))
+
+    def _walk(self, images: Tensor) -> Iterator[tuple[str, Tensor]]:
+        """The features one after another, as VGG comes by them."""
         x = (images - self.mean) / self.std
         for name, layer in self.vgg.named_children():
             x = layer(x)
             if name in self.layers:
-                found[name] = x
-        return found
+                yield name, x
+
+    def _check_images(self, name: str, images: Tensor) -> None:
+        _check.images(name, images)
+        if images.shape[1] != 3 or min(images.shape[2:]) < self._smallest:
+            raise ValueError(
+                f"{name} must have shape (N, 3, H, W) with H and W of at least {self._smallest} "
+                f"for the layers {', '.join(self.layers)}, was {_check.shape(images)}"
+            )
 
     def forward(self, sr: Tensor, hr_features: Mapping[str, Tensor]) -> Tensor:
         """The weighted distance, a scalar in fp32.
@@ -171,13 +179,15 @@ class PerceptualLoss(nn.Module):
         if not isinstance(hr_features, Mapping) or not self.layers.keys() <= hr_features.keys():
             had = ", ".join(hr_features) if isinstance(hr_features, Mapping) else type(hr_features).__name__
             raise ValueError(f"hr_features must be features(hr), with the layers {', '.join(self.layers)}, was {had}")
-        sr_features = self.features(sr)
+        self._check_images("sr", sr)
         terms = []
-        for name, coefficient in self.layers.items():
-            ours, theirs = sr_features[name], hr_features[name]
+        # Each distance right after its layer: autograd goes back from what was made last, and so makes the gradient to
+        # the first and largest features when what deeper layers kept is gone.
+        for name, ours in self._walk(sr):
+            theirs = hr_features[name]
             _check.has_shape(f"hr_features[{name!r}]", theirs, ours.shape, meaning="that of SR's features")
             _check.no_gradient(f"hr_features[{name!r}]", theirs)
-            terms.append(coefficient * mean_distance(ours, theirs, kind=self.criterion, impl=self.impl))
+            terms.append(self.layers[name] * mean_distance(ours, theirs, kind=self.criterion, impl=self.impl))
         return torch.stack(terms).sum()
 
     def extra_repr(self) -> str:

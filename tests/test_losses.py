@@ -7,8 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from andfast.functional.mean_distance import mean_distance_reference
 from andfast.losses import ESRGAN_LAYERS, REAL_ESRGAN_LAYERS, VGG19_LAYERS, GANLoss, PerceptualLoss, l1_loss
 
 SHALLOW = {"conv1_2": 0.5, "conv2_1": 2.0}
@@ -99,6 +101,76 @@ def test_gradient_reaches_sr_and_is_right():
         hr = loss.features(images(1, 3, 4, 5, seed=1, dtype=torch.float64))
     assert torch.autograd.gradcheck(lambda x: loss(x, hr), (sr,))
     assert all(not parameter.requires_grad for parameter in loss.parameters())
+
+
+def test_the_backward_pass_keeps_each_feature_once():
+    """Of conv1_2's size: its input, and itself for both the distance and the pooling."""
+    loss = PerceptualLoss(SHALLOW, weights="random")
+    sr = images(2, 3, 16, 16).requires_grad_()
+    with torch.no_grad():
+        hr = loss.features(images(2, 3, 16, 16, seed=1))
+    kept = {}
+
+    def keep(one):
+        kept[one.data_ptr()] = tuple(one.shape)
+        return one
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda one: one):
+        loss(sr, hr)
+    for one in hr.values():
+        kept.pop(one.data_ptr())
+    assert list(kept.values()).count((2, 64, 16, 16)) == 2
+
+
+def test_gradients_to_features_are_made_when_they_are_needed():
+    """Not all at first: the largest is needed last."""
+
+    class Order(TorchDispatchMode):
+        def __init__(self):
+            super().__init__()
+            self.seen = []
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            self.seen.append(func.overloadpacket.__name__)
+            return func(*args, **(kwargs or {}))
+
+    loss = PerceptualLoss(SHALLOW, weights="random")
+    value = loss(images(1, 3, 16, 16).requires_grad_(), loss.features(images(1, 3, 16, 16, seed=1)))
+    with Order() as order:
+        value.backward()
+    wanted = ("mean_distance_backward", "convolution_backward", "max_pool2d_with_indices_backward")
+    assert [name for name in order.seen if name in wanted] == [
+        "mean_distance_backward",
+        "convolution_backward",
+        "max_pool2d_with_indices_backward",
+        "mean_distance_backward",
+        "convolution_backward",
+        "convolution_backward",
+    ]
+
+
+@pytest.mark.parametrize("criterion", ["l1", "l2"])
+def test_pooling_before_the_relu_changes_no_bit(criterion):
+    loss = PerceptualLoss(SHALLOW | {"conv3_4": 1.0}, weights="random", criterion=criterion)
+    hr = loss.features(images(2, 3, 21, 18))
+    layers = dict(loss.vgg.named_children())
+    order = sorted(layers, key=lambda name: (name[4], ("conv", "relu", "pool").index(name[:4]) == 2))
+
+    def as_torchvision_has_it(sr):
+        terms, x = [], (sr - loss.mean) / loss.std
+        for name in order:
+            x = F.relu(x) if name.startswith("relu") else layers[name](x)
+            if name in loss.layers:
+                terms.append(loss.layers[name] * mean_distance_reference(x, hr[name], criterion))
+        return torch.stack(terms).sum()
+
+    assert order.index("relu1_2") < order.index("pool1")
+    ours, theirs = (images(2, 3, 21, 18, seed=1).requires_grad_() for _ in range(2))
+    values = loss(ours, hr), as_torchvision_has_it(theirs)
+    assert torch.equal(*values)
+    for value in values:
+        value.backward()
+    assert torch.equal(ours.grad, theirs.grad)
 
 
 def test_hr_features_are_not_computed_again():
