@@ -21,6 +21,8 @@ from triton.compiler import ASTSource
 KERNELS = Path(__file__).resolve().parents[1] / "kernels"
 SHARED_LIMIT = {"8.0": 163 * 1024, "8.9": 99 * 1024, "9.0": 227 * 1024}
 """Shared memory that one program may take, in bytes."""
+ARCHITECTURES = ("8.0", "9.0")
+"""What every table holds; kernels in fp8, which needs 8.9, have their own."""
 
 Resources = dict[str, int]
 

@@ -110,7 +110,7 @@ def resources(variant: Variant) -> Resources:
 
 
 def everything() -> list[Variant]:
-    return [variant for architecture in kernel_resources.SHARED_LIMIT for variant in variants(architecture)]
+    return [variant for architecture in kernel_resources.ARCHITECTURES for variant in variants(architecture)]
 
 
 def launches(noise: torch.dtype, form: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Variant, ASTSource]]:
@@ -176,7 +176,7 @@ def test_what_a_first_pass_launches_is_in_the_table(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("architecture", kernel_resources.SHARED_LIMIT)
+@pytest.mark.parametrize("architecture", kernel_resources.ARCHITECTURES)
 def test_compiles_and_fits(architecture: str) -> None:
     for variant in variants(architecture):
         kernel_resources.check(variant, resources(variant), RESOURCES)
