@@ -1,0 +1,75 @@
+"""What the ascent costs the host: Python and PyTorch's dispatch, with no kernel of andfast's launched. Needs no GPU.
+
+    python -m benchmarks.step_host                the ascent of stage net, 23 blocks, in one group of images and in two
+
+A launch that the host is slower to issue than the GPU is to run leaves the GPU idle. The networks have the paper's depth
+and are a few channels wide, on a CPU, so that PyTorch's own ops take about as long as their dispatch; andfast's ops run
+all that they run on a GPU up to the launch of their Triton kernels, which are counted instead: each costs the host some
+ten microseconds more. So the milliseconds are a floor for a GPU machine with this CPU and without CUDA graphs.
+"""
+
+import statistics
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from triton.runtime.jit import JITFunction
+
+sys.path.extend([str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parent)])  # when run as a file
+
+from machine import cpu_name
+from step_variants import FULL, Size, Step, Variant
+
+from andfast.functional import _dispatch
+from andfast.nn import frozen
+
+ROUNDS = 9
+NARROW = Size(2, 16, 16, FULL.blocks, 8, 8, 4, {"conv1_1": 0.1})
+"""As deep as the paper's, and otherwise as small as its kernels take."""
+
+
+def resolve(op: str, impl: str, device_type: str, dtype: torch.dtype | None = None) -> str:
+    """The implementation that an op has on a GPU, the dense block's and the tail's in Triton as well."""
+    return "cpp" if op == "blur_pool" else "triton"
+
+
+def ascent(images_at_once: int, size: Size = NARROW, rounds: int = ROUNDS) -> tuple[float, int]:
+    """Median seconds and Triton launches of the host's part of an ascent of stage net, under bf16."""
+    step = Step(Variant("andfast", 4, bf16=True, degradation_fp32=True), size, "net", "cpu").ours
+    step.generator.to(memory_format=torch.channels_last)
+    step.adversary = replace(step.adversary, images_at_once=images_at_once)
+    hr = torch.rand(size.batch, 3, size.hr, size.hr).contiguous(memory_format=torch.channels_last)
+    launches = 0
+
+    def launch(*_arguments: Any, **_options: Any) -> None:
+        nonlocal launches
+        launches += 1
+
+    seconds = []
+    with patch.object(_dispatch, "resolve", resolve), patch.object(JITFunction, "run", launch):
+        for _ in range(rounds + 1):  # the first one warms up
+            launches, begun = 0, time.perf_counter()
+            for images in step.adversary.groups(size.batch):
+                part = hr[images.start : images.stop]
+                with frozen(step.generator):
+                    step.find(part, step.draw_identity(hr, 0, images=images))
+            seconds.append(time.perf_counter() - begun)
+    return statistics.median(seconds[1:]), launches
+
+
+def main() -> None:
+    """Print a table."""
+    torch.set_num_threads(1)
+    print(f"{cpu_name()}, one thread, torch {torch.__version__}, median of {ROUNDS}\n")
+    print("| groups of images | host, ms | Triton launches left out |\n|---|---|---|")
+    for images_at_once, groups in ((0, 1), (1, 2)):
+        seconds, launches = ascent(images_at_once)
+        print(f"| {groups} | {1e3 * seconds:.0f} | {launches} |")
+
+
+if __name__ == "__main__":
+    main()
