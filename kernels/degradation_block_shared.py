@@ -15,6 +15,7 @@ runs give the same bits. docs/kernels.md draws and counts.
 """
 
 import functools
+from collections.abc import Sequence
 
 import torch
 import triton
@@ -144,7 +145,12 @@ def register_limit(config: Config, *images: Tensor) -> int:
 
 def refuse_huge(name: str, value: Tensor) -> None:
     """Offsets within an image are 32-bit."""
-    extent = sum((size - 1) * stride for size, stride in zip(value.shape[1:], value.stride()[1:], strict=True))
+    refuse_huge_extent(name, value.shape, value.stride())
+
+
+def refuse_huge_extent(name: str, shape: Sequence[int], stride: Sequence[int]) -> None:
+    """The same of a tensor of this shape and these strides."""
+    extent = sum((size - 1) * step for size, step in zip(shape[1:], stride[1:], strict=True))
     if extent >= 2**31:
         raise ValueError(f"an image of {name} must span fewer than 2**31 values, spanned {extent + 1}")
 

@@ -17,6 +17,7 @@ and the outer two sums are shifted by one pixel at the end. docs/kernels.md draw
 """
 
 import functools
+from typing import Any
 
 import torch
 import triton
@@ -24,7 +25,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .degradation_block_configs import MAX_REGISTERS, architecture
-from .degradation_block_shared import dot_precision, precision_name, refuse_huge
+from .degradation_block_shared import dot_precision, precision_name, refuse_huge_extent
 from .residual_dense_block_configs import CHANNEL_BLOCKS, OUTPUT_BLOCKS, TABLE, Config, block_of, reduction_block
 
 BITS = tl.constexpr(8)  # sign bits of eight channels share a byte
@@ -202,10 +203,10 @@ def _architecture(device: torch.device) -> str:
     return architecture(torch.cuda.get_device_capability(device))
 
 
-def table_config(kernel: str, x: Tensor, tf32: bool) -> Config:
+def table_config(kernel: str, dtype: torch.dtype, device: torch.device, tf32: bool) -> Config:
     """The table's entry; Triton's interpreter, which runs on the CPU, takes that of the oldest architecture."""
-    name = _architecture(x.device) if x.device.type == "cuda" else min(TABLE)
-    return TABLE[name][kernel, precision_name(x.dtype, tf32)]
+    name = _architecture(device) if device.type == "cuda" else min(TABLE)
+    return TABLE[name][kernel, precision_name(dtype, tf32)]
 
 
 def pixel_strides(value: Tensor) -> tuple[int, int, int]:
@@ -261,30 +262,64 @@ def convolve(
         tf32: whether fp32 may be rounded to tf32.
         config: instead of the table's.
     """
-    n, a_channels, height, width = a.shape
-    c_out = weight.shape[2]
     if out.numel() == 0:
         return
+    c_out, tap_stride = weight.shape[2], weight.stride(0)
+    programs, sizes, strides, options = _plan(
+        a.shape, a.stride(), b.shape, b.stride(), b_range, c_out, out.shape, out.stride(), out_first,
+        a.dtype, a.device, tf32, config,
+    )  # fmt: skip
+    _convolution_kernel[programs,](
+        a, b, weight, weight if bias is None else bias, weight if bits is None else bits,
+        b if features is None else features, out,
+        *sizes[:5], 0 if bias is None else c_out, *sizes[5:], *strides,
+        weight_first * c_out + (8 * tap_stride if flip else 0), -tap_stride if flip else tap_stride, *out.stride(),
+        kind, plane, slope, a_scale, out_scale, **options,
+    )  # fmt: skip
+
+
+@functools.lru_cache(maxsize=4096)
+def _plan(
+    a_shape: torch.Size,
+    a_stride: tuple[int, ...],
+    b_shape: torch.Size,
+    b_stride: tuple[int, ...],
+    b_range: tuple[int, int],
+    c_out: int,
+    out_shape: torch.Size,
+    out_stride: tuple[int, ...],
+    out_first: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    tf32: bool,
+    config: Config | None,
+) -> tuple[int, tuple[int, ...], tuple[int, ...], dict[str, Any]]:
+    """What :func:`convolve` tells a launch of its shapes: programs, sizes, strides of a and b, options.
+
+    Kept, as an ascent launches thousands with a dozen shapes, and the host must not be slower than the GPU.
+    """
+    for name, shape, stride in (
+        ("x", a_shape, a_stride), ("the growth of x", b_shape, b_stride), ("the result", out_shape, out_stride),
+    ):  # fmt: skip
+        refuse_huge_extent(name, shape, stride)
+    n, a_channels, height, width = a_shape
     b_channels = b_range[1] - b_range[0]
-    for name, value in (("x", a), ("the growth of x", b), ("the result", out)):
-        refuse_huge(name, value)
-    tap_stride = weight.stride(0)
-    simple = out.stride(1) == 1 and aligned(
-        a_channels, *b_range, c_out, out_first, *pixel_strides(a), *pixel_strides(out)
-    )
+    in_pixels = [(stride[0], stride[2], stride[3]) for stride in (a_stride, b_stride, out_stride)]
+    simple = out_stride[1] == 1 and aligned(a_channels, *b_range, c_out, out_first, *in_pixels[0], *in_pixels[2])
     # Addresses that are not simple take registers, which the smallest blocks leave them.
     block_out = block_of(c_out, OUTPUT_BLOCKS) if simple else OUTPUT_BLOCKS[0]
-    config = config or table_config(f"convolution_{block_out}", a, tf32)
+    config = config or table_config(f"convolution_{block_out}", dtype, device, tf32)
     block_k = reduction_block((a_channels, b_channels), config.block_k if simple else CHANNEL_BLOCKS[0])
     pixels = config.block_h * config.block_w
     tiles = triton.cdiv(height * width, pixels - 2)
-    _convolution_kernel[n * tiles * triton.cdiv(c_out, block_out),](
-        a, b, weight, weight if bias is None else bias, weight if bits is None else bits,
-        b if features is None else features, out,
-        a_channels, b_channels, b_range[0], c_out, out_first, 0 if bias is None else c_out,
-        n, height, width, tiles, *pixel_strides(a), *pixel_strides(b),
-        weight_first * c_out + (8 * tap_stride if flip else 0), -tap_stride if flip else tap_stride, *out.stride(),
-        kind, plane, slope, a_scale, out_scale,
-        PIXELS=pixels, BLOCK_K=block_k, BLOCK_OUT=block_out, PRECISION=dot_precision(a.dtype, tf32),
-        num_warps=config.warps, num_stages=config.stages, maxnreg=config.registers if simple else MAX_REGISTERS,
-    )  # fmt: skip
+    sizes = (a_channels, b_channels, b_range[0], c_out, out_first, n, height, width, tiles)
+    options = {
+        "PIXELS": pixels,
+        "BLOCK_K": block_k,
+        "BLOCK_OUT": block_out,
+        "PRECISION": dot_precision(dtype, tf32),
+        "num_warps": config.warps,
+        "num_stages": config.stages,
+        "maxnreg": config.registers if simple else MAX_REGISTERS,
+    }
+    return n * tiles * triton.cdiv(c_out, block_out), sizes, (*in_pixels[0], *in_pixels[1]), options

@@ -175,7 +175,7 @@ def grad_weight(
     channels = growth.shape[1] // 4
     total = features + 4 * channels
     block = block_of(max(features, 4 * channels))
-    config = config or table_config(f"grad_weight_{block}", x, tf32)
+    config = config or table_config(f"grad_weight_{block}", x.dtype, x.device, tf32)
     tiles, tiles_w = tile_counts(height, width, config)
     blocks = triton.cdiv(features, block) + triton.cdiv(4 * channels, block)
     groups = 3 * blocks * blocks

@@ -256,6 +256,7 @@ if INTERPRETED:
         _configure(monkeypatch, CONFIGS[0])
 
     def _configure(monkeypatch: pytest.MonkeyPatch, config: Config) -> None:
+        convolution._plan.cache_clear()
         monkeypatch.setattr(convolution, "table_config", lambda *_: config)
         monkeypatch.setattr(weights_kernel, "table_config", lambda *_: config)
 
