@@ -4,8 +4,8 @@
 
 A launch that the host is slower to issue than the GPU is to run leaves the GPU idle. The networks have the paper's
 depth and are a few channels wide, on a CPU, so that PyTorch's own ops take about as long as their dispatch; andfast's
-ops run all that they run on a GPU up to the launch of their Triton kernels, which are counted instead: each costs the
-host some ten microseconds more. So the milliseconds are a floor for a GPU machine with this CPU and without CUDA graphs.
+ops run all that they run on a GPU up to the launch of their Triton kernels, which are counted instead: each costs
+the host some ten microseconds more. So the milliseconds are a floor for a GPU machine with this CPU and without graphs.
 """
 
 import statistics
