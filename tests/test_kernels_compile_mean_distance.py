@@ -11,10 +11,13 @@ from typing import Any, NamedTuple
 
 import kernel_resources
 import pytest
+import torch
 import triton
 from kernel_resources import Resources
 from triton.backends.compiler import GPUTarget
+from triton.backends.nvidia.compiler import CUDABackend
 from triton.compiler import ASTSource
+from triton.runtime.jit import create_function_from_signature
 
 RESOURCES = kernel_resources.KERNELS / "mean_distance_resources.json"
 DTYPES = (("fp32", "fp32"), ("bf16", "bf16"), ("fp16", "fp16"), ("bf16", "fp32"), ("fp16", "fp32"), ("fp32", "bf16"))
@@ -75,6 +78,42 @@ def resources(variant: Variant) -> Resources:
 
     warps = 4 if variant.kernel == "mean" else module.CONFIG.warps
     return kernel_resources.resources(source(variant), variant.architecture, num_warps=warps)
+
+
+@pytest.mark.parametrize("kind", ["l1", "l2"])
+@pytest.mark.parametrize("shape", [(2, 64, 4, 6), (48, 3, 32, 32)])
+def test_what_the_losses_launch_is_in_the_table(
+    shape: tuple[int, ...], kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As Triton specialises the arguments of a launch, to the hash that its cache looks for."""
+    from andfast.functional import _mean_distance_triton as launcher  # noqa: PLC0415
+    from andfast.kernels import mean_distance as module  # noqa: PLC0415
+
+    backend = CUDABackend(GPUTarget("cuda", 90, 32))
+    made: dict[str, str] = {}
+
+    class Recorded:
+        def __init__(self, kernel: str) -> None:
+            self.kernel, self.function = kernel, getattr(module, f"_{kernel}_kernel")
+
+        def __getitem__(self, grid: tuple[int]) -> Any:
+            return self.launch
+
+        def launch(self, *args: Any, **options: Any) -> None:
+            function = self.function
+            binder = create_function_from_signature(function.signature, function.params, backend)
+            bound, specialization, found = binder(*args, **options)
+            _, *signature = function._pack_args(backend, options, bound, specialization, found)
+            made[self.kernel] = ASTSource(function, *signature).hash()
+
+    for kernel in ("sums", "mean", "gradient"):
+        monkeypatch.setattr(module, f"_{kernel}_kernel", Recorded(kernel))
+    x, target = torch.zeros(shape, dtype=torch.bfloat16), torch.ones(shape, dtype=torch.bfloat16)
+    launcher.backward(launcher.forward(x, target, kind == "l2"), x, target, kind == "l2")
+    monkeypatch.undo()
+    for kernel, found in made.items():
+        assert found == source(Variant("9.0", kernel, kind, ("bf16", "bf16"))).hash(), kernel
+    assert set(made) == {"sums", "mean", "gradient"}
 
 
 @pytest.fixture(autouse=True)

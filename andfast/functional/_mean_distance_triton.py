@@ -33,8 +33,8 @@ def backward(grad: Tensor, x: Tensor, target: Tensor, square: bool) -> Tensor:
 
 def _laid_out(x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """Both with their values in one order and without gaps: x as it is if it fills its memory, in any order."""
-    x = x.detach()
-    return _in_order(x, torch.empty_like(x, device="meta")), _in_order(target, torch.empty_like(x, device="meta"))
+    like = torch.empty_like(x, device="meta")
+    return _in_order(x.detach(), like), _in_order(target, like)
 
 
 def _in_order(tensor: Tensor, like: Tensor) -> Tensor:
