@@ -9,7 +9,8 @@ from torch import Tensor
 
 from andfast.functional import _dispatch, selftest
 from andfast.functional import residual_dense_block as _public
-from andfast.functional.selftest import CASES, Case, SelfTestResult, self_test
+from andfast.functional.selftest import SelfTestResult, self_test
+from andfast.functional.selftest_cases import CASES, Case, Draw
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
@@ -59,32 +60,32 @@ def test_autocast_around_it_changes_nothing() -> None:
 
 @pytest.mark.parametrize("op", CASES)
 def test_shapes_are_awkward_and_cover_both_formats(op: str) -> None:
-    cases = list(CASES[op](selftest._Draw(0)))
+    cases = list(CASES[op](Draw(0)))
     assert {case.memory_format for case in cases} == {torch.channels_last, torch.contiguous_format}
     assert any(side % 2 for case in cases for side in case.inputs["x"].shape[2:])
     assert len({case.name for case in cases}) == len(cases)
 
 
 def test_channels_and_weights_of_the_degradation_block() -> None:
-    shapes = [tuple(case.inputs["weight"].shape) for case in CASES["degradation_block"](selftest._Draw(0))]
+    shapes = [tuple(case.inputs["weight"].shape) for case in CASES["degradation_block"](Draw(0))]
     assert shapes == [(64, 3, 3, 3), (2, 64, 64, 3, 3), (2, 3, 64, 3, 3)]
 
 
 def test_no_activation_is_near_zero() -> None:
     """Else a right result could fail, as the gradient jumps there."""
-    for case in CASES["degradation_block"](selftest._Draw(selftest._SEED)):
+    for case in CASES["degradation_block"](Draw(selftest._SEED)):
         bare = {name: one for name, one in case.inputs.items() if name != "noise"}
         z = case.definition({**bare, "slope": torch.tensor(1.0).double()})
         assert z.abs().min() > 0.5
         assert 0.2 < (z > 0).double().mean() < 0.8
-    for case in CASES["residual_dense_block"](selftest._Draw(selftest._SEED)):
+    for case in CASES["residual_dense_block"](Draw(selftest._SEED)):
         features = [case.inputs["x"]]
         for k in range(4):
             weight, bias = case.inputs[f"weight{k}"], case.inputs[f"bias{k}"]
             z = torch.nn.functional.conv2d(torch.cat(features, 1), weight, bias, padding=1)
             assert z.abs().min() > 0.5
             features.append(torch.nn.functional.leaky_relu(z, 0.2))
-    for case in CASES["upsampled_convolution"](selftest._Draw(selftest._SEED)):
+    for case in CASES["upsampled_convolution"](Draw(selftest._SEED)):
         assert case.definition(case.inputs).abs().min() > 0.1  # after the slope
 
 
@@ -94,7 +95,7 @@ def test_no_activation_is_near_zero() -> None:
 def broken(monkeypatch: pytest.MonkeyPatch, run: object) -> SelfTestResult:
     """The result where the dense block is computed by ``run``."""
 
-    def cases(draw: selftest._Draw) -> list[Case]:
+    def cases(draw: Draw) -> list[Case]:
         return [case._replace(run=run) for case in CASES_BEFORE(draw)]
 
     monkeypatch.setitem(CASES, "residual_dense_block", cases)

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from andfast.config import TrainConfig
-from andfast.functional.selftest import CASES, SelfTestResult
+from andfast.functional.selftest import SelfTestResult
+from andfast.functional.selftest_cases import CASES
 from andfast.training import ops
 from andfast.training.build import build_generator, build_step
 from andfast.training.distributed import Processes

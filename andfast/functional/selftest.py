@@ -2,27 +2,19 @@
 
 An implementation that compiles may still be wrong on a GPU, a driver or a compiler that nobody has tried. So each is
 run forward and backward on small awkward inputs and compared with the op's definition, differentiated by autograd in
-float64 on the CPU. A new op needs one entry in :data:`CASES`.
+float64 on the CPU. The inputs and definitions are in :mod:`andfast.functional.selftest_cases`.
 """
 
 import math
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from andfast.functional import _dispatch
-from andfast.functional.ascent_step import ascent_step
-from andfast.functional.blur_pool import binomial_taps, blur_pool, blur_pool_reference
-from andfast.functional.degradation_block import degradation_block, degradation_block_reference
-from andfast.functional.identity_gradients import identity_gradients
-from andfast.functional.mean_distance import Kind, mean_distance
-from andfast.functional.residual_dense_block import residual_dense_block, residual_dense_block_reference
-from andfast.functional.residual_dense_block_fp8 import quantise_weights, residual_dense_block_fp8
-from andfast.functional.upsampled_convolution import upsampled_convolution, upsampled_convolution_reference
+from andfast.functional.selftest_cases import CASES, FORMATS, Case, Draw
 
 TOLERANCES: Final[Mapping[torch.dtype, float]] = {
     torch.float64: 1e-12,
@@ -38,9 +30,6 @@ TF32_TOLERANCE: Final = 2e-3
 DEFAULT_DTYPES: Final = (torch.float32, torch.bfloat16)
 """What a training run computes in, unless it is told otherwise."""
 
-_LAST: Final = torch.channels_last
-_PLAIN: Final = torch.contiguous_format
-_SIGN: Final = 2.0  # what decides the sign of an activation; all else that enters it is a sixth of that or less
 _SEED: Final = 20260101
 
 
@@ -63,28 +52,6 @@ class SelfTestResult(NamedTuple):
     error: float
     seconds: float
     message: str
-
-
-class Case(NamedTuple):
-    """One call of an op.
-
-    Attributes:
-        name: what is particular about it.
-        inputs: float64 tensors on the CPU by name; "x" is images (N, C, H, W).
-        run: the op on such tensors, in any dtype on any device, by the implementation named.
-        definition: the same, differentiable, in float64.
-        memory_format: of x; the result must have it too.
-        frozen: names of inputs that take no gradient.
-        wide: names of inputs that stay in float32 where x is of a half type.
-    """
-
-    name: str
-    inputs: Mapping[str, Tensor]
-    run: Callable[[Mapping[str, Tensor], str], Tensor]
-    definition: Callable[[Mapping[str, Tensor]], Tensor]
-    memory_format: torch.memory_format
-    frozen: Collection[str] = ()
-    wide: Collection[str] = ()
 
 
 def self_test(
@@ -127,313 +94,13 @@ def self_test(
     return results
 
 
-# ---------------------------------------------------------------------------------------------------- the cases
-
-
-class _Draw:
-    """Normal numbers in float64 from a seed of their own, and inputs whose activations keep clear of zero.
-
-    Where an activation is zero its gradient jumps, so that rounding alone would make two right results differ. So the
-    first channel of x holds a random sign a pixel, and every output channel takes it with a random sign of its own.
-    """
-
-    def __init__(self, seed: int) -> None:
-        self._generator = torch.Generator().manual_seed(seed)
-
-    def normal(self, *shape: int) -> Tensor:
-        return torch.randn(shape, generator=self._generator, dtype=torch.float64)
-
-    def signs(self, *shape: int) -> Tensor:
-        return torch.where(self.normal(*shape) > 0, 1.0, -1.0).double()
-
-    def images(self, n: int, channels: int, height: int, width: int) -> Tensor:
-        x = self.normal(n, channels, height, width)
-        x[:, 0] = _SIGN * self.signs(n, height, width)
-        return x
-
-    def kernels(self, *shape: int) -> Tensor:
-        """(..., Cout, Cin, 3, 3): small, but for the first channel's center."""
-        weight = self.normal(*shape, 3, 3) / (18 * shape[-1] ** 0.5)
-        weight[..., 0, 1, 1] = self.signs(*shape[:-1])
-        return weight
-
-
-def _degradation_blocks(draw: _Draw) -> Iterator[Case]:
-    """F's first, middle and last layers: weights shared or not, both formats, all forms of slope and noise."""
-    n, height, width = 2, 9, 19
-
-    def case(
-        kind: str, weight: Tensor, slope: Tensor, noise: Tensor | None, form: torch.memory_format, padding: str
-    ) -> Case:
-        c_out, c_in = weight.shape[-4:-2]
-        given = {"x": draw.images(n, c_in, height, width), "weight": weight, "slope": slope}
-        return Case(
-            f"{c_in}->{c_out} channels, {kind}, {padding} padding",
-            given if noise is None else {**given, "noise": noise},
-            lambda t, impl: degradation_block(
-                t["x"], t["weight"], t["slope"], t.get("noise"), padding=padding, impl=impl
-            ),
-            lambda t: degradation_block_reference(t["x"], t["weight"], t["slope"], t.get("noise"), padding),
-            form,
-            wide=("slope", "noise"),  # as the adversary has them
-        )
-
-    # On CUDA the last two are compiled as a run with channels_last needs them, which then finds them in Triton's cache.
-    each_channel, one_map = 1 + 0.4 * draw.normal(n, 64), draw.normal(n, 1, height, width)
-    yield case("shared weights", draw.kernels(64, 3), each_channel, one_map, _PLAIN, "zeros")
-    each_image, maps = torch.tensor([1.4, -0.3]).double(), draw.normal(n, 64, height, width)
-    yield case("a slope an image", draw.kernels(n, 64, 64), each_image, maps, _LAST, "replicate")
-    yield case("one slope", draw.kernels(n, 3, 64), torch.tensor(0.6).double(), None, _LAST, "replicate")
-
-
-def _blur_pools(draw: _Draw) -> Iterator[Case]:
-    """All three factors in both formats, with 3, 5 and 64 channels."""
-
-    def case(factor: int, shape: tuple[int, int, int, int], form: torch.memory_format) -> Case:
-        return Case(
-            f"x{factor}, {shape[1]} channels, {_FORMATS[form]}",
-            {"x": draw.normal(*shape)},
-            lambda t, impl: blur_pool(t["x"], factor, impl=impl),
-            lambda t: blur_pool_reference(t["x"], binomial_taps(factor), factor),
-            form,
-        )
-
-    yield case(2, (2, 3, 10, 34), _PLAIN)
-    yield case(3, (2, 5, 21, 15), _LAST)
-    yield case(4, (2, 64, 20, 12), _LAST)
-    yield case(4, (3, 3, 12, 36), _PLAIN)
-
-
-def _residual_dense_blocks(draw: _Draw) -> Iterator[Case]:
-    """Trained and frozen weights, which keep different things for the backward pass, in both formats."""
-
-    def case(kind: str, features: int, growth: int, form: torch.memory_format) -> Case:
-        shapes = [(growth, features + k * growth) for k in range(4)] + [(features, features + 4 * growth)]
-        weights = {f"weight{k}": draw.kernels(*shape) for k, shape in enumerate(shapes)}
-        biases = {f"bias{k}": 0.1 * draw.normal(shape[0]) for k, shape in enumerate(shapes)}
-
-        def split(t: Mapping[str, Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-            return [t[name] for name in weights], [t[name] for name in biases]
-
-        return Case(
-            f"{kind}, {features} features, {growth} of growth, {_FORMATS[form]}",
-            {"x": draw.images(2, features, 7, 13), **weights, **biases},
-            lambda t, impl: residual_dense_block(t["x"], *split(t), impl=impl),
-            lambda t: residual_dense_block_reference(t["x"], *split(t)),
-            form,
-            frozen=() if kind == "trained" else (*weights, *biases),
-        )
-
-    yield case("trained", 64, 32, _LAST)
-    yield case("frozen", 64, 32, _LAST)
-    yield case("frozen", 24, 8, _PLAIN)
-
-
-def _fp8_blocks(draw: _Draw) -> Iterator[Case]:
-    """Of the cases above the frozen ones; the definition rounds as the op does, with sums in float64."""
-    for case in _residual_dense_blocks(draw):
-        names = [name for name in case.inputs if name != "x"]
-        if set(names) != set(case.frozen):
-            continue
-
-        def run(t: Mapping[str, Tensor], impl: str, names: Sequence[str] = tuple(names)) -> Tensor:
-            weights = quantise_weights([t[name] for name in names[:5]], [t[name] for name in names[5:]])
-            # The gradient that the test sends back is of unit size, as fp8 wants it.
-            return residual_dense_block_fp8(t["x"], weights, impl=impl)
-
-        def definition(t: Mapping[str, Tensor], run: Callable[..., Tensor] = run) -> Tensor:
-            return run(t, "reference")
-
-        yield case._replace(run=run, definition=definition)
-
-
-def _upsampled_convolutions(draw: _Draw) -> Iterator[Case]:
-    """Both layers of G's tail, trained and frozen, and its last, which has no activation; in both formats."""
-
-    def case(kind: str, c_in: int, c_out: int, factor: int, slope: float, form: torch.memory_format) -> Case:
-        given = {
-            "x": draw.images(2, c_in, 7, 11),
-            "weight": draw.kernels(c_out, c_in),
-            "bias": 0.1 * draw.normal(c_out),
-        }
-        return Case(
-            f"{kind}, x{factor}, {c_in}->{c_out} channels, {_FORMATS[form]}",
-            given,
-            lambda t, impl: upsampled_convolution(
-                t["x"], t["weight"], t["bias"], factor=factor, slope=slope, impl=impl
-            ),
-            lambda t: upsampled_convolution_reference(t["x"], t["weight"], t["bias"], factor=factor, slope=slope),
-            form,
-            frozen=() if kind == "trained" else ("weight", "bias"),
-        )
-
-    yield case("trained", 64, 64, 2, 0.2, _LAST)
-    yield case("frozen", 64, 64, 2, 0.2, _LAST)
-    yield case("frozen", 64, 64, 1, 0.2, _PLAIN)
-    yield case("frozen", 64, 3, 1, 1.0, _LAST)
-
-
-def _mean_distances(draw: _Draw) -> Iterator[Case]:
-    """Both kinds, values that are equal among them; targets in the order of x, and in another."""
-
-    def case(kind: Kind, form: torch.memory_format, other: torch.memory_format) -> Case:
-        x = draw.normal(2, 24, 17, 43)
-        apart = draw.normal(*x.shape) * (draw.normal(*x.shape) > -1)
-        order = "the same order" if form == other else "another order"
-        norm = 1 if kind == "l1" else 2
-
-        def written_out(t: Mapping[str, Tensor]) -> Tensor:
-            length = torch.linalg.vector_norm(t["x"] - t["target"], norm)
-            return (length**norm / x.numel()).reshape(1, 1, 1, 1)
-
-        return Case(
-            f"{kind}, {_FORMATS[form]}, target in {order}",
-            {"x": x, "target": x + apart},
-            # As large as a scalar must be to have a format; in the dtype of x, as other ops have it.
-            lambda t, impl: (
-                mean_distance(t["x"], t["target"].contiguous(memory_format=other), kind=kind, impl=impl)
-                .to(t["x"].dtype)
-                .reshape(1, 1, 1, 1)
-            ),
-            written_out,
-            form,
-            frozen=("target",),
-        )
-
-    yield case("l1", _LAST, _LAST)
-    yield case("l2", _PLAIN, _PLAIN)
-    yield case("l1", _PLAIN, _LAST)
-
-
-def _ascent_steps(draw: _Draw) -> Iterator[Case]:
-    """A step from the centers, where noises are one expanded zero, and steps out of three balls and of a joint one."""
-    radii, step_size = (9.0, 2.0), 0.3
-
-    def case(kind: str, form: torch.memory_format, joint: bool, result: int) -> Case:
-        shapes = {"x": (2, 5, 9, 19), "maps": (2, 16, 8, 8), "weight": (2, 5, 3, 3, 3), "slope": (2,)}
-        names = list(shapes)
-        given = {name: draw.normal(*shape) for name, shape in shapes.items()}
-        given |= {f"gradient of {name}": draw.normal(*shape) for name, shape in shapes.items()}
-
-        def split(t: Mapping[str, Tensor]) -> tuple[list[list[Tensor]], ...]:
-            x = t["x"]
-            zero = x.new_zeros(()).expand_as
-            values = [zero(x), zero(t["maps"])] if kind == "first step" else [x, t["maps"]]
-            starts = [values, [t["weight"], t["slope"]]]
-            centers = starts if kind == "first step" else [[zero(x), zero(t["maps"])], [t["weight"] / 2, t["slope"]]]
-            slopes = [t[f"gradient of {name}"] for name in names]
-            return starts, [slopes[:2], slopes[2:]], centers
-
-        def written_out(t: Mapping[str, Tensor]) -> Tensor:
-            """Each group as one vector an image, the joint ball as one vector of both groups over their radii."""
-            n = shapes["x"][0]
-            value, gradient, center = (
-                [torch.cat([one.reshape(n, -1) for one in group], 1) for group in groups] for groups in split(t)
-            )
-            sizes = [one.shape[1] for one in value]
-            radius = torch.cat([torch.full((n, size), r).double() for size, r in zip(sizes, radii, strict=True)], 1)
-            u = (torch.cat(value, 1) - torch.cat(center, 1)) / radius
-            up = torch.cat(gradient, 1) * radius
-            balls = [u.shape[1]] if joint else sizes
-            inside = []
-            for one, slope in zip(u.split(balls, 1), up.split(balls, 1), strict=True):
-                moved = one + step_size * slope / slope.norm(dim=1, keepdim=True)
-                inside.append(moved / moved.norm(dim=1, keepdim=True).clamp_min(1))
-            all_values = torch.cat(inside, 1) * radius + torch.cat(center, 1)
-            lengths = [math.prod(shapes[name][1:]) for name in names]
-            return all_values.split(lengths, 1)[result].reshape(shapes[names[result]])
-
-        def run(t: Mapping[str, Tensor], impl: str) -> Tensor:
-            found = ascent_step(*split(t), radii=radii, step_size=step_size, joint=joint, impl=impl)
-            return [one for group in found for one in group][result]
-
-        return Case(
-            f"{kind}, {names[result]}, {_FORMATS[form]}",
-            given,
-            run,
-            written_out,
-            form,
-            frozen=given,
-        )
-
-    yield case("first step", _PLAIN, False, 0)
-    yield case("three balls", _LAST, False, 0)
-    yield case("joint ball", _PLAIN, True, 2)
-
-
-def _identity_gradients(draw: _Draw) -> Iterator[Case]:
-    """Each result by itself: noises, also of one map, slopes, correlation.
-
-    Layers and channels are F's, and in channels_last the images are in float32 beside noises of the dtype that is
-    tested: so on CUDA a training run finds these kernels compiled.
-    """
-    layers, n, channels, height, width = 5, 2, 64, 9, 19
-
-    def case(
-        kind: str, form: torch.memory_format, noise: int, slope: bool, padding: str, result: Callable[..., Tensor]
-    ) -> Case:
-        given = {"x": draw.normal(n, 3, height, width), "g": draw.normal(n, 3, height, width)}
-        given |= {name: draw.normal(layers, n, 3, channels) for name in ("before", "after")}
-        names = tuple(given)
-        given["tested"] = draw.normal(1)
-
-        def run(t: Mapping[str, Tensor], impl: str) -> Tensor:
-            correlation, noises, slopes = identity_gradients(
-                *(t[name] for name in names),
-                noises=[noise] * layers,
-                slopes=[slope] * layers,
-                correlation=not slope,
-                noise_dtype=t["tested"].dtype,
-                padding=padding,
-                impl=impl,
-            )
-            return result(correlation, noises, slopes).to(t["tested"].dtype)
-
-        def written_out(t: Mapping[str, Tensor]) -> Tensor:
-            up = torch.einsum("lnjc,njhw->lnchw", t["after"], t["g"])
-            z = torch.einsum("lnic,nihw->lnchw", t["before"], t["x"])
-            padded = F.pad(t["x"], (1, 1, 1, 1), mode="replicate" if padding == "replicate" else "constant")
-            shifted = padded.unfold(2, height, 1).unfold(3, width, 1)  # (N, 3, 3, 3, H, W): the taps are axes 2 and 3
-            correlation = torch.einsum("njhw,niyxhw->nyxji", t["g"], shifted).reshape(n, 9, 3, 3)
-            noises = up.sum(2, keepdim=True) if noise == 1 else up
-            return result(correlation, noises, (z.clamp_max(0) * up).sum((3, 4)))
-
-        wide = names if form == _LAST else names[2:]
-        return Case(f"{kind}, {_FORMATS[form]}", given, run, written_out, form, frozen=given, wide=wide)
-
-    yield case("noises", _LAST, channels, True, "replicate", lambda _, noises, __: noises[2])
-    yield case("slopes", _LAST, channels, True, "replicate", lambda _, __, slopes: slopes.reshape(-1, 1, 1, 1))
-    yield case("noises without slopes", _PLAIN, channels, False, "zeros", lambda _, noises, __: noises[1])
-    yield case("one map", _PLAIN, 1, True, "zeros", lambda _, noises, __: noises[0])
-    yield case("correlation", _LAST, 0, False, "replicate", lambda sums, _, __: sums.reshape(-1, 1, 1, 1))
-    yield case("correlation without a frame", _PLAIN, 0, False, "zeros", lambda sums, _, __: sums.reshape(-1, 1, 1, 1))
-
-
-_FORMATS: Final = {_LAST: "channels_last", _PLAIN: "contiguous"}
-
-CASES: Final[dict[str, Callable[[_Draw], Iterator[Case]]]] = {
-    "degradation_block": _degradation_blocks,
-    "blur_pool": _blur_pools,
-    "ascent_step": _ascent_steps,
-    "identity_gradients": _identity_gradients,
-    "mean_distance": _mean_distances,
-    "residual_dense_block": _residual_dense_blocks,
-    "residual_dense_block_fp8": _fp8_blocks,
-    "upsampled_convolution": _upsampled_convolutions,
-}
-"""The cases of every op, by the name under which the op registers its implementations."""
-
-
-# -------------------------------------------------------------------------------------------------- the comparison
-
-
 def _test(op: str, impl: str, device: torch.device, dtype: torch.dtype) -> SelfTestResult:
     """Run all cases of an op; the worst error counts, and the first exception ends it."""
     begun = time.perf_counter()
     limit = _tolerance(device, dtype)
     worst, where, message = 0.0, "", ""
     try:
-        for case in CASES[op](_Draw(_SEED)):
+        for case in CASES[op](Draw(_SEED)):
             where = case.name
             for name, error in _errors(case, impl, device, dtype).items():
                 if not error <= worst:  # NaN counts as worse
@@ -476,8 +143,8 @@ def _errors(case: Case, impl: str, device: torch.device, dtype: torch.dtype) -> 
         if (out.shape, out.dtype, out.device.type) != (expected.shape, dtype, device.type):
             raise _WrongError(f"the result is {out.dtype} {tuple(out.shape)} on {out.device} ({case.name})")
         if not out.is_contiguous(memory_format=case.memory_format):
-            raise _WrongError(f"the result is not {_FORMATS[case.memory_format]} as x is ({case.name})")
-        weights = _Draw(_SEED + 1).normal(*expected.shape).to(dtype)
+            raise _WrongError(f"the result is not {FORMATS[case.memory_format]} as x is ({case.name})")
+        weights = Draw(_SEED + 1).normal(*expected.shape).to(dtype)
         taking = [name for name in rounded if name not in case.frozen]
         found: tuple[Tensor, ...] = ()
         right: tuple[Tensor, ...] = ()

@@ -5,7 +5,8 @@ import torch
 from andfast.config import TrainConfig
 from andfast.functional import _dispatch
 from andfast.functional.residual_dense_block_fp8 import NAME as FP8
-from andfast.functional.selftest import CASES, self_test
+from andfast.functional.selftest import self_test
+from andfast.functional.selftest_cases import CASES
 from andfast.training.build import AUTOCAST
 
 
