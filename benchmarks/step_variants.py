@@ -78,11 +78,11 @@ class Variant:
 
 VARIANTS = (  # in the order of their weight, as time may be up before the last
     Variant("andfast bf16", 4, bf16=True),
+    Variant("andfast bf16, CUDA graph", 4, bf16=True, graph=True),
     Variant("naive bf16", 2, bf16=True),
     Variant("naive fp32", 1),
     Variant("best plain PyTorch", 3, bf16=True, compiled=True),
     Variant("andfast bf16, F in fp32", 4, bf16=True, degradation_fp32=True),
-    Variant("andfast bf16, CUDA graph", 4, bf16=True, graph=True),
     Variant("andfast bf16, compiled", 4, bf16=True, compiled=True),
     Variant("andfast bf16, fp8 ascent", 5, bf16=True, fp8=True),
     Variant("andfast fp32", 4),
