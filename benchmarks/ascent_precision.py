@@ -41,6 +41,7 @@ ROWS: dict[str, dict[str, object]] = {
     "F in bf16": {"precision": torch.bfloat16},
     "F and noise in bf16": {"noise_dtype": torch.bfloat16, "precision": torch.bfloat16},
     "G in bf16": {"generator_precision": torch.bfloat16},
+    "G's dense blocks in bf16": {"body": "bf16"},
     "G's dense blocks in fp8": {"body": "fp8"},
     "G in bf16, its dense blocks in fp8": {"generator_precision": torch.bfloat16, "body": "fp8"},
     "control: without G's dense blocks": {"body": "none"},
@@ -94,6 +95,10 @@ def gains(
         with torch.autocast(hr.device.type, torch.bfloat16, enabled=generator_precision == torch.bfloat16):
             return generator(lr, instead)
 
+    def body_in_bf16(features: Tensor) -> Tensor:
+        with torch.autocast(hr.device.type, torch.bfloat16):
+            return generator.body(features).float()
+
     identity = sample_identity(
         len(hr),
         hr_size=args.patch,
@@ -105,7 +110,8 @@ def gains(
     options = {"ball": ball, "step_size": preset.step_size, "steps": steps or args.steps}
     loss_scale *= args.patch**2 / REAL_VALUES
     with frozen(generator):
-        instead = {"same": None, "fp8": Fp8Body(generator), "none": lambda features: features}[body]
+        bodies = {"same": None, "bf16": body_in_bf16, "fp8": Fp8Body(generator), "none": lambda features: features}
+        instead = bodies[body]
         found = ascend(
             partial(losses, restore=restore, precision=precision), identity, **options, loss_scale=loss_scale
         )
