@@ -30,8 +30,7 @@ def tasks(architecture: str) -> list[Task]:
     compilers()  # puts tests/ on the path
     found = []
     for file in sorted((ROOT / "tests").glob("test_kernels_compile_*.py")):
-        module = import_module(file.stem)
-        every = module.everything() if hasattr(module, "everything") else module.variants(architecture)
+        every = import_module(file.stem).RESOURCES.variants()
         found += [(file.stem, one) for one in every if one.name().split()[0] == architecture]
     return found
 

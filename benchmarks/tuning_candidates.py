@@ -122,12 +122,9 @@ def _compile(variant: Any, config: Config) -> tuple[dict[str, int] | None, str |
     """A variant's resources, or why it is of no use."""
     kernels, kernel_resources = compilers()
 
-    registers = config.registers if variant.layout == "aligned" else MAX_REGISTERS
+    options = kernel_resources.launch_options(config, variant.layout)
     try:
-        found = kernel_resources.resources(
-            kernels.source(variant, config), variant.architecture,
-            num_warps=config.warps, num_stages=config.stages, maxnreg=registers,
-        )  # fmt: skip
+        found = kernel_resources.resources(kernels.source(variant, config), variant.architecture, **options)
     except Exception as error:  # of many kinds; the candidate is out and says why
         return None, f"does not compile: {str(error).strip().splitlines()[0] if str(error).strip() else error!r}"
     if found["spilled"]:

@@ -5,23 +5,18 @@ of another dtype, and the most tensors that a launch takes. ``python tests/test_
 ``kernels/ascent_step_resources.json`` anew.
 """
 
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import kernel_resources
 import pytest
 import torch
 from kernel_resources import Resources
-from triton.backends.compiler import GPUTarget
-from triton.backends.nvidia.compiler import CUDABackend
-from triton.compiler import ASTSource
-from triton.runtime.jit import create_function_from_signature
+from recorded_launches import Launch, recorded
 
 from andfast.adversary import sample_identity
 from andfast.functional._ascent_step_triton import ascent_step
 
-RESOURCES = kernel_resources.KERNELS / "ascent_step_resources.json"
+pytestmark = pytest.mark.usefixtures("fresh_triton_cache")
 
 
 class Variant(NamedTuple):
@@ -114,71 +109,51 @@ def resources(variant: Variant) -> Resources:
     return kernel_resources.resources(source, variant.architecture, num_warps=config.warps)
 
 
-def launches(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Variant, ASTSource]]:
+RESOURCES = kernel_resources.Table(
+    "ascent_step", {one: variants(one) for one in kernel_resources.ARCHITECTURES}, resources
+)
+
+
+def variant_of(launch: Launch) -> Variant:
+    """What the table calls a launch."""
+    bound, signature = launch.arguments, launch.source.signature
+    if launch.kernel == "coefficients":
+        return Variant("9.0", launch.kernel, joint=bound["JOINT"])
+    dtypes = tuple(signature[name][0][1:] for name in ("values", "gradients"))
+    layout = "ones" if signature["sizes"][0] == "constexpr" else "aligned"
+    at_center, expanded = bool(bound["AT_CENTER"]), bool(bound["EXPANDED"])
+    return Variant("9.0", launch.kernel, dtypes, bound["TENSORS"], at_center, expanded, layout)
+
+
+def launches(dtype: torch.dtype) -> list[Launch]:
     """What a first and a second step over theta of F launch on sm_90, as Triton specialises the arguments."""
     from andfast.kernels import ascent_step as module  # noqa: PLC0415
 
-    backend = CUDABackend(GPUTarget("cuda", 90, 32))
-    made: list[tuple[Variant, ASTSource]] = []
-
-    class Recorded:
-        def __init__(self, function: Any) -> None:
-            self.function = function
-
-        def __getitem__(self, grid: tuple[int]) -> Any:
-            return self.launch
-
-        def launch(self, *args: Any, **options: Any) -> None:
-            function, kernel = self.function, self.function.__name__[1:].removesuffix("_kernel")
-            binder = create_function_from_signature(function.signature, function.params, backend)
-            bound, specialization, found = binder(*args, **options)
-            _, signature, constants, attributes = function._pack_args(backend, options, bound, specialization, found)
-            variant = Variant("9.0", kernel)
-            if kernel == "coefficients":
-                variant = variant._replace(joint=bound["JOINT"])
-            else:
-                dtypes = tuple(signature[name][0][1:] for name in ("values", "gradients"))
-                layout = "ones" if signature["sizes"][0] == "constexpr" else "aligned"
-                variant = Variant(
-                    "9.0", kernel, dtypes, bound["TENSORS"], bool(bound["AT_CENTER"]), bool(bound["EXPANDED"]), layout
-                )
-            made.append((variant, ASTSource(function, signature, constants, attributes)))
-
-    for kernel in ("sums", "coefficients", "update"):
-        name = f"_{kernel}_kernel"
-        monkeypatch.setattr(module, name, Recorded(getattr(module, name)))
     identity = sample_identity(2, hr_size=32, channels=64, noise_dtype=dtype)
     theta = [[torch.zeros(one.shape, dtype=one.dtype) for one in group] for group in identity]
-    for values in (identity, theta):
-        ascent_step(values, theta, identity, (1.0, 1.0, 1.0), 0.3, False)
+    with recorded(module, ("sums", "coefficients", "update")) as made:
+        for values in (identity, theta):
+            ascent_step(values, theta, identity, (1.0, 1.0, 1.0), 0.3, False)
     assert len(made) == 14
-    yield from made
+    return made
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_what_an_ascent_launches_is_in_the_table(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    for variant, source in {variant: source for variant, source in launches(dtype, monkeypatch)}.items():
-        kernel_resources.check(variant, kernel_resources.resources(source, "9.0", num_warps=4), RESOURCES)
-
-
-@pytest.fixture(autouse=True)
-def _fresh_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+def test_what_an_ascent_launches_is_in_the_table(dtype: torch.dtype) -> None:
+    for variant, source in {variant_of(launch): launch.source for launch in launches(dtype)}.items():
+        RESOURCES.check(variant, kernel_resources.resources(source, "9.0", num_warps=4))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("architecture", kernel_resources.ARCHITECTURES)
-def test_compiles_and_fits(architecture: str) -> None:
-    for variant in variants(architecture):
-        kernel_resources.check(variant, resources(variant), RESOURCES)
+@pytest.mark.parametrize("group", RESOURCES.groups)
+def test_compiles_and_fits(group: str) -> None:
+    RESOURCES.compile_and_check(group)
 
 
 def test_the_table_holds_every_variant_and_no_other() -> None:
-    everything = [variant for architecture in kernel_resources.ARCHITECTURES for variant in variants(architecture)]
-    kernel_resources.check_table(everything, RESOURCES)
+    RESOURCES.check_rows()
 
 
 if __name__ == "__main__":
-    everything = [variant for architecture in kernel_resources.ARCHITECTURES for variant in variants(architecture)]
-    kernel_resources.write(everything, resources, RESOURCES)
+    RESOURCES.write()

@@ -7,21 +7,20 @@ anew.
 
 import itertools
 from importlib import import_module
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import kernel_resources
 import pytest
-from kernel_resources import KERNELS as FOLDER
 from kernel_resources import Resources
 from triton.compiler import ASTSource
 
-from andfast.kernels.degradation_block_configs import CHANNEL_BLOCKS, MAX_REGISTERS, PRECISIONS, TABLE, Config
+from andfast.kernels.degradation_block_configs import CHANNEL_BLOCKS, PRECISIONS, TABLE, Config
 
-RESOURCES = FOLDER / "degradation_block_resources.json"
 KERNELS = ("forward", "grad_input", "grad_weight")
 LAYOUTS = ("aligned", "odd", "general")  # channels_last in multiples of 16; of any number of channels; any strides
 POINTERS = {"bits_ptr": "*u8", "slope_ptr": "*fp32", "gw_ptr": "*fp32", "gslope_ptr": "*fp32"}
+
+pytestmark = pytest.mark.usefixtures("fresh_triton_cache")
 
 
 class Variant(NamedTuple):
@@ -77,59 +76,39 @@ def source(variant: Variant, config: Config) -> ASTSource:
     }
     if variant.kernel == "grad_weight":
         constants["WANT_WEIGHT"] = variant.weight
-    types: dict[str, str] = {}
-    divisible = []
-    for parameter in function.params:
-        name = parameter.name
-        if name.endswith("_ptr"):
-            types[name] = POINTERS.get(name, "*" + variant.dtype)
-            divisible.append(name)
-        elif not (parameter.is_constexpr or parameter.do_not_specialize or variant.layout == "general"):
-            if (name.endswith("_stride_c") and name != "slope_stride_c") or name == "slope_stride_n":
-                constants[name] = 1
-            elif variant.layout == "aligned":
-                divisible.append(name)
-    return kernel_resources.source(function, types, constants, divisible)
+    return kernel_resources.launched_source(
+        function,
+        constants,
+        dtype=variant.dtype,
+        types=POINTERS,
+        unit=lambda name: name == "slope_stride_n" or (name.endswith("_stride_c") and name != "slope_stride_c"),
+        layout=variant.layout,
+    )
 
 
 def resources(variant: Variant) -> Resources:
     """Compile one variant; what one program takes of a multiprocessor."""
     config = TABLE[variant.architecture][variant.kernel, variant.precision]
-    registers = config.registers if variant.layout == "aligned" else MAX_REGISTERS
-    return kernel_resources.resources(
-        source(variant, config),
-        variant.architecture,
-        num_warps=config.warps,
-        num_stages=config.stages,
-        maxnreg=registers,
-    )
+    options = kernel_resources.launch_options(config, variant.layout)
+    return kernel_resources.resources(source(variant, config), variant.architecture, **options)
 
 
-def everything() -> list[Variant]:
-    return [
-        variant
-        for architecture, kernel, precision in itertools.product(TABLE, KERNELS, PRECISIONS)
-        for variant in variants(architecture, kernel, precision)
-    ]
-
-
-@pytest.fixture(autouse=True)
-def _fresh_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+RESOURCES = kernel_resources.Table(
+    "degradation_block",
+    {"-".join(group): variants(*group) for group in itertools.product(TABLE, KERNELS, PRECISIONS)},
+    resources,
+)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize("kernel", KERNELS)
-@pytest.mark.parametrize("architecture", TABLE)
-def test_compiles_and_fits(architecture: str, kernel: str, precision: str) -> None:
-    for variant in variants(architecture, kernel, precision):
-        kernel_resources.check(variant, resources(variant), RESOURCES)
+@pytest.mark.parametrize("group", RESOURCES.groups)
+def test_compiles_and_fits(group: str) -> None:
+    RESOURCES.compile_and_check(group)
 
 
 def test_the_table_holds_every_launchable_kernel_and_no_other() -> None:
-    kernel_resources.check_table(everything(), RESOURCES)
+    RESOURCES.check_rows()
 
 
 if __name__ == "__main__":
-    kernel_resources.write(everything(), resources, RESOURCES)
+    RESOURCES.write()

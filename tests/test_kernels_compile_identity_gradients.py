@@ -6,8 +6,6 @@ dtypes, both memory formats, all forms), and sizes that are no multiples of 16.
 """
 
 import re
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import kernel_resources
@@ -15,15 +13,15 @@ import pytest
 import torch
 import triton
 from kernel_resources import Resources
+from recorded_launches import Launch, recorded
 from triton.backends.compiler import GPUTarget
-from triton.backends.nvidia.compiler import CUDABackend
 from triton.compiler import ASTSource
-from triton.runtime.jit import create_function_from_signature
 
 from andfast.functional._identity_gradients_triton import identity_gradients
 
-RESOURCES = kernel_resources.KERNELS / "identity_gradients_resources.json"
 FORMS = ("no noise", "one map", "each channel")
+
+pytestmark = pytest.mark.usefixtures("fresh_triton_cache")
 
 
 class Variant(NamedTuple):
@@ -109,66 +107,49 @@ def resources(variant: Variant) -> Resources:
     return kernel_resources.resources(source(variant), variant.architecture, num_warps=module.CONFIG.warps)
 
 
-def everything() -> list[Variant]:
-    return [variant for architecture in kernel_resources.ARCHITECTURES for variant in variants(architecture)]
+RESOURCES = kernel_resources.Table(
+    "identity_gradients",
+    {one: variants(one) for one in kernel_resources.ARCHITECTURES},
+    resources,
+)
 
 
-def launches(noise: torch.dtype, form: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Variant, ASTSource]]:
+def variant_of(launch: Launch) -> Variant:
+    """What the table calls a launch."""
+    bound, signature = launch.arguments, launch.source.signature
+    variant = Variant("9.0", launch.kernel, (signature["x_ptr"][1:], signature["g_ptr"][1:]))
+    if launch.kernel == "correlation":
+        return variant
+    of = {"last": bound["LAST"], "aligned": bound["ALIGNED"], "slope": bound["SLOPE"]}
+    return variant._replace(
+        noise=signature["noises"][0][1:],
+        form=FORMS[bound["NOISE"]],
+        block=bound["BLOCK_C"],
+        **{name: bool(one) for name, one in of.items()},
+    )
+
+
+def launches(noise: torch.dtype, form: str) -> list[Launch]:
     """What the layers before and behind the pooling launch on sm_90, as Triton specialises the arguments."""
     from andfast.kernels import identity_gradients as module  # noqa: PLC0415
 
-    backend = CUDABackend(GPUTarget("cuda", 90, 32))
-    made: list[tuple[Variant, ASTSource]] = []
-
-    class Recorded:
-        def __init__(self, function: Any) -> None:
-            self.function = function
-
-        def __getitem__(self, grid: tuple[int]) -> Any:
-            return self.launch
-
-        def launch(self, *args: Any, **options: Any) -> None:
-            function, kernel = self.function, self.function.__name__[1:].removesuffix("_kernel")
-            binder = create_function_from_signature(function.signature, function.params, backend)
-            bound, specialization, found = binder(*args, **options)
-            _, signature, constants, attributes = function._pack_args(backend, options, bound, specialization, found)
-            variant = Variant("9.0", kernel, (signature["x_ptr"][1:], signature["g_ptr"][1:]))
-            if kernel == "layers":
-                of = {"last": bound["LAST"], "aligned": bound["ALIGNED"], "slope": bound["SLOPE"]}
-                variant = variant._replace(
-                    noise=signature["noises"][0][1:],
-                    form=FORMS[bound["NOISE"]],
-                    block=bound["BLOCK_C"],
-                    **{name: bool(one) for name, one in of.items()},
-                )
-            made.append((variant, ASTSource(function, signature, constants, attributes)))
-
-    for name in ("_layers_kernel", "_correlation_kernel"):
-        monkeypatch.setattr(module, name, Recorded(getattr(module, name)))
-    for side in (32, 8):
-        x = torch.zeros(2, 3, side, side).contiguous(memory_format=torch.channels_last)
-        matrices = torch.zeros(5, 2, 3, 64)
-        shape = (2, 1 if form == "one map" else 64, side, side)
-        maps = [torch.empty(shape, dtype=noise).contiguous(memory_format=torch.channels_last) for _ in range(5)]
-        identity_gradients(x, x, matrices, matrices, maps, [True] * 5, True, "replicate")
+    with recorded(module, ("layers", "correlation")) as made:
+        for side in (32, 8):
+            x = torch.zeros(2, 3, side, side).contiguous(memory_format=torch.channels_last)
+            matrices = torch.zeros(5, 2, 3, 64)
+            shape = (2, 1 if form == "one map" else 64, side, side)
+            maps = [torch.empty(shape, dtype=noise).contiguous(memory_format=torch.channels_last) for _ in range(5)]
+            identity_gradients(x, x, matrices, matrices, maps, [True] * 5, True, "replicate")
     assert len(made) == 4
-    yield from made
-
-
-@pytest.fixture(autouse=True)
-def _fresh_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    return made
 
 
 @pytest.mark.parametrize(
     ("noise", "form"), [(torch.float32, "each channel"), (torch.bfloat16, "each channel"), (torch.float32, "one map")]
 )
-def test_what_a_first_pass_launches_is_in_the_table(
-    noise: torch.dtype, form: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_a_first_pass_launches_is_in_the_table(noise: torch.dtype, form: str) -> None:
     """It is the very kernel that is compiled here, so that a launch finds it in Triton's cache."""
-    with monkeypatch.context() as patched:
-        found = dict(launches(noise, form, patched))
+    found = {variant_of(launch): launch.source for launch in launches(noise, form)}
     assert {variant.kernel for variant in found} == {"layers", "correlation"}
     for variant, launched in found.items():
         assert variant in variants("9.0")
@@ -176,10 +157,9 @@ def test_what_a_first_pass_launches_is_in_the_table(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("architecture", kernel_resources.ARCHITECTURES)
-def test_compiles_and_fits(architecture: str) -> None:
-    for variant in variants(architecture):
-        kernel_resources.check(variant, resources(variant), RESOURCES)
+@pytest.mark.parametrize("group", RESOURCES.groups)
+def test_compiles_and_fits(group: str) -> None:
+    RESOURCES.compile_and_check(group)
 
 
 @pytest.mark.slow
@@ -193,8 +173,8 @@ def test_noises_are_written_16_bytes_at_a_time(noise: str) -> None:
 
 
 def test_the_table_holds_every_variant_and_no_other() -> None:
-    kernel_resources.check_table(everything(), RESOURCES)
+    RESOURCES.check_rows()
 
 
 if __name__ == "__main__":
-    kernel_resources.write(everything(), resources, RESOURCES)
+    RESOURCES.write()

@@ -6,7 +6,6 @@ values is a multiple of 16 and for others. ``python tests/test_kernels_compile_m
 """
 
 import re
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import kernel_resources
@@ -14,13 +13,13 @@ import pytest
 import torch
 import triton
 from kernel_resources import Resources
+from recorded_launches import recorded
 from triton.backends.compiler import GPUTarget
-from triton.backends.nvidia.compiler import CUDABackend
 from triton.compiler import ASTSource
-from triton.runtime.jit import create_function_from_signature
 
-RESOURCES = kernel_resources.KERNELS / "mean_distance_resources.json"
 DTYPES = (("fp32", "fp32"), ("bf16", "bf16"), ("fp16", "fp16"), ("bf16", "fp32"), ("fp16", "fp32"), ("fp32", "bf16"))
+
+pytestmark = pytest.mark.usefixtures("fresh_triton_cache")
 
 
 class Variant(NamedTuple):
@@ -51,9 +50,6 @@ def variants(architecture: str) -> list[Variant]:
     return [*cut, Variant(architecture, "mean")]
 
 
-EVERYTHING = [variant for architecture in kernel_resources.ARCHITECTURES for variant in variants(architecture)]
-
-
 def source(variant: Variant) -> ASTSource:
     """One variant with the signature that a launch gets."""
     from andfast.kernels import mean_distance as module  # noqa: PLC0415
@@ -80,56 +76,37 @@ def resources(variant: Variant) -> Resources:
     return kernel_resources.resources(source(variant), variant.architecture, num_warps=warps)
 
 
+RESOURCES = kernel_resources.Table(
+    "mean_distance",
+    {one: variants(one) for one in kernel_resources.ARCHITECTURES},
+    resources,
+)
+
+
 @pytest.mark.parametrize("kind", ["l1", "l2"])
 @pytest.mark.parametrize("shape", [(2, 64, 4, 6), (48, 3, 32, 32)])
-def test_what_the_losses_launch_is_in_the_table(
-    shape: tuple[int, ...], kind: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_the_losses_launch_is_in_the_table(shape: tuple[int, ...], kind: str) -> None:
     """As Triton specialises the arguments of a launch, to the hash that its cache looks for."""
     from andfast.functional import _mean_distance_triton as launcher  # noqa: PLC0415
     from andfast.kernels import mean_distance as module  # noqa: PLC0415
 
-    backend = CUDABackend(GPUTarget("cuda", 90, 32))
-    made: dict[str, str] = {}
-
-    class Recorded:
-        def __init__(self, kernel: str) -> None:
-            self.kernel, self.function = kernel, getattr(module, f"_{kernel}_kernel")
-
-        def __getitem__(self, grid: tuple[int]) -> Any:
-            return self.launch
-
-        def launch(self, *args: Any, **options: Any) -> None:
-            function = self.function
-            binder = create_function_from_signature(function.signature, function.params, backend)
-            bound, specialization, found = binder(*args, **options)
-            _, *signature = function._pack_args(backend, options, bound, specialization, found)
-            made[self.kernel] = ASTSource(function, *signature).hash()
-
-    for kernel in ("sums", "mean", "gradient"):
-        monkeypatch.setattr(module, f"_{kernel}_kernel", Recorded(kernel))
+    kernels = {"sums", "mean", "gradient"}
     x, target = torch.zeros(shape, dtype=torch.bfloat16), torch.ones(shape, dtype=torch.bfloat16)
-    launcher.backward(launcher.forward(x, target, kind == "l2"), x, target, kind == "l2")
-    monkeypatch.undo()
-    for kernel, found in made.items():
-        assert found == source(Variant("9.0", kernel, kind, ("bf16", "bf16"))).hash(), kernel
-    assert set(made) == {"sums", "mean", "gradient"}
-
-
-@pytest.fixture(autouse=True)
-def _fresh_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    with recorded(module, kernels) as made:
+        launcher.backward(launcher.forward(x, target, kind == "l2"), x, target, kind == "l2")
+    for one in made:
+        assert one.source.hash() == source(Variant("9.0", one.kernel, kind, ("bf16", "bf16"))).hash(), one.kernel
+    assert {one.kernel for one in made} == kernels
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("architecture", kernel_resources.ARCHITECTURES)
-def test_compiles_and_fits(architecture: str) -> None:
-    for variant in variants(architecture):
-        kernel_resources.check(variant, resources(variant), RESOURCES)
+@pytest.mark.parametrize("group", RESOURCES.groups)
+def test_compiles_and_fits(group: str) -> None:
+    RESOURCES.compile_and_check(group)
 
 
 def test_the_table_holds_every_variant_and_no_other() -> None:
-    kernel_resources.check_table(EVERYTHING, RESOURCES)
+    RESOURCES.check_rows()
 
 
 @pytest.mark.parametrize("kernel", ["sums", "gradient"])
@@ -142,4 +119,4 @@ def test_features_are_moved_sixteen_bytes_at_a_time(kernel: str) -> None:
 
 
 if __name__ == "__main__":
-    kernel_resources.write(EVERYTHING, resources, RESOURCES)
+    RESOURCES.write()

@@ -5,21 +5,18 @@ Registers, spills and shared memory are compared with a committed table, ``resid
 """
 
 import itertools
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import kernel_resources
 import pytest
-from kernel_resources import KERNELS as FOLDER
 from kernel_resources import Resources
 from triton.compiler import ASTSource
 
-from andfast.kernels.degradation_block_configs import MAX_REGISTERS, PRECISIONS, Config
+from andfast.kernels.degradation_block_configs import PRECISIONS, Config
 from andfast.kernels.residual_dense_block_configs import CHANNEL_BLOCKS, OUTPUT_BLOCKS, TABLE
 from andfast.kernels.residual_dense_block_convolution import _convolution_kernel
 from andfast.kernels.residual_dense_block_grad_weight import _grad_weight_kernel
 
-RESOURCES = FOLDER / "residual_dense_block_resources.json"
 KERNELS = [
     *(f"convolution_{block}" for block in OUTPUT_BLOCKS),
     *(f"grad_weight_{block}" for block in CHANNEL_BLOCKS),
@@ -27,6 +24,8 @@ KERNELS = [
 # channels_last in multiples of 16; x channels_last of any number of channels; a result of any strides, too
 LAYOUTS = ("aligned", "odd", "general")
 TYPES = {"bits_ptr": "*u8", "gw_ptr": "*fp32", "slope": "fp32", "a_scale": "fp32", "out_scale": "fp32"}
+
+pytestmark = pytest.mark.usefixtures("fresh_triton_cache")
 
 
 class Variant(NamedTuple):
@@ -76,60 +75,38 @@ def source(variant: Variant) -> ASTSource:
         function = _convolution_kernel
         block_out = int(variant.kernel.split("_")[1])
         constants.update(PIXELS=config.block_h * config.block_w, BLOCK_K=variant.block, BLOCK_OUT=block_out)
-    types: dict[str, str] = {}
-    divisible = []
-    for parameter in function.params:
-        name = parameter.name
-        if name in TYPES or name.endswith("_ptr"):
-            types[name] = TYPES.get(name, "*" + variant.dtype)
-            if name.endswith("_ptr"):
-                divisible.append(name)
-        elif not (parameter.is_constexpr or parameter.do_not_specialize):
-            if name == "out_stride_c" and variant.layout != "general":
-                constants[name] = 1
-            elif variant.layout == "aligned":
-                divisible.append(name)
-    return kernel_resources.source(function, types, constants, divisible)
+    return kernel_resources.launched_source(
+        function,
+        constants,
+        dtype=variant.dtype,
+        types=TYPES,
+        unit=lambda name: name == "out_stride_c",
+        layout=variant.layout,
+    )
 
 
 def resources(variant: Variant) -> Resources:
     """Compile one variant; what one program takes of a multiprocessor."""
-    config = variant.config()
-    registers = config.registers if variant.layout == "aligned" else MAX_REGISTERS
-    return kernel_resources.resources(
-        source(variant),
-        variant.architecture,
-        num_warps=config.warps,
-        num_stages=config.stages,
-        maxnreg=registers,
-    )
+    options = kernel_resources.launch_options(variant.config(), variant.layout)
+    return kernel_resources.resources(source(variant), variant.architecture, **options)
 
 
-def everything() -> list[Variant]:
-    return [
-        variant
-        for architecture, kernel, precision in itertools.product(TABLE, KERNELS, PRECISIONS)
-        for variant in variants(architecture, kernel, precision)
-    ]
-
-
-@pytest.fixture(autouse=True)
-def _fresh_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+RESOURCES = kernel_resources.Table(
+    "residual_dense_block",
+    {"-".join(group): variants(*group) for group in itertools.product(TABLE, KERNELS, PRECISIONS)},
+    resources,
+)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize("kernel", KERNELS)
-@pytest.mark.parametrize("architecture", TABLE)
-def test_compiles_and_fits(architecture: str, kernel: str, precision: str) -> None:
-    for variant in variants(architecture, kernel, precision):
-        kernel_resources.check(variant, resources(variant), RESOURCES)
+@pytest.mark.parametrize("group", RESOURCES.groups)
+def test_compiles_and_fits(group: str) -> None:
+    RESOURCES.compile_and_check(group)
 
 
 def test_the_table_holds_every_launchable_kernel_and_no_other() -> None:
-    kernel_resources.check_table(everything(), RESOURCES)
+    RESOURCES.check_rows()
 
 
 if __name__ == "__main__":
-    kernel_resources.write(everything(), resources, RESOURCES)
+    RESOURCES.write()

@@ -7,25 +7,23 @@ None spills. Registers, spills and shared memory are compared with a committed t
 
 import itertools
 import re
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import kernel_resources
 import pytest
 import triton
-from kernel_resources import KERNELS as FOLDER
 from kernel_resources import Resources
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from andfast.kernels.degradation_block_configs import MAX_REGISTERS
 from andfast.kernels.residual_dense_block_configs import FP8_CHANNEL_BLOCKS, FP8_TABLE, OUTPUT_BLOCKS
 from andfast.kernels.residual_dense_block_fp8 import QUANTISED_PIXELS, _fp8_convolution_kernel, _quantise_kernel
 
-RESOURCES = FOLDER / "residual_dense_block_fp8_resources.json"
 KINDS = ("activate", "gradient", "residual", "residual_gradient")  # by the kernel's number, and the last of backward
 # channels in multiples of 16 and a channels_last result; other channels; a result of any strides, too
 LAYOUTS = ("aligned", "odd", "general")
+
+pytestmark = pytest.mark.usefixtures("fresh_triton_cache")
 
 
 class Variant(NamedTuple):
@@ -53,14 +51,6 @@ def variants(architecture: str, kind: str) -> list[Variant]:
     return [*found, found[0]._replace(dtype="fp16")] if kind.startswith("residual") else found
 
 
-def everything() -> list[Variant]:
-    convolutions = [one for pair in itertools.product(FP8_TABLE, KINDS) for one in variants(*pair)]
-    return convolutions + [
-        Variant(architecture, "quantise", dtype, 64, 64, "aligned")
-        for architecture, dtype in itertools.product(FP8_TABLE, ("bf16", "fp16"))
-    ]
-
-
 def source(variant: Variant) -> ASTSource:
     """The kernel with the signature that a launch of this kind gets from Triton's own specialisation."""
     wide, e4m3, e5m2 = "*" + variant.dtype, "*fp8e4nv", "*fp8e5"
@@ -78,23 +68,20 @@ def source(variant: Variant) -> ASTSource:
         types |= dict.fromkeys(("residual_ptr", "out_ptr"), wide if last else e4m3)
         constants = {"KIND": min(KINDS.index(variant.kind), 2), "PIXELS": config.block_h * config.block_w}
         constants |= {"BLOCK_K": variant.block_k, "BLOCK_OUT": variant.block_out}
-        if not last or variant.layout != "general":
-            constants["out_stride_c"] = 1
-    divisible = []
-    for parameter in function.params:
-        name = parameter.name
-        whole = not (parameter.is_constexpr or parameter.do_not_specialize or name in types or name in constants)
-        if name.endswith("_ptr") or (whole and variant.layout == "aligned"):
-            divisible.append(name)
-    return kernel_resources.source(function, types, constants, divisible)
+    return kernel_resources.launched_source(
+        function,
+        constants,
+        dtype=variant.dtype,
+        types=types,
+        unit=lambda name: name == "out_stride_c",
+        layout=variant.layout,
+    )
 
 
 def options(variant: Variant) -> dict[str, int]:
     if variant.kind == "quantise":
         return {"num_warps": 4}
-    config = FP8_TABLE[variant.architecture][variant.block_out]
-    registers = config.registers if variant.layout == "aligned" else MAX_REGISTERS
-    return {"num_warps": config.warps, "num_stages": config.stages, "maxnreg": registers}
+    return kernel_resources.launch_options(FP8_TABLE[variant.architecture][variant.block_out], variant.layout)
 
 
 def resources(variant: Variant) -> Resources:
@@ -102,22 +89,29 @@ def resources(variant: Variant) -> Resources:
     return kernel_resources.resources(source(variant), variant.architecture, **options(variant))
 
 
-@pytest.fixture(autouse=True)
-def _fresh_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+RESOURCES = kernel_resources.Table(
+    "residual_dense_block_fp8",
+    {
+        **{"-".join(group): variants(*group) for group in itertools.product(FP8_TABLE, KINDS)},
+        **{
+            f"{architecture}-quantise": [
+                Variant(architecture, "quantise", dtype, 64, 64, "aligned") for dtype in ("bf16", "fp16")
+            ]
+            for architecture in FP8_TABLE
+        },
+    },
+    resources,
+)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", [*KINDS, "quantise"])
-@pytest.mark.parametrize("architecture", FP8_TABLE)
-def test_compiles_and_fits(architecture: str, kind: str) -> None:
-    for variant in everything():
-        if (variant.architecture, variant.kind) == (architecture, kind):
-            kernel_resources.check(variant, resources(variant), RESOURCES)
+@pytest.mark.parametrize("group", RESOURCES.groups)
+def test_compiles_and_fits(group: str) -> None:
+    RESOURCES.compile_and_check(group)
 
 
 def test_the_table_holds_every_launchable_kernel_and_no_other() -> None:
-    kernel_resources.check_table(everything(), RESOURCES)
+    RESOURCES.check_rows()
 
 
 @pytest.mark.parametrize(("kind", "operand"), [("activate", "e4m3"), ("gradient", "e5m2")])
@@ -132,4 +126,4 @@ def test_hopper_multiplies_fp8(kind: str, operand: str) -> None:
 
 
 if __name__ == "__main__":
-    kernel_resources.write(everything(), resources, RESOURCES)
+    RESOURCES.write()
