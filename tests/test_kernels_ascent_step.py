@@ -5,10 +5,6 @@ only. The interpreter truncates what it stores as bf16; the rounding of hardware
 test_kernels_ascent_step_gpu.py.
 """
 
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 import triton_interpreter
@@ -24,8 +20,7 @@ from andfast.functional.selftest import self_test
 
 CASES = 120
 
-# NumPy, which the interpreter computes with, warns where values that are not finite meet.
-pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
+pytestmark = triton_interpreter.quiet
 
 
 if not INTERPRETED:
@@ -35,15 +30,9 @@ if not INTERPRETED:
         triton_interpreter.run(__file__, "not nothing")
 
     def test_the_op_runs_without_triton() -> None:
-        code = (
-            "import sys; sys.modules['triton'] = None\n"
-            "import torch, andfast.functional as f\n"
-            "x = [[torch.rand(2, 3)]]\n"
-            "f.ascent_step(x, x, x, radii=[1.0], step_size=0.3)\n"
+        triton_interpreter.run_without_triton(
+            "x = [[torch.rand(2, 3)]]\nf.ascent_step(x, x, x, radii=[1.0], step_size=0.3)"
         )
-        root = Path(__file__).resolve().parents[1]
-        done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
 
     def test_the_explicit_choice_says_why_it_cannot_be_had() -> None:
         x = [[torch.rand(2, 3)]]

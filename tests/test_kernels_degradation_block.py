@@ -8,9 +8,6 @@ test_kernels_degradation_block_gpu.py.
 import importlib.util
 import itertools
 import random
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import layouts
@@ -36,8 +33,7 @@ from andfast.kernels.degradation_block_configs import (
 CASES = 208
 GROUPS = 16
 
-# NumPy, which the interpreter computes with, warns where values that are not finite meet.
-pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
+pytestmark = triton_interpreter.quiet
 
 
 # ------------------------------------------------------------------------------------------- without the interpreter
@@ -51,15 +47,10 @@ if not INTERPRETED:
         triton_interpreter.run(__file__, part)
 
     def test_andfast_imports_without_triton() -> None:
-        code = (
-            "import sys; sys.modules['triton'] = None\n"
-            "import torch, andfast.functional as f\n"
+        triton_interpreter.run_without_triton(
             "f.degradation_block(torch.rand(1, 3, 4, 4), torch.rand(5, 3, 3, 3), 0.5)\n"
-            "import andfast.kernels.degradation_block_configs, andfast.kernels.degradation_block_saved\n"
+            "import andfast.kernels.degradation_block_configs, andfast.kernels.degradation_block_saved"
         )
-        root = Path(__file__).resolve().parents[1]
-        done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
 
     def test_the_explicit_choice_says_why_it_cannot_be_had() -> None:
         with pytest.raises(RuntimeError, match=r"impl='triton' of degradation_block .* CUDA devices.*'cpu'"):

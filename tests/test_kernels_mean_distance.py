@@ -4,9 +4,6 @@ This file runs itself again in the interpreter, see triton_interpreter; what is 
 only. The interpreter truncates what it stores as bf16; bf16 is tested on a GPU, in test_kernels_mean_distance_gpu.py.
 """
 
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,8 +20,7 @@ from andfast.functional.selftest import self_test
 CASES = 160
 DTYPES = (torch.float32, torch.float16)
 
-# NumPy, which the interpreter computes with, warns where values that are not finite meet.
-pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
+pytestmark = triton_interpreter.quiet
 
 
 if not INTERPRETED:
@@ -34,14 +30,9 @@ if not INTERPRETED:
         triton_interpreter.run(__file__, "not nothing")
 
     def test_the_op_runs_without_triton() -> None:
-        code = (
-            "import sys; sys.modules['triton'] = None\n"
-            "import torch, andfast.functional as f\n"
-            "f.mean_distance(torch.rand(2, 3, requires_grad=True), torch.rand(2, 3)).backward()\n"
+        triton_interpreter.run_without_triton(
+            "f.mean_distance(torch.rand(2, 3, requires_grad=True), torch.rand(2, 3)).backward()"
         )
-        root = Path(__file__).resolve().parents[1]
-        done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
 
     def test_float64_is_refused_by_name_and_goes_to_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(_dispatch._TABLE["mean_distance"], "triton", _dispatch.everywhere)

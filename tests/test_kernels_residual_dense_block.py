@@ -7,9 +7,6 @@ test_kernels_residual_dense_block_gpu.py.
 
 import itertools
 import random
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import layouts
@@ -39,8 +36,7 @@ CASES = 100
 PARTS = 2
 NAMES = ("out", "x", *(f"weight {k}" for k in range(5)), *(f"bias {k}" for k in range(5)))
 
-# NumPy, which the interpreter computes with, warns where values that are not finite meet.
-pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
+pytestmark = triton_interpreter.quiet
 
 
 def make(
@@ -71,16 +67,11 @@ if not INTERPRETED:
         triton_interpreter.run(__file__, part)
 
     def test_the_op_runs_without_triton() -> None:
-        code = (
-            "import sys; sys.modules['triton'] = None\n"
-            "import torch, andfast.functional as f\n"
+        triton_interpreter.run_without_triton(
             "w = [torch.rand(2 if k < 4 else 3, 3 + 2 * k, 3, 3) for k in range(5)]\n"
             "f.residual_dense_block(torch.rand(1, 3, 4, 4), w, [one[:, 0, 0, 0] for one in w])\n"
-            "import andfast.kernels.residual_dense_block_configs\n"
+            "import andfast.kernels.residual_dense_block_configs"
         )
-        root = Path(__file__).resolve().parents[1]
-        done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
 
     def test_the_explicit_choice_says_why_it_cannot_be_had() -> None:
         with pytest.raises(RuntimeError, match=r"impl='triton' of residual_dense_block .* CUDA devices.*'cpu'"):

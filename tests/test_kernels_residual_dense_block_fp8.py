@@ -22,8 +22,7 @@ from andfast.kernels.residual_dense_block_configs import FP8_CHANNEL_BLOCKS, FP8
 
 CASES = 36
 
-# NumPy, which the interpreter computes with, warns where values that are not finite meet.
-pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
+pytestmark = triton_interpreter.quiet
 
 if not INTERPRETED:
 

@@ -7,9 +7,6 @@ test_kernels_upsampled_convolution_gpu.py.
 
 import itertools
 import random
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import layouts
@@ -31,8 +28,7 @@ from andfast.nn.frozen import frozen as frozen_parameters
 CASES = 90
 NAMES = ("out", "x", "weight", "bias")
 
-# NumPy, which the interpreter computes with, warns where values that are not finite meet.
-pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
+pytestmark = triton_interpreter.quiet
 
 
 def make(n: int = 2, c_in: int = 4, c_out: int = 11, height: int = 5, width: int = 7) -> list[Tensor]:
@@ -58,15 +54,10 @@ if not INTERPRETED:
         triton_interpreter.run(__file__, "test")
 
     def test_the_op_runs_without_triton() -> None:
-        code = (
-            "import sys; sys.modules['triton'] = None\n"
-            "import torch, andfast.functional as f\n"
+        triton_interpreter.run_without_triton(
             "f.upsampled_convolution(torch.rand(1, 3, 4, 4), torch.rand(2, 3, 3, 3), torch.rand(2))\n"
-            "import andfast.kernels.upsampled_convolution_configs\n"
+            "import andfast.kernels.upsampled_convolution_configs"
         )
-        root = Path(__file__).resolve().parents[1]
-        done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
 
     def test_the_explicit_choice_says_why_it_cannot_be_had() -> None:
         with pytest.raises(RuntimeError, match=r"impl='triton' of upsampled_convolution .* CUDA devices.*'cpu'"):

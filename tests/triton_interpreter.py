@@ -1,5 +1,7 @@
 """Triton's interpreter, for the tests of kernels: chosen in a process of its own, and repaired there.
 
+And a process without Triton, where the ops must run all the same.
+
 The interpreter has to be chosen before triton is imported, and must not leak into other tests. So a test file runs
 itself again with TRITON_INTERPRET=1; what it has under ``if INTERPRETED`` runs there only, after :func:`repair`.
 """
@@ -12,7 +14,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+
+quiet = pytest.mark.filterwarnings("ignore::RuntimeWarning")
+"""NumPy, which the interpreter computes with, warns where values that are not finite meet."""
 
 
 def run(file: str, keyword: str) -> None:
@@ -20,9 +28,15 @@ def run(file: str, keyword: str) -> None:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST")}
     environment.update(TRITON_INTERPRET="1", OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1")
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", keyword, file]
-    root = Path(__file__).resolve().parents[1]
-    done = subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
+
+
+def run_without_triton(code: str) -> None:
+    """Run a program in a process that has torch, andfast.functional as ``f``, and no triton; it must not fail."""
+    code = f"import sys; sys.modules['triton'] = None\nimport torch, andfast.functional as f\n{code}"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def repair() -> None:
