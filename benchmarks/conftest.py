@@ -9,7 +9,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
@@ -72,3 +72,21 @@ def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: di
     from benchmarks.machine import describe  # noqa: PLC0415
 
     machine_info["andfast"] = describe()
+
+
+@pytest.fixture
+def precision_switch() -> Generator[Callable[[str], None], None, None]:
+    """TF32 as the row wants it, in convolutions and products; cuDNN chooses its algorithms by trying them."""
+    kinds = (torch.backends.cudnn.conv, torch.backends.cuda.matmul)
+    before = [kind.fp32_precision for kind in kinds], torch.backends.cudnn.benchmark
+
+    def use(value: str) -> None:
+        for kind in kinds:
+            kind.fp32_precision = value
+
+    torch.backends.cudnn.benchmark = True
+    use("ieee")
+    yield use
+    for kind, value in zip(kinds, before[0], strict=True):
+        kind.fp32_precision = value
+    torch.backends.cudnn.benchmark = before[1]

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -27,6 +27,8 @@ from benchmarks.rates import Rates, measured
 MAX_SPIN = 1 << 28
 """Cycles of the spinning kernel at most, about 0.15 s."""
 MAX_SETS = 32
+
+S = TypeVar("S")
 
 _device_seconds: float | None = None
 
@@ -66,8 +68,34 @@ def sets_of(size: int) -> int:
     return 1 if quick() else min(MAX_SETS, 2 * cache_bytes() // max(size, 1) + 1)
 
 
-def bytes_of(tensors: Sequence[Any]) -> int:
-    return sum(one.nbytes for one in tensors if isinstance(one, torch.Tensor))
+def bytes_of(some: Any) -> int:
+    """Of the tensors in nested lists and tuples."""
+    if isinstance(some, (list, tuple)):
+        return sum(map(bytes_of, some))
+    return some.nbytes if isinstance(some, torch.Tensor) else 0
+
+
+def sets_like(first: S, make: Callable[[], S]) -> list[S]:
+    """A set of inputs and as many more as :func:`sets_of` says."""
+    return [first, *(make() for _ in range(sets_of(bytes_of(first)) - 1))]
+
+
+def results_of(
+    call: Callable[..., torch.Tensor], arguments: Sequence[Any], asked: Sequence[torch.Tensor], grad: torch.Tensor
+) -> list[torch.Tensor]:
+    """The result of a call and the gradients to those of its arguments that are asked for, maybe none."""
+    out = call(*arguments)
+    return [out.detach(), *(torch.autograd.grad(out, asked, grad.to(out.dtype)) if asked else ())]
+
+
+def relative_error(found: torch.Tensor, exact: torch.Tensor) -> float:
+    """The norm of the difference over the norm of what is right, in float64."""
+    return ((found.double() - exact).norm() / exact.norm()).item()
+
+
+def largest_error(found: Sequence[torch.Tensor], exact: Sequence[torch.Tensor]) -> float:
+    """The largest :func:`relative_error` of several tensors."""
+    return max(relative_error(one, other) for one, other in zip(found, exact, strict=True))
 
 
 class DeviceQueue:
@@ -143,6 +171,20 @@ def _time_on_device(benchmark: Any, call: Callable[..., object], inputs: Sequenc
         _device_seconds = None
     host = "" if queue.ahead else ", the host was not ahead: launches are in it"
     return {"timing": f"CUDA events, {calls} calls a round{host}", "peak_memory_bytes": peak}
+
+
+Prepared = tuple[Sequence[Any], Sequence[torch.Tensor], torch.Tensor | None]
+"""The arguments of a call, those of them whose gradients are asked for, and the incoming gradient."""
+
+
+def time_passes(benchmark: Any, call: Callable[..., torch.Tensor], prepared: Sequence[Prepared]) -> dict[str, Any]:
+    """:func:`time_row` of forward and backward; of forward alone, nothing kept, where no gradient is asked for."""
+    if not prepared[0][1]:
+        with torch.no_grad():
+            return time_row(benchmark, call, [arguments for arguments, _, _ in prepared])
+    return time_row(
+        benchmark, lambda arguments, asked, grad: torch.autograd.grad(call(*arguments), asked, grad), prepared
+    )
 
 
 def describe_row(

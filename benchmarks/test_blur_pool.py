@@ -77,10 +77,6 @@ def candidate(name, channels, factor, dtype, memory_format):
     return (lambda x: F.interpolate(x, scale_factor=1 / factor, mode="bilinear", antialias=True),) * 2
 
 
-def relative(found, expected):
-    return ((found.double() - expected).norm() / expected.norm()).item()
-
-
 def error_of(call, same, x, grad):
     """The larger of the relative errors of result and gradient, on the first and last image of a call at full size."""
     leaf = x.detach().requires_grad_()
@@ -89,7 +85,7 @@ def error_of(call, same, x, grad):
     ends = x[[0, -1]].double().requires_grad_()
     expected = same(ends)
     (expected_grad,) = torch.autograd.grad(expected, ends, grad[[0, -1]].double())
-    return max(relative(out[[0, -1]].detach(), expected.detach()), relative(found[[0, -1]], expected_grad))
+    return measure.largest_error([out[[0, -1]].detach(), found[[0, -1]]], [expected.detach(), expected_grad])
 
 
 @pytest.mark.parametrize(("direction", "factor", "shape", "memory_format", "dtype", "name"), list(cases()))

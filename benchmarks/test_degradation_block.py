@@ -121,10 +121,6 @@ def expected_weight(call, tensors, grad):
     return total.double()
 
 
-def relative(found, expected):
-    return ((found.double() - expected).norm() / expected.norm()).item()
-
-
 def error_of(call, same, tensors, grad, shared, both):
     """The largest relative error of the output, and of the gradients with ``both``, of a call at full size.
 
@@ -133,36 +129,18 @@ def error_of(call, same, tensors, grad, shared, both):
     ends = pick(tensors, shared)
     if not both:
         with torch.no_grad():
-            return relative(call(*tensors)[[0, -1]], same(*ends))
+            return measure.relative_error(call(*tensors)[[0, -1]], same(*ends))
     out, found = gradients(call, tensors, grad)
     expected_out, expected = gradients(same, ends, grad[[0, -1]].double())
-    errors = [relative(out[[0, -1]], expected_out)]
+    errors = [measure.relative_error(out[[0, -1]], expected_out)]
     for index, (one, other) in enumerate(zip(found, expected, strict=True)):
         if one is None:
             assert other is None
         elif index == 1 and shared:
-            errors.append(relative(one, expected_weight(same, tensors, grad)))
+            errors.append(measure.relative_error(one, expected_weight(same, tensors, grad)))
         else:
-            errors.append(relative(one[[0, -1]], other))
+            errors.append(measure.relative_error(one[[0, -1]], other))
     return max(errors)
-
-
-@pytest.fixture
-def precision_switch():
-    """TF32 as the row wants it, in convolutions and products; full precision while errors are taken."""
-    kinds = (torch.backends.cudnn.conv, torch.backends.cuda.matmul)
-    before = [kind.fp32_precision for kind in kinds], torch.backends.cudnn.benchmark
-
-    def use(value):
-        for kind in kinds:
-            kind.fp32_precision = value
-
-    torch.backends.cudnn.benchmark = True
-    use("ieee")
-    yield use
-    for kind, value in zip(kinds, before[0], strict=True):
-        kind.fp32_precision = value
-    torch.backends.cudnn.benchmark = before[1]
 
 
 @pytest.mark.parametrize(("direction", "side", "layer", "weights", "precision", "name"), list(cases()))
@@ -172,7 +150,11 @@ def test_degradation_block(benchmark, precision_switch, direction, side, layer, 
     # cuDNN's grouped convolution takes the images of a batch as channels, which lie in NCHW.
     if name in ("eager", "compiled", "convolution") and not shared:
         memory_format = torch.contiguous_format
-    given, grad = inputs(side, layer, shared, DTYPES[precision], memory_format)
+
+    def make():
+        return inputs(side, layer, shared, DTYPES[precision], memory_format)
+
+    given, grad = make()
     mode = "tf32" if precision == "tf32" else "ieee"
     call = function(name)
 
@@ -188,22 +170,14 @@ def test_degradation_block(benchmark, precision_switch, direction, side, layer, 
     # cuDNN's fastest fp32 algorithm may be one that rounds more.
     assert error <= TOLERANCE[precision] * (1 if name == "triton" or precision != "fp32" else 10)
     precision_switch(mode)
-    sets = [(given, grad)]
-    while len(sets) < measure.sets_of(measure.bytes_of((*given, grad))):
-        sets.append(inputs(side, layer, shared, DTYPES[precision], memory_format))
+    sets = measure.sets_like((given, grad), make)
     c_in, c_out = layer
     shape = f"{BATCH}x{c_in}->{c_out}x{side}x{side}"
     benchmark.group = f"{OP} {direction}, {shape} {precision}, {weights} weights"
-    if both:
-        leaves = [([one.detach().requires_grad_() for one in one_set[0]], one_set[1]) for one_set in sets]
-        # Without activation and noise there are no gradients to their arguments.
-        wanted = slice(0, 2) if name == "convolution" else slice(None)
-        timing = measure.time_row(
-            benchmark, lambda given, grad: torch.autograd.grad(call(*given), given[wanted], grad), leaves
-        )
-    else:
-        with torch.no_grad():
-            timing = measure.time_row(benchmark, call, [one_set[0] for one_set in sets])
+    # Without activation and noise there are no gradients to their arguments.
+    wanted = slice(0, 2 if name == "convolution" else 4) if both else slice(0)
+    leaves = [([one.detach().requires_grad_(both) for one in some], up) for some, up in sets]
+    timing = measure.time_passes(benchmark, call, [(some, some[wanted], up) for some, up in leaves])
     passes = counts.degradation_block(
         given[0].shape,
         c_out,

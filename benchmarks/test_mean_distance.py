@@ -77,16 +77,13 @@ def test_mean_distance(benchmark, direction, kind, shape, dtype, name):
     assert error <= (5e-3 if dtype == "bf16" else 1e-5)
     benchmark.group = f"{OP} {kind} {direction}, {tuple(shape)} {dtype}"
     sets = [(features(), features()) for _ in range(measure.sets_of(2 * x.nbytes))]
-    if direction == "forward":
-        with torch.no_grad():
-            timing = measure.time_row(benchmark, call, sets)
-    else:
-        leaves = [(one.requires_grad_(), other) for one, other in sets]
-        timing = measure.time_row(benchmark, lambda one, other: torch.autograd.grad(call(one, other), one), leaves)
+    both = direction != "forward"
+    leaves = [(one.requires_grad_(both), other) for one, other in sets]
+    timing = measure.time_passes(benchmark, call, [(two, two[:1] if both else (), None) for two in leaves])
     forward, backward = counts.mean_distance(shape, size=x.element_size())
     measure.describe_row(
         benchmark,
-        [forward] if direction == "forward" else [forward, backward],
+        [forward, backward] if both else [forward],
         precision=dtype,
         timing=timing,
         op=OP,

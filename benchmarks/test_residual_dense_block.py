@@ -125,63 +125,32 @@ def leaves(given, direction, dtype=None):
     return (x[0], weights, biases), asked
 
 
-def results(call, given, direction, dtype=None):
-    arguments, asked = leaves(given, direction, dtype)
-    out = call(*arguments)
-    return [out.detach(), *(torch.autograd.grad(out, asked, given[3].to(out.dtype)) if asked else ())]
-
-
 def error_of(call, given, direction):
     """The largest relative error of the result and the gradients."""
-    found = results(call, given, direction)
-    exact = results(
+    found = measure.results_of(call, *leaves(given, direction), given[3])
+    exact = measure.results_of(
         lambda *arguments: residual_dense_block_reference(*arguments, slope=SLOPE, scale=SCALE),
-        given, direction, torch.float64,
-    )  # fmt: skip
-    return max(((one.double() - other).norm() / other.norm()).item() for one, other in zip(found, exact, strict=True))
-
-
-@pytest.fixture
-def precision_switch():
-    """TF32 as the row wants it, in convolutions and products; cuDNN chooses its algorithms by trying them."""
-    kinds = (torch.backends.cudnn.conv, torch.backends.cuda.matmul)
-    before = [kind.fp32_precision for kind in kinds], torch.backends.cudnn.benchmark
-
-    def use(value):
-        for kind in kinds:
-            kind.fp32_precision = value
-
-    torch.backends.cudnn.benchmark = True
-    yield use
-    for kind, value in zip(kinds, before[0], strict=True):
-        kind.fp32_precision = value
-    torch.backends.cudnn.benchmark = before[1]
+        *leaves(given, direction, torch.float64),
+        given[3],
+    )
+    return measure.largest_error(found, exact)
 
 
 @pytest.mark.parametrize(("direction", "precision", "name"), list(cases()))
 def test_residual_dense_block(benchmark, precision_switch, direction, precision, name):
     precision_switch("tf32" if precision == "tf32" else "ieee")
     dtype, call = DTYPES[precision], function(name)
-    sets = [inputs(dtype)]
-    error = error_of(call, sets[0], direction)
+    first = inputs(dtype)
+    error = error_of(call, first, direction)
     assert error <= (FP8_TOLERANCE if name == "fp8" else TOLERANCE[precision])
-    x, weights, biases, grad = sets[0]
-    while len(sets) < measure.sets_of(measure.bytes_of((x, grad, *weights, *biases))):
-        sets.append(inputs(dtype))
+    sets = measure.sets_like(first, lambda: inputs(dtype))
     if name == "fp8":
         for one in sets[1:]:
-            results(call, one, direction)
+            measure.results_of(call, *leaves(one, direction), one[3])
     shape = "x".join(map(str, SHAPE))
     benchmark.group = f"{OP} {direction}, {shape} {precision}"
-    prepared = [(*leaves(one, direction), one[3]) for one in sets]
-    if direction == "forward":
-        with torch.no_grad():
-            timing = measure.time_row(benchmark, call, [arguments for arguments, _, _ in prepared])
-    else:
-        timing = measure.time_row(
-            benchmark, lambda arguments, asked, grad: torch.autograd.grad(call(*arguments), asked, grad), prepared
-        )
-    layer, size = counts.residual_dense_block(SHAPE, GROWTH), x.element_size()
+    timing = measure.time_passes(benchmark, call, [(*leaves(one, direction), one[3]) for one in sets])
+    layer, size = counts.residual_dense_block(SHAPE, GROWTH), dtype.itemsize
     passes = [layer.forward(size, keep=direction != "forward")]
     if direction != "forward":
         passes.append(layer.backward(size, weights=direction == DIRECTIONS[2]))

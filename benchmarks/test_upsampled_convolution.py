@@ -109,38 +109,16 @@ def leaves(given, direction, dtype=None):
     return arguments, asked
 
 
-def results(call, given, direction, dtype=None):
-    arguments, asked = leaves(given, direction, dtype)
-    out = call(*arguments)
-    return [out.detach(), *(torch.autograd.grad(out, asked, given[3].to(out.dtype)) if asked else ())]
-
-
 def error_of(call, given, direction, factor):
     """The largest relative error of the result and the gradients; on two images, as float64 takes eight bytes."""
     given = [given[0][:2], *given[1:3], given[3][:2]]
-    found = results(call, given, direction)
-    exact = results(
+    found = measure.results_of(call, *leaves(given, direction), given[3])
+    exact = measure.results_of(
         lambda *some: upsampled_convolution_reference(*some, factor=factor, slope=SLOPE),
-        given, direction, torch.float64,
-    )  # fmt: skip
-    return max(((one.double() - other).norm() / other.norm()).item() for one, other in zip(found, exact, strict=True))
-
-
-@pytest.fixture
-def precision_switch():
-    """TF32 as the row wants it, in convolutions and products; cuDNN chooses its algorithms by trying them."""
-    kinds = (torch.backends.cudnn.conv, torch.backends.cuda.matmul)
-    before = [kind.fp32_precision for kind in kinds], torch.backends.cudnn.benchmark
-
-    def use(value):
-        for kind in kinds:
-            kind.fp32_precision = value
-
-    torch.backends.cudnn.benchmark = True
-    yield use
-    for kind, value in zip(kinds, before[0], strict=True):
-        kind.fp32_precision = value
-    torch.backends.cudnn.benchmark = before[1]
+        *leaves(given, direction, torch.float64),
+        given[3],
+    )
+    return measure.largest_error(found, exact)
 
 
 @pytest.mark.parametrize(("layer", "direction", "precision", "name"), list(cases()))
@@ -148,23 +126,14 @@ def test_upsampled_convolution(benchmark, precision_switch, layer, direction, pr
     precision_switch("tf32" if precision == "tf32" else "ieee")
     factor, side = LAYERS[layer]
     dtype, call = DTYPES[precision], function(name, factor)
-    sets = [inputs(dtype, factor, side)]
-    error = error_of(call, sets[0], direction, factor)
+    first = inputs(dtype, factor, side)
+    error = error_of(call, first, direction, factor)
     assert error <= TOLERANCE[precision]
-    size = sets[0][0].element_size()
-    while len(sets) < measure.sets_of(measure.bytes_of(sets[0])):
-        sets.append(inputs(dtype, factor, side))
-    shape = "x".join(map(str, sets[0][0].shape))
+    sets = measure.sets_like(first, lambda: inputs(dtype, factor, side))
+    shape = "x".join(map(str, first[0].shape))
     benchmark.group = f"{OP} {direction}, {layer}, {shape} x{factor} {precision}"
-    prepared = [(*leaves(one, direction), one[3]) for one in sets]
-    if direction == "forward":
-        with torch.no_grad():
-            timing = measure.time_row(benchmark, call, [arguments for arguments, _, _ in prepared])
-    else:
-        timing = measure.time_row(
-            benchmark, lambda arguments, asked, grad: torch.autograd.grad(call(*arguments), asked, grad), prepared
-        )
-    work = counts.upsampled_convolution(sets[0][0].shape, FEATURES, factor)
+    timing = measure.time_passes(benchmark, call, [(*leaves(one, direction), one[3]) for one in sets])
+    work, size = counts.upsampled_convolution(first[0].shape, FEATURES, factor), dtype.itemsize
     passes = [work.forward(size, keep=direction != "forward")]
     if direction != "forward":
         passes.append(work.backward(size, weights=direction == DIRECTIONS[2]))
