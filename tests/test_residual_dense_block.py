@@ -6,10 +6,19 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from convolution_checks import (
+    FORMATS,
+    assert_follows_autocast,
+    assert_known_without_data,
+    assert_output_follows_the_input,
+    assert_same,
+    assert_same_gradients,
+    error,
+    results_in,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from andfast.functional import residual_dense_block as op_from_package
@@ -20,7 +29,6 @@ from andfast.functional.residual_dense_block import (
     residual_dense_block_reference,
 )
 
-FORMATS = [torch.contiguous_format, torch.channels_last]
 SHAPES = [
     (2, 4, 3, 5, 7),
     (1, 8, 4, 8, 8),
@@ -57,20 +65,13 @@ def make(
     )
 
 
+def flat(f: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The block with x, five weights and five biases as arguments."""
+    return lambda x, *parameters: f(x, parameters[:5], parameters[5:])
+
+
 def freeze(tensors: list[Tensor]) -> list[Tensor]:
     return [one.detach() for one in tensors]
-
-
-def error(found: Tensor, wanted: Tensor) -> float:
-    """Norm of the difference over the norm, in float64."""
-    wanted = wanted.double()
-    return ((found.double() - wanted).norm() / wanted.norm().clamp_min(1e-300)).item()
-
-
-def assert_same(found: tuple[Tensor, ...], wanted: tuple[Tensor, ...], tolerance: float = 1e-12) -> None:
-    for one, other in zip(found, wanted, strict=True):
-        assert one.shape == other.shape
-        assert error(one, other) < tolerance
 
 
 @pytest.mark.parametrize("memory_format", FORMATS)
@@ -86,8 +87,7 @@ def test_equals_its_definition(
     wanted = residual_dense_block_reference(x, weights, biases, slope=slope, scale=scale)
     assert_same((found,), (wanted,))
     assert found.stride() == x.stride()
-    grad = torch.randn_like(found)
-    assert_same(torch.autograd.grad(found, arguments, grad), torch.autograd.grad(wanted, arguments, grad))
+    assert_same_gradients(found, wanted, arguments)
 
 
 @given(
@@ -108,8 +108,7 @@ def test_any_shape_equals_the_definition(
     arguments = [one for one in (x, *weights, *biases) if one.requires_grad]
     found, wanted = (f(x, weights, biases) for f in (residual_dense_block, residual_dense_block_reference))
     assert_same((found,), (wanted,))
-    grad = torch.randn_like(found)
-    assert_same(torch.autograd.grad(found, arguments, grad), torch.autograd.grad(wanted, arguments, grad))
+    assert_same_gradients(found, wanted, arguments)
 
 
 # A subset of arguments: x, all weights, all biases, and some odd ones.
@@ -136,8 +135,7 @@ def test_every_subset_of_gradients(needs: tuple) -> None:
     arguments = [one for one in (x, *weights, *biases) if one.requires_grad]
     found = residual_dense_block(x, weights, biases)
     wanted = residual_dense_block_reference(x, weights, biases)
-    grad = torch.randn_like(found)
-    assert_same(torch.autograd.grad(found, arguments, grad), torch.autograd.grad(wanted, arguments, grad))
+    assert_same_gradients(found, wanted, arguments)
 
 
 @pytest.mark.parametrize("needs", NEEDS)
@@ -212,7 +210,7 @@ def test_gradcheck(frozen: bool) -> None:
     parameters = [*weights, *biases]
     if frozen:
         parameters = freeze(parameters)
-    torch.autograd.gradcheck(lambda x, *p: residual_dense_block(x, p[:5], p[5:]), (x, *parameters))
+    torch.autograd.gradcheck(flat(residual_dense_block), (x, *parameters))
 
 
 @pytest.mark.parametrize("memory_format", FORMATS)
@@ -272,15 +270,9 @@ def test_precision(dtype: torch.dtype, tolerance: float, memory_format: torch.me
     stored = [one.detach().to(dtype) for one in arguments]
     stored[0] = stored[0].contiguous(memory_format=memory_format)
     grad = torch.randn(2, 16, 9, 11).to(dtype)
-
-    def run(f: Callable[..., Tensor], dtype: torch.dtype) -> list[Tensor]:
-        """The result and all gradients, computed in ``dtype`` from the same stored numbers."""
-        cast = [one.to(dtype).requires_grad_() for one in stored]
-        out = f(cast[0], cast[1:6], cast[6:])
-        return [out, *torch.autograd.grad(out, cast, grad.to(dtype))]
-
-    wanted = run(residual_dense_block_reference, torch.float64)
-    found, plain = (run(f, dtype) for f in (residual_dense_block, residual_dense_block_reference))
+    op, definition = flat(residual_dense_block), flat(residual_dense_block_reference)
+    wanted = results_in(torch.float64, definition, stored, grad)
+    found, plain = (results_in(dtype, f, stored, grad) for f in (op, definition))
     assert all(one.dtype == dtype for one in found)
     assert error(found[0], wanted[0]) < tolerance
     # An activation near zero that takes the other sign in 16 bits weighs more than rounding, for the
@@ -292,14 +284,9 @@ def test_precision(dtype: torch.dtype, tolerance: float, memory_format: torch.me
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_autocast(dtype: torch.dtype) -> None:
     x, weights, biases = make(dtype=torch.float32)
-    with torch.autocast("cpu", dtype):
-        found = residual_dense_block(x, weights, biases)
-    assert found.dtype == dtype
-    assert_same((found,), (residual_dense_block_reference(x, weights, biases),), 1e-2)
-    grads = torch.autograd.grad(found.float().sum(), [x, *weights, *biases])
-    assert all(one.dtype == torch.float32 for one in grads)
-    with torch.autocast("cpu", dtype):  # as everywhere in PyTorch, autocast leaves float64 alone
-        assert residual_dense_block(*make()).dtype == torch.float64
+    assert_follows_autocast(
+        flat(residual_dense_block), flat(residual_dense_block_reference), [x, *weights, *biases], dtype
+    )
 
 
 def test_autocast_compiles() -> None:
@@ -315,38 +302,23 @@ def test_autocast_compiles() -> None:
 
 def test_output_follows_the_input() -> None:
     _, weights, biases = make(2, 4, 3)
-    wide = torch.randn(2, 8, 5, 14, dtype=torch.float64)
-    for x in (
-        wide[:, ::2, :, ::2],
-        wide.contiguous(memory_format=torch.channels_last)[:, 2:6, :, ::2],
-        wide[:, :4, :, :7].transpose(2, 3),
-        wide[:1, :4].expand(2, -1, -1, -1),
-    ):
-        assert not x.is_contiguous()
-        found = residual_dense_block(x, weights, biases)
-        assert_same((found,), (residual_dense_block_reference(x, weights, biases),))
-        last = x.stride(1) == 1
-        assert found.is_contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
+    assert_output_follows_the_input(
+        lambda x: residual_dense_block(x, weights, biases), lambda x: residual_dense_block_reference(x, weights, biases)
+    )
 
 
 @pytest.mark.parametrize("memory_format", FORMATS)
 @pytest.mark.parametrize("frozen", [False, True])
 def test_meta_and_fake_tensors(frozen: bool, memory_format: torch.memory_format) -> None:
-    def run(device: str) -> tuple[Tensor, list[Tensor]]:
+    def run(device: str) -> list[Tensor]:
         x = torch.randn(2, 4, 5, 7, device=device).contiguous(memory_format=memory_format).requires_grad_()
         weights = [torch.randn(3 if k < 4 else 4, 4 + 3 * k, 3, 3, device=device) for k in range(5)]
         biases = [torch.randn(3 if k < 4 else 4, device=device) for k in range(5)]
         arguments = [x] if frozen else [x, *(one.requires_grad_() for one in (*weights, *biases))]
         out = residual_dense_block(x, weights, biases)
-        return out, list(torch.autograd.grad(out.sum(), arguments))
+        return [out, *torch.autograd.grad(out.sum(), arguments)]
 
-    real, real_grads = run("cpu")
-    meta, meta_grads = run("meta")
-    with FakeTensorMode():
-        fake, fake_grads = run("cpu")
-    for found, grads in ((meta, meta_grads), (fake, fake_grads)):
-        for one, other in zip((found, *grads), (real, *real_grads), strict=True):
-            assert (one.shape, one.stride(), one.dtype) == (other.shape, other.stride(), other.dtype)
+    assert_known_without_data(run)
 
 
 def test_differentiable_once() -> None:

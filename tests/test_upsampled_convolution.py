@@ -3,13 +3,23 @@
 import itertools
 import sys
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
+from convolution_checks import (
+    FORMATS,
+    assert_follows_autocast,
+    assert_known_without_data,
+    assert_output_follows_the_input,
+    assert_same,
+    assert_same_gradients,
+    error,
+    results_in,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -22,7 +32,6 @@ from andfast.functional.upsampled_convolution import (
     upsampled_convolution_reference,
 )
 
-FORMATS = [torch.contiguous_format, torch.channels_last]
 FACTORS = [1, 2]
 SHAPES = [
     (2, 4, 3, 5, 7),
@@ -44,18 +53,6 @@ def make(
     return tuple(one.to(dtype).requires_grad_() for one in (x, weight, bias / 3))  # type: ignore[return-value]
 
 
-def error(found: Tensor, wanted: Tensor) -> float:
-    """Norm of the difference over the norm, in float64."""
-    wanted = wanted.double()
-    return ((found.double() - wanted).norm() / wanted.norm().clamp_min(1e-300)).item()
-
-
-def assert_same(found: tuple[Tensor, ...], wanted: tuple[Tensor, ...], tolerance: float = 1e-12) -> None:
-    for one, other in zip(found, wanted, strict=True):
-        assert one.shape == other.shape
-        assert error(one, other) < tolerance
-
-
 @pytest.mark.parametrize("memory_format", FORMATS)
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("slope", [0.2, 0.0, 1.0, 1.5])
@@ -70,8 +67,7 @@ def test_equals_its_definition(
     assert_same((found,), (wanted,))
     channels_last = x.stride(1) == 1 and x.stride(3) != 1
     assert found.is_contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
-    arguments, grad = (x, weight, bias), torch.randn_like(found)
-    assert_same(torch.autograd.grad(found, arguments, grad), torch.autograd.grad(wanted, arguments, grad))
+    assert_same_gradients(found, wanted, (x, weight, bias))
 
 
 @given(
@@ -95,8 +91,7 @@ def test_any_shape_equals_the_definition(
         f(x, weight, bias, factor=factor) for f in (upsampled_convolution, upsampled_convolution_reference)
     )
     assert_same((found,), (wanted,))
-    grad = torch.randn_like(found)
-    assert_same(torch.autograd.grad(found, arguments, grad), torch.autograd.grad(wanted, arguments, grad))
+    assert_same_gradients(found, wanted, arguments)
 
 
 def test_the_border_meets_zeros_and_not_copies_of_it() -> None:
@@ -262,14 +257,8 @@ def test_precision(dtype: torch.dtype, tolerance: float, memory_format: torch.me
     weight[:, 0, 1, 1] = bias.sign()
     stored = [x.to(dtype).contiguous(memory_format=memory_format), weight.to(dtype), (bias / 3).to(dtype)]
     grad = torch.randn(2, 8, 9 * factor, 11 * factor).to(dtype)
-
-    def run(f: Callable[..., Tensor], dtype: torch.dtype) -> list[Tensor]:
-        """The result and all gradients, computed in ``dtype`` from the same stored numbers."""
-        cast = [one.to(dtype).requires_grad_() for one in stored]
-        out = f(*cast, factor=factor)
-        return [out, *torch.autograd.grad(out, cast, grad.to(dtype))]
-
-    wanted, found = run(upsampled_convolution_reference, torch.float64), run(upsampled_convolution, dtype)
+    op, definition = (partial(f, factor=factor) for f in (upsampled_convolution, upsampled_convolution_reference))
+    wanted, found = results_in(torch.float64, definition, stored, grad), results_in(dtype, op, stored, grad)
     assert wanted[0].abs().min() > 0.05
     for one, exact in zip(found, wanted, strict=True):
         assert one.dtype == dtype
@@ -279,30 +268,14 @@ def test_precision(dtype: torch.dtype, tolerance: float, memory_format: torch.me
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_autocast(dtype: torch.dtype) -> None:
     given = make(dtype=torch.float32)
-    with torch.autocast("cpu", dtype):
-        found = upsampled_convolution(*given)
-    assert found.dtype == dtype
-    assert_same((found,), (upsampled_convolution_reference(*given),), 1e-2)
-    grads = torch.autograd.grad(found.float().sum(), given)
-    assert all(one.dtype == torch.float32 for one in grads)
-    with torch.autocast("cpu", dtype):  # as everywhere in PyTorch, autocast leaves float64 alone
-        assert upsampled_convolution(*make()).dtype == torch.float64
+    assert_follows_autocast(upsampled_convolution, upsampled_convolution_reference, given, dtype)
 
 
 def test_output_follows_the_input() -> None:
     _, weight, bias = make(2, 4, 3)
-    wide = torch.randn(2, 8, 5, 14, dtype=torch.float64)
-    for x in (
-        wide[:, ::2, :, ::2],
-        wide.contiguous(memory_format=torch.channels_last)[:, 2:6, :, ::2],
-        wide[:, :4, :, :7].transpose(2, 3),
-        wide[:1, :4].expand(2, -1, -1, -1),
-    ):
-        assert not x.is_contiguous()
-        found = upsampled_convolution(x, weight, bias)
-        assert_same((found,), (upsampled_convolution_reference(x, weight, bias),))
-        last = x.stride(1) == 1
-        assert found.is_contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
+    assert_output_follows_the_input(
+        lambda x: upsampled_convolution(x, weight, bias), lambda x: upsampled_convolution_reference(x, weight, bias)
+    )
 
 
 @pytest.mark.parametrize("memory_format", FORMATS)
@@ -316,12 +289,7 @@ def test_meta_and_fake_tensors(factor: int, frozen: bool, memory_format: torch.m
         out = upsampled_convolution(x, *parameters, factor=factor)
         return [out, *torch.autograd.grad(out.sum(), arguments)]
 
-    real, meta = run("cpu"), run("meta")
-    with FakeTensorMode():
-        fake = run("cpu")
-    for found in (meta, fake):
-        for one, other in zip(found, real, strict=True):
-            assert (one.shape, one.stride(), one.dtype) == (other.shape, other.stride(), other.dtype)
+    assert_known_without_data(run)
 
 
 def test_differentiable_once() -> None:
