@@ -199,7 +199,7 @@ def package_step(size, stage, device, seed=0, *, graph=False):
         objective = Objective(1.0, 1.0, 0.1, vgg, discriminator, GANLoss("vanilla"))
     ball = PRESETS["calibrated"].ball_for(size.hr, size.hr)
     return TrainingStep(
-        degradation=DegradationNetwork(),
+        degradation=DegradationNetwork(smallest_slope=ball.smallest_slope),
         generator=generator.to(device),
         objective=objective,
         adversary=Adversary(

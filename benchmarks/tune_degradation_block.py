@@ -73,11 +73,12 @@ class Bench:
             maps = {"dtype": dtype, "memory_format": torch.channels_last}
             weight = (draw(images, c_out, c_in, 3, 3) / (9 * c_in) ** 0.5).to(dtype)
             x, noise, grad = (draw(images, c, side, side).to(**maps) for c in (c_in, c_out, c_out))
-            one = {"x": x, "weight": weight, "slope": 0.5 + 0.1 * draw(images), "noise": noise, "grad": grad}
+            one = {"x": x, "weight": weight, "slope": 1 + 0.1 * draw(images), "noise": noise, "grad": grad}
             common = {"replicate": True, "tf32": precision == "tf32"}
-            one["saved"] = degradation_block_forward.forward(
-                x, weight, one["slope"], noise, save=2, memory_format=torch.channels_last, **common
-            )[1]
+            # As in training: the slope's gradient comes from the result.
+            one["result"], one["saved"] = degradation_block_forward.forward(
+                x, weight, one["slope"], noise, save=1, memory_format=torch.channels_last, **common
+            )
             self._given[key] = one | {"common": common}
         return self._given[key]
 
@@ -89,10 +90,11 @@ class Bench:
         values = [given[name] for name in ("x", "weight", "slope")]
         options = given["common"] | {"config": candidate.config}
         if candidate.kernel == "forward":
-            return lambda: launch(*values, given["noise"], save=2, memory_format=torch.channels_last, **options)
+            return lambda: launch(*values, given["noise"], save=1, memory_format=torch.channels_last, **options)
         back = [given["grad"], *values, given["saved"]]
         if candidate.kernel == "grad_input":
             return lambda: launch(*back, noise_map=None, memory_format=torch.channels_last, **options)
+        options |= {name: given[name] for name in ("result", "noise")}
         return lambda: launch(*back, want_weight=True, want_slope=True, **options)
 
     def error(self, candidate: Candidate, side: int = 37) -> float:

@@ -105,7 +105,7 @@ def _grad_input_kernel(
         valid = inside & (p_row >= 0) & (p_row < height) & (p_column >= 0) & (p_column < width)
         for first in range(0, c_out, BLOCK_OUT):
             slope = load_slope(slope_ptr + n * slope_stride_n, slope_stride_c, first, c_out, BLOCK_OUT)
-            _, gz = load_activated(
+            _, gz, _ = load_activated(
                 g, bits, slope, p_row, p_column, valid, first, c_out, width,
                 g_stride_c, g_stride_h, g_stride_w, BLOCK_H * BLOCK_W, BLOCK_OUT,
             )  # fmt: skip
@@ -129,7 +129,7 @@ def _grad_input_kernel(
                                 f_slope = load_slope(
                                     slope_ptr + n * slope_stride_n, slope_stride_c, f_first, c_out, BLOCK_OUT
                                 )
-                                _, f_gz = load_activated(
+                                _, f_gz, _ = load_activated(
                                     g, bits, f_slope, f_row, f_column, f_valid, f_first, c_out, width,
                                     g_stride_c, g_stride_h, g_stride_w, BLOCK_H * BLOCK_W, BLOCK_OUT,
                                 )  # fmt: skip

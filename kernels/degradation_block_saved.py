@@ -1,7 +1,8 @@
 """What the degradation block keeps for its backward pass: one flat byte buffer. Needs no triton.
 
 First the sign bits of z, (N, H, W, ceil(Cout / 8)) bytes: bit c % 8 of byte c // 8 says z[n, c, h, w] > 0. Then, if the
-slope's gradient will be wanted, z itself, (N, H, W, Cout) in x's dtype, aligned to 16 bytes. docs/kernels.md says why.
+slope's gradient will be wanted and cannot be had from the result, z itself, (N, H, W, Cout) in x's dtype, aligned to 16
+bytes. docs/kernels.md says why.
 """
 
 from typing import Final

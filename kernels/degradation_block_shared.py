@@ -9,6 +9,7 @@ nine taps; P pixels of a tile, K channels of a block. With at(p) the clamp to th
                  gz[n,p,o]   = g if z > 0 else slope[n,o] * g
     grad_weight  gw[n,k,o,i] = sum_p gz[n,p,o] * x[n, at(p + k), i]
                  gslope[n,o] = sum_{p: not z > 0} z * g
+                             = sum_{p: not z > 0} (out - noise) * g / slope[n,o]        where the slope is not near 0
 
 Tensors may have any strides; channels_last is what the tiles are shaped for. Sums are taken in fp32. No atomics: two
 runs give the same bits. docs/kernels.md draws and counts.
@@ -83,7 +84,7 @@ def load_activated(
     PIXELS: tl.constexpr,  # P
     BLOCK_K: tl.constexpr,  # K, output channels in the block
 ):
-    """(g, gz) in fp32, each [P, K]; selected as [P, K/8, 8], where a byte of signs meets the channels it is about."""
+    """(g, gz, z > 0), the first two in fp32, each [P, K]; selected as [P, K/8, 8], where a byte meets its channels."""
     channel = first + tl.arange(0, BLOCK_K)
     offset = (row * stride_h + column * stride_w)[:, None] + (channel * stride_c)[None, :]
     grad = tl.load(g + offset, mask=valid[:, None] & (channel < c_out)[None, :], other=0.0).to(tl.float32)
@@ -92,10 +93,11 @@ def load_activated(
     at_byte = ((row * width + column) * c_bytes)[:, None] + byte[None, :]
     # Where there is no p the sign reads as positive: gz is zero there whatever the slope, infinity included.
     packed = tl.load(bits + at_byte, mask=valid[:, None] & (byte < c_bytes)[None, :], other=255).to(tl.int32)
-    positive = (packed[:, :, None] >> tl.arange(0, BITS)[None, None, :]) & 1
+    positive = ((packed[:, :, None] >> tl.arange(0, BITS)[None, None, :]) & 1) != 0
     by_byte = tl.reshape(grad, (PIXELS, BLOCK_K // BITS, BITS))
     scaled = tl.reshape(grad * slope[None, :], (PIXELS, BLOCK_K // BITS, BITS))
-    return grad, tl.reshape(tl.where(positive != 0, by_byte, scaled), (PIXELS, BLOCK_K))
+    gz = tl.reshape(tl.where(positive, by_byte, scaled), (PIXELS, BLOCK_K))
+    return grad, gz, tl.reshape(positive, (PIXELS, BLOCK_K))
 
 
 @triton.jit

@@ -164,7 +164,7 @@ def _grad_input_kernel(
             for first in range(0, c_out, BLOCK_OUT):
                 o = first + tl.arange(0, BLOCK_OUT)
                 if ACTIVATED:
-                    _, gz = load_activated(
+                    _, gz, _ = load_activated(
                         g, bits, slopes, p_row, p_column, valid, first, c_out, large_width,
                         g_stride_c, g_stride_h, g_stride_w, BLOCK_H * BLOCK_W, BLOCK_OUT,
                     )  # fmt: skip

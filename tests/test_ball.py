@@ -297,3 +297,16 @@ def test_radii_are_checked(value: float, group: int) -> None:
     radii[group] = value
     with pytest.raises(ValueError, match=rf"{GROUPS[group]} \(a radius\) must be finite and 0 or more, was {value}"):
         Ball(*radii)
+
+
+@pytest.mark.parametrize("ball", [PRESETS["calibrated"].ball_for(4, 4), PRESETS["paper"].ball_for(4, 4)])
+@given(seed=st.integers(0, 99), slope=st.sampled_from(["layer", "channel"]))
+def test_no_slope_of_the_ball_is_below_its_bound(ball: Ball, seed: int, slope: str) -> None:
+    """Also where all of the radius goes into a single slope of an image."""
+    identity = start({"n": 2, "hr_size": 4, "channels": 3, "noise": "single", "slope": slope}, seed)
+    theta = away(identity, ball, 3.0, seed)
+    one_alone = Theta(identity.weights, identity.noises, (identity.slopes[0] - 5 * ball.slope, *identity.slopes[1:]))
+    for far in (theta, one_alone):
+        slopes = project(far, identity, ball).slopes
+        assert min(one.min().item() for one in slopes) >= ball.smallest_slope - 1e-9
+    assert Ball(1, 1, 1.5).smallest_slope == 0

@@ -223,6 +223,33 @@ if INTERPRETED:
             if seed < CASES:
                 _check_parity(seed)
 
+    @pytest.mark.parametrize("first", range(0, CASES, 2 * GROUPS))
+    def test_recovered_slope(first: int) -> None:
+        """The slope's gradient from the result, where only signs were saved, and no slope is near 0."""
+        for seed in range(first, min(first + 2 * GROUPS, CASES), 3):
+            arguments, padding, grad, config, poisoned = _case(seed)
+            x, weight, slope, noise = arguments
+            if poisoned in ("slope", "noise"):
+                continue
+            slope = torch.where(slope.abs() < 0.5, 0.75 - slope, slope)
+            exact = exact_results([x, weight, slope, noise], padding, grad)
+            same: dict[str, Any] = {"replicate": padding == "replicate", "tf32": False, "config": config}
+            out, signs = forward_kernel.forward(
+                x, weight, slope, noise, save=saved_form.SAVE_BITS, memory_format=_memory_format(x), **same
+            )
+            want_weight = seed % 2 == 0
+            grad_weight, over_pixels = grad_weight_kernel.grad_weight(
+                grad, x, weight, slope, signs, want_weight=want_weight, want_slope=True,
+                result=out, noise=noise, **same,
+            )  # fmt: skip
+            assert over_pixels is not None
+            what = f"seed {seed}, {tuple(x.shape)}, {tuple(weight.shape)}, {padding}, {config}, poisoned {poisoned!r}"
+            tolerance = 1e-5 if x.dtype == torch.float32 else 5e-3
+            assert_near(_reduce_slope(over_pixels, slope), exact[3], tolerance, f"gradient to slope, {what}")
+            if want_weight:
+                assert grad_weight is not None
+                assert_near(grad_weight, exact[2], tolerance, f"gradient to weight, {what}")
+
     @pytest.fixture
     def _on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
         """Let impl="triton" have the CPU, where the interpreter is."""
@@ -232,6 +259,25 @@ if INTERPRETED:
         x = torch.randn(n, 3, 4, 5)
         noise = torch.randn(n, noise_channels, 4, 5) if noise_channels else None
         return [x, torch.randn(n, 6, 3, 3, 3), torch.randn(n), noise]
+
+    @pytest.mark.usefixtures("_on_cpu")
+    @pytest.mark.parametrize("noise_channels", [0, 1, 6])
+    @pytest.mark.parametrize("per_channel", [False, True])
+    def test_recovered_slope_through_the_op(noise_channels: int, per_channel: bool) -> None:
+        x, weight, _, noise = _arguments(noise_channels)
+        arguments = [x, weight, 0.5 + torch.rand((2, 6) if per_channel else (2,)), noise]
+        grad = torch.randn(2, 6, 4, 5)
+        exact = exact_results(arguments, "replicate", grad)[1:]
+        leaves = [one.requires_grad_() for one in arguments if one is not None]
+        out = degradation_block(*arguments, smallest_slope=0.5, impl="triton")
+        assert out.grad_fn is not None
+        assert out.grad_fn.saved_tensors[3].numel() == 2 * 4 * 5  # a bit a channel
+        for got, expected in zip(torch.autograd.grad(out, leaves, grad), exact, strict=False):
+            assert_near(got, expected, 1e-5, f"noise of {noise_channels} channels")
+        (alone,) = torch.autograd.grad(
+            degradation_block(*arguments, smallest_slope=0.5, impl="triton"), arguments[2], grad
+        )
+        assert_near(alone, exact[2], 1e-5, "slope alone")
 
     @pytest.mark.usefixtures("_on_cpu")
     @pytest.mark.parametrize("noise_channels", [1, 6])
@@ -274,7 +320,7 @@ if INTERPRETED:
     def test_signs_alone_refuse_the_gradient_of_the_slope() -> None:
         x, weight, slope, _ = _arguments()
         out, signs = FORWARD(x, weight, slope, None, "zeros", True, "triton", False)
-        with pytest.raises(ValueError, match="needs z, and only sign bits were saved"):
+        with pytest.raises(ValueError, match="needs z or the result, and only sign bits were saved"):
             BACKWARD(
                 out, x, weight, slope, signs, [0], torch.float32, "zeros", [False, False, True, False], "triton"
             )  # fmt: skip
@@ -287,6 +333,7 @@ if INTERPRETED:
         leaves = [one.requires_grad_() for one in arguments]
         torch.library.opcheck(FORWARD.default, (*leaves, "replicate", True, "triton"))
         torch.library.opcheck(FORWARD.default, (*(one.detach() for one in leaves), "zeros", False, "triton", False))
+        torch.library.opcheck(FORWARD.default, (*leaves, "replicate", True, "triton", False))
 
     @pytest.mark.usefixtures("_on_cpu")
     def test_compiles_as_one_graph() -> None:

@@ -58,6 +58,23 @@ def test_at_the_size_of_training_on_a_gpu(dtype: torch.dtype, c_in: int, c_out: 
             assert_near(one[part], right, 1e-5 if dtype == torch.float32 else 1e-2, f"{what}, image {image}")
 
 
+@pytest.mark.parametrize("channels", [None, 1, 64])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_recovered_slope_on_a_gpu(dtype: torch.dtype, channels: int | None) -> None:
+    """As training has it: noise in fp32, no z kept, with the table's own configurations."""
+    x = torch.randn(4, 64, 127, 256, device="cuda").to(dtype, memory_format=torch.channels_last)
+    weight = (torch.randn(4, 64, 64, 3, 3, device="cuda") / 24).to(dtype)
+    noise = None if channels is None else 0.1 * torch.randn(4, channels, 127, 256, device="cuda")
+    arguments = [x, weight, 0.5 + torch.rand(4, device="cuda"), noise]
+    leaves = [one.requires_grad_() for one in arguments if one is not None]
+    out = degradation_block(*arguments, smallest_slope=0.5, impl="triton")
+    grad = torch.randn_like(out)
+    exact = exact_results(arguments, "replicate", grad)
+    grads = torch.autograd.grad(out, leaves, grad)
+    for one, right, what in zip(grads, exact[1:], ("x", "weight", "slope", "noise"), strict=False):
+        assert_near(one, right, 1e-5 if dtype == torch.float32 else 1e-2, f"{what}, noise {channels}")
+
+
 def test_a_captured_graph_replays_on_a_gpu() -> None:
     x = torch.randn(2, 64, 32, 48, device="cuda").to(torch.bfloat16, memory_format=torch.channels_last)
     weight = (torch.randn(2, 64, 64, 3, 3, device="cuda") / 24).bfloat16()

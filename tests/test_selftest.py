@@ -68,7 +68,7 @@ def test_shapes_are_awkward_and_cover_both_formats(op: str) -> None:
 
 def test_channels_and_weights_of_the_degradation_block() -> None:
     shapes = [tuple(case.inputs["weight"].shape) for case in CASES["degradation_block"](Draw(0))]
-    assert shapes == [(64, 3, 3, 3), (2, 64, 64, 3, 3), (2, 3, 64, 3, 3)]
+    assert shapes == [(64, 3, 3, 3), (2, 64, 64, 3, 3), (2, 3, 64, 3, 3), (2, 64, 64, 3, 3)]
 
 
 def test_no_activation_is_near_zero() -> None:

@@ -66,6 +66,17 @@ def test_plain_pytorch_and_the_cpu_are_not_tested(asked: list[object]) -> None:
     assert asked == []
 
 
+@pytest.mark.parametrize(
+    ("preset", "radius", "smallest"), [("calibrated", None, 0.968), ("paper", None, 0.6), ("calibrated", 1.5, 0)]
+)
+def test_the_ball_says_how_small_a_slope_may_be(preset: str, radius: float | None, smallest: float) -> None:
+    settings = config(ops="reference")
+    settings.generator.blocks, settings.generator.features, settings.generator.growth = 1, 8, 4
+    settings.adversary.preset, settings.adversary.radius_slope = preset, radius  # type: ignore[assignment]
+    step = build_step(settings, "net", build_generator(settings), Processes(0, 1, torch.device("cpu")))
+    assert step.degradation.smallest_slope == step.adversary.ball.smallest_slope == pytest.approx(smallest)
+
+
 def test_the_choice_reaches_every_network() -> None:
     settings = config(ops="reference")
     settings.generator.blocks, settings.generator.features, settings.generator.growth = 1, 8, 4

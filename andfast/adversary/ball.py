@@ -42,6 +42,11 @@ class Ball:
     def radii(self) -> tuple[float, float, float]:
         return self.convolution, self.noise, self.slope
 
+    @property
+    def smallest_slope(self) -> float:
+        """A lower bound of all slopes in the ball: each starts at 1, and all of an image together go ``slope`` far."""
+        return max(1 - self.slope, 0.0)
+
     def norms(self, theta: Theta, identity: Theta) -> Tensor:
         """How much of its radius each group has used: (3, N), 1 at the border of its own ball.
 

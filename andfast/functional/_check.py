@@ -1,5 +1,6 @@
 """Argument checks shared by the ops: each error names the argument, what it must be, and what it was."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -56,6 +57,14 @@ def one_of(name: str, value: str, allowed: Sequence[str]) -> None:
     """Refuse a string that is none of those allowed."""
     if value not in allowed:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, was {value!r}")
+
+
+def not_negative(name: str, value: object) -> None:
+    """Refuse what is not a finite number of 0 or more."""
+    if not isinstance(value, int | float):
+        raise TypeError(f"{name} must be a number, was {type(value).__name__}")
+    if not (math.isfinite(value) and value >= 0):
+        raise ValueError(f"{name} must be finite and 0 or more, was {value}")
 
 
 def autocast_dtype(device_type: str) -> torch.dtype | None:

@@ -60,8 +60,13 @@ def backward(
     padding: str,
     wanted: Sequence[bool],
     memory_format: torch.memory_format,
+    result: Tensor | None,
+    noise: Tensor | None,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
-    """Gradients to x, weight, noise, and to the slope as (N, Cout) in fp32; None for those not wanted."""
+    """Gradients to x, weight, noise, and to the slope as (N, Cout) in fp32; None for those not wanted.
+
+    The slope's comes from z if it was saved, else from ``result`` and ``noise``.
+    """
     want_x, want_weight, want_slope, want_noise = wanted
     grad_x = grad_weight = over_pixels = grad_noise = None
     one_map = want_noise and list(noise_shape) != list(grad.shape)
@@ -93,6 +98,8 @@ def backward(
             want_weight=want_weight,
             want_slope=want_slope,
             tf32=tf32,
+            result=result,
+            noise=noise,
         )
     if want_noise and grad_noise is None:
         wide = grad.sum(1, keepdim=True, dtype=torch.float32) if one_map else grad

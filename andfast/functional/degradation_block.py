@@ -6,7 +6,8 @@ The basic block of the degradation network F (paper, section 3.1). For image n, 
     out[n, o, p] = (z if z > 0 else slope[n, o] * z) + noise[n, o, p]               (noise comes after the activation)
 
 Slopes start at 1, where the block is linear, and the adversary moves them past 1 or below 0. So the sign of the output
-does not tell the sign of z, and the forward pass keeps z itself for the backward pass of the reference.
+does not tell the sign of z, and the forward pass keeps z, or its signs, for the backward pass. The slope's gradient
+needs z where it is below 0, where it is (out - noise) / slope: no z is kept if no slope is near 0 (``smallest_slope``).
 """
 
 import math
@@ -22,6 +23,8 @@ from andfast.functional import _check, _degradation_block_triton, _dispatch, _tr
 OP = "degradation_block"
 PADDINGS = ("replicate", "zeros")
 _KERNEL = 3
+_RECOVERED_FROM = 0.5
+"""With slopes of at least this, z is recovered from the result: what that rounds is at most doubled by the division."""
 
 _dispatch.register(
     OP,
@@ -37,6 +40,7 @@ def degradation_block(
     noise: Tensor | None = None,
     *,
     padding: str = "replicate",
+    smallest_slope: float = 0.0,
     impl: str = "auto",
 ) -> Tensor:
     """``leaky_relu(conv2d(pad(x), weight), slope) + noise``, with weights, slopes and noise of every image's own.
@@ -50,6 +54,11 @@ def degradation_block(
         slope: the LeakyReLU's negative slope, any real number: a float, a scalar tensor, (N,), or (N, Cout).
         noise: added after the activation; None, (N, Cout, H, W), or (N, 1, H, W) for one map broadcast over channels.
         padding: "replicate" (default) or "zeros", one pixel on each side.
+        smallest_slope: a lower bound of every abs(slope) that the caller vouches for; it is not checked, as the host
+            would wait for the device. From 0.5 on a slope's gradient keeps no z, as large as the result, but the result
+            itself and noise, which are mostly alive anyway: z is (out - noise) / slope. With a slope near 0 that
+            gradient is then wrong. Where abs(noise) is much larger than abs(z) their digits cancel: z is as exact as
+            the rounding of the result.
         impl: "auto" or the name of an implementation, see :mod:`andfast.functional`.
 
     Returns:
@@ -69,12 +78,12 @@ def degradation_block(
     if amp is not None:
         x, weight = (one if one.dtype == torch.float64 else one.to(amp) for one in (x, weight))
     _check_arguments(x, weight, slope, noise, padding)
+    _check.not_negative("smallest_slope", smallest_slope)
     chosen = _dispatch.resolve(OP, impl, x.device.type, x.dtype)
     inputs = (x, weight, slope) if noise is None else (x, weight, slope, noise)
     save = torch.is_grad_enabled() and any(one.requires_grad for one in inputs)
-    out: Tensor = torch.ops.andfast.degradation_block(
-        x, weight, slope, noise, padding, save, chosen, slope.requires_grad
-    )[0]
+    save_z = slope.requires_grad and smallest_slope < _RECOVERED_FROM
+    out: Tensor = torch.ops.andfast.degradation_block(x, weight, slope, noise, padding, save, chosen, save_z)[0]
     return out
 
 
@@ -130,7 +139,8 @@ def _forward(
 ) -> tuple[Tensor, Tensor]:
     """Return the output, and if ``save`` what the backward pass needs of the activation.
 
-    The reference keeps z. Triton keeps the signs of z, and z itself only with ``save_z``, for the slope's gradient.
+    The reference keeps z, Triton its signs and z. Without ``save_z`` both keep the signs alone, the reference as
+    booleans; a slope's gradient is then taken from the output, for slopes away from 0.
     """
     if impl == "triton":
         return _degradation_block_triton.forward(
@@ -143,7 +153,8 @@ def _forward(
     if noise is not None:
         out = out + noise.to(out.dtype)
     memory_format = _memory_format(x)
-    return _in_format(out.to(x.dtype), memory_format), _in_format(z, memory_format) if save else z.new_empty(0)
+    saved = z if save_z else z > 0
+    return _in_format(out.to(x.dtype), memory_format), _in_format(saved, memory_format) if save else saved.new_empty(0)
 
 
 @_forward.register_fake
@@ -162,7 +173,8 @@ def _(
     if impl == "triton":
         size = _degradation_block_triton.saved_shape(x, weight, save, save_z)
         return _empty(x, shape, x.dtype), x.new_empty(size, dtype=torch.uint8)
-    return _empty(x, shape, x.dtype), _empty(x, shape, x.dtype) if save else x.new_empty(0)
+    dtype = x.dtype if save_z else torch.bool
+    return _empty(x, shape, x.dtype), _empty(x, shape, dtype) if save else x.new_empty(0, dtype=dtype)
 
 
 @torch.library.custom_op("andfast::degradation_block_backward", mutates_args=())
@@ -177,14 +189,19 @@ def _backward(
     padding: str,
     wanted: Sequence[bool],
     impl: str,
+    result: Tensor | None = None,
+    noise: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return the gradients to x, weight, slope and noise; those not wanted are empty and cost nothing."""
+    """Return the gradients to x, weight, slope and noise; those not wanted are empty and cost nothing.
+
+    ``result`` and ``noise`` are read for the slope's, where only signs were saved.
+    """
     want_x, want_weight, want_slope, want_noise = wanted
     empty = [grad.new_empty(0) for _ in range(4)]
     grad_x, grad_weight, grad_slope, grad_noise = empty
     if impl == "triton":
         made = _degradation_block_triton.backward(
-            grad, x, weight, slope, saved, noise_shape, noise_dtype, padding, wanted, _memory_format(x)
+            grad, x, weight, slope, saved, noise_shape, noise_dtype, padding, wanted, _memory_format(x), result, noise
         )
         grad_x, grad_weight, over, grad_noise = (
             none if one is None else one for one, none in zip(made, empty, strict=True)
@@ -196,7 +213,14 @@ def _backward(
         grad_noise = _empty(x, noise_shape, noise_dtype).copy_(grad.sum_to_size(list(noise_shape)))
     negative = ~(saved > 0)
     if want_slope:
-        over_pixels = (torch.where(negative, saved, 0).to(wide) * grad.to(wide)).sum((2, 3))
+        z = saved
+        if saved.dtype == torch.bool:
+            if result is None:
+                raise ValueError("the slope's gradient needs z or the result, and only signs were saved")
+            z = result.to(wide) if noise is None else result.to(wide) - noise.to(wide)  # times the slope
+        over_pixels = (torch.where(negative, z, 0).to(wide) * grad.to(wide)).sum((2, 3))
+        if saved.dtype == torch.bool:
+            over_pixels = over_pixels / slope.reshape(tuple(slope.shape) + (1,) * (2 - slope.dim())).to(wide)
         grad_slope = _reduce_slope(over_pixels, slope)
     if want_x or want_weight:
         grad_z = torch.where(negative, grad.to(wide) * _over_pixels(slope).to(wide), grad.to(wide)).to(x.dtype)
@@ -216,6 +240,8 @@ def _(
     padding: str,
     wanted: Sequence[bool],
     impl: str,
+    result: Tensor | None = None,
+    noise: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     want_x, want_weight, want_slope, want_noise = wanted
     return (
@@ -227,23 +253,24 @@ def _(
 
 
 def _setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
-    x, weight, slope, noise, ctx.padding, _, ctx.impl, _ = inputs
+    x, weight, slope, noise, ctx.padding, _, ctx.impl, save_z = inputs
     ctx.noise = None if noise is None else (list(noise.shape), noise.dtype)
-    ctx.save_for_backward(x, weight, slope, output[1])
+    recovers = ctx.needs_input_grad[2] and not save_z
+    ctx.save_for_backward(x, weight, slope, output[1], *((output[0], noise) if recovers else (None, None)))
     ctx.set_materialize_grads(False)
 
 
 def _autograd(ctx, grad, _grad_saved):  # type: ignore[no-untyped-def]
     if grad is None:
         return (None,) * 8
-    x, weight, slope, saved = ctx.saved_tensors
+    x, weight, slope, saved, result, noise = ctx.saved_tensors
     wanted = list(ctx.needs_input_grad[:4])
     noise_shape, noise_dtype = ctx.noise or ([0], grad.dtype)
     grad_noise = None
     if ctx.impl == "triton" and wanted[3] and noise_shape == list(grad.shape) and noise_dtype == grad.dtype:
         grad_noise, wanted[3] = grad, False  # they are equal: autograd may hand it on, where an op would have to copy
     grads = torch.ops.andfast.degradation_block_backward(
-        grad, x, weight, slope, saved, noise_shape, noise_dtype, ctx.padding, wanted, ctx.impl
+        grad, x, weight, slope, saved, noise_shape, noise_dtype, ctx.padding, wanted, ctx.impl, result, noise
     )
     grad_x, grad_weight, grad_slope, made = (one if want else None for one, want in zip(grads, wanted, strict=True))
     return grad_x, grad_weight, grad_slope, made if grad_noise is None else grad_noise, None, None, None, None

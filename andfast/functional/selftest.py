@@ -64,7 +64,7 @@ def self_test(
     """Run the ops forward and backward on a device and compare them with float64.
 
     The global random state is left alone. On a CUDA device the Triton kernels are compiled where they are not in
-    Triton's cache: nine kernels a dtype for the degradation block, 7 to 9 s on one core, once.
+    Triton's cache: nine kernels a dtype for the degradation block, 7 to 9 s on one core, once; one more in half types.
 
     Args:
         device: where the ops run; the reference runs on the CPU.

@@ -83,7 +83,13 @@ def _degradation_blocks(draw: Draw) -> Iterator[Case]:
     n, height, width = 2, 9, 19
 
     def case(
-        kind: str, weight: Tensor, slope: Tensor, noise: Tensor | None, form: torch.memory_format, padding: str
+        kind: str,
+        weight: Tensor,
+        slope: Tensor,
+        noise: Tensor | None,
+        form: torch.memory_format,
+        padding: str,
+        smallest_slope: float = 0.0,
     ) -> Case:
         c_out, c_in = weight.shape[-4:-2]
         given = {"x": draw.images(n, c_in, height, width), "weight": weight, "slope": slope}
@@ -91,19 +97,27 @@ def _degradation_blocks(draw: Draw) -> Iterator[Case]:
             f"{c_in}->{c_out} channels, {kind}, {padding} padding",
             given if noise is None else {**given, "noise": noise},
             lambda t, impl: degradation_block(
-                t["x"], t["weight"], t["slope"], t.get("noise"), padding=padding, impl=impl
+                t["x"],
+                t["weight"],
+                t["slope"],
+                t.get("noise"),
+                padding=padding,
+                smallest_slope=smallest_slope,
+                impl=impl,
             ),
             lambda t: degradation_block_reference(t["x"], t["weight"], t["slope"], t.get("noise"), padding),
             form,
             wide=("slope", "noise"),  # as the adversary has them
         )
 
-    # On CUDA the last two are compiled as a run with channels_last needs them, which then finds them in Triton's cache.
+    # On CUDA a run with channels_last finds in Triton's cache what is compiled for those in channels_last.
     each_channel, one_map = 1 + 0.4 * draw.normal(n, 64), draw.normal(n, 1, height, width)
     yield case("shared weights", draw.kernels(64, 3), each_channel, one_map, _PLAIN, "zeros")
     each_image, maps = torch.tensor([1.4, -0.3]).double(), draw.normal(n, 64, height, width)
     yield case("a slope an image", draw.kernels(n, 64, 64), each_image, maps, _LAST, "replicate")
     yield case("one slope", draw.kernels(n, 3, 64), torch.tensor(0.6).double(), None, _LAST, "replicate")
+    known, maps = torch.tensor([1.4, 0.6]).double(), draw.normal(n, 64, height, width)
+    yield case("slopes known to be large", draw.kernels(n, 64, 64), known, maps, _LAST, "replicate", 0.5)
 
 
 def _blur_pools(draw: Draw) -> Iterator[Case]:

@@ -64,15 +64,21 @@ class DegradationNetwork(nn.Module):
     Args:
         scale: pooling factor, HR's size over LR's: 2, 3 or 4.
         padding: of the convolutions, "replicate" or "zeros". Zeros leave coloured frames that an adversary exploits.
+        smallest_slope: a lower bound of the slopes' absolute values that the caller vouches for, such as
+            :attr:`andfast.adversary.Ball.smallest_slope`; from 0.5 on the slopes' gradients take less memory, see
+            :func:`andfast.functional.degradation_block`.
         impl: implementation of the ops, "auto" or a name, see :mod:`andfast.functional`.
     """
 
-    def __init__(self, scale: int = 4, *, padding: str = "replicate", impl: str = "auto") -> None:
+    def __init__(
+        self, scale: int = 4, *, padding: str = "replicate", smallest_slope: float = 0.0, impl: str = "auto"
+    ) -> None:
         super().__init__()
         if scale not in (2, 3, 4):
             raise ValueError(f"scale must be 2, 3 or 4, was {scale!r}")
         self.scale = scale
         self.padding = padding
+        self.smallest_slope = smallest_slope
         self.impl = impl
 
     def forward(self, hr: Tensor, theta: Theta) -> Tensor:
@@ -101,6 +107,7 @@ class DegradationNetwork(nn.Module):
                 theta.slopes[layer],
                 theta.noises[layer],
                 padding=self.padding,
+                smallest_slope=self.smallest_slope,
                 impl=self.impl,
             )
         # A slope of one makes the activation the identity: the last convolution is a block without it and its noise.
@@ -138,4 +145,5 @@ class DegradationNetwork(nn.Module):
         return x
 
     def extra_repr(self) -> str:
-        return f"scale={self.scale}, padding={self.padding!r}, impl={self.impl!r}"
+        named = f"scale={self.scale}, padding={self.padding!r}, smallest_slope={self.smallest_slope}"
+        return f"{named}, impl={self.impl!r}"

@@ -170,13 +170,19 @@ def build_step(config: TrainConfig, stage: Stage, generator: nn.Module, group: P
     if config.compile:
         compile_networks(generator, discriminator)
     recorded = records_ascent(config, stage, device.type)
-    degradation = DegradationNetwork(config.scale, padding=config.degradation.padding, impl=config.ops)
+    adversary = build_adversary(config, stage, recorded=recorded)
+    degradation = DegradationNetwork(
+        config.scale,
+        padding=config.degradation.padding,
+        smallest_slope=adversary.ball.smallest_slope,
+        impl=config.ops,
+    )
     step = TrainingStep(
         degradation=degradation,
         generator=generator,
         discriminator=discriminator,
         objective=objective,
-        adversary=build_adversary(config, stage, recorded=recorded),
+        adversary=adversary,
         patch_size=config.data.patch_size,
         place=Place(config.seed, STAGES.index(stage), group.rank, group.world_size, config.accumulate),
         autocast=AUTOCAST[config.precision],

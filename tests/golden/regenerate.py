@@ -48,12 +48,15 @@ NOTHING = Sharing(identity_pass=False, hr_features=False, cast_weights=False, di
 """What is stored was computed the long way."""
 
 
-def train(sharing: Sharing = NOTHING, *, compiler: str | None = None) -> dict[str, dict[str, list[float]]]:
+def train(
+    sharing: Sharing = NOTHING, *, compiler: str | None = None, recovered: bool = False
+) -> dict[str, dict[str, list[float]]]:
     """Both stages in float32 on the CPU, ANDGAN from ANDNet's averaged weights; losses by stage and name.
 
     Args:
         sharing: what a step computes once.
         compiler: a torch.compile backend, through which G and D run.
+        recovered: F keeps no z and takes the slopes' gradients from its layers' results, as a training run's does.
     """
     with _one_thread():
         torch.manual_seed(0)
@@ -63,8 +66,8 @@ def train(sharing: Sharing = NOTHING, *, compiler: str | None = None) -> dict[st
             compile_networks(generator, discriminator, backend=compiler)
         with_gan = Objective(1.0, 1.0, 0.1, vgg, discriminator, GANLoss("vanilla"))
         return {
-            "net": _stage(generator, None, Objective(1.0), 0, sharing),
-            "gan": _stage(generator, discriminator, with_gan, 1, sharing),
+            "net": _stage(generator, None, Objective(1.0), 0, sharing, recovered=recovered),
+            "gan": _stage(generator, discriminator, with_gan, 1, sharing, recovered=recovered),
         }
 
 
@@ -111,13 +114,14 @@ def _stage(
     *,
     size: int = SIZE,
     ascent_steps: int = 5,
+    recovered: bool = False,
 ) -> dict[str, list[float]]:
     average = WeightAverage(generator, 0.9)
     ball = PRESETS["calibrated"].ball_for(size, size)
     adversary = Adversary(ball, steps=ascent_steps, channels=8, images_at_once=images_at_once)
     dtype = next(generator.parameters()).dtype
     step = TrainingStep(
-        degradation=DegradationNetwork(),
+        degradation=DegradationNetwork(smallest_slope=ball.smallest_slope if recovered else 0),
         generator=generator,
         objective=objective,
         adversary=adversary,
