@@ -24,9 +24,9 @@ tests/test_capture.py."""
 def test_losses_are_reproduced(name: str) -> None:
     """Within what another processor's order of summation makes of them; see regenerate.py when they are meant to move.
 
-    Other vector instructions (SSE, AVX2, AVX-512) were seen to move stage net by less than 1e-5, and stage gan, whose
-    ascent climbs over the kinks of a VGG, by up to 2e-4. An ascent with steps of 0.29 for 0.3, of which the ball leaves
-    little to see, moves the first 20 steps of net by 7e-5, and the first 5 of gan by 1e-4.
+    Another order of sums (other vector instructions, other forms of an op) was seen to move the first 20 steps of net by
+    less than 1e-6, its last by 1e-4, as a kink is met, and gan, which starts where net ended, by 2e-4. An ascent with
+    steps of 0.29 for 0.3, of which the ball leaves little to see, moves the first 20 steps of net by 7e-5.
     """
     stored, found = json.loads(FILE.read_text())["losses"], train(**VARIANTS[name])
     torch.compiler.reset()
@@ -34,8 +34,7 @@ def test_losses_are_reproduced(name: str) -> None:
     by_step = {stage: differences(found[stage], stored[stage]) for stage in found}
     assert [len(steps) for steps in by_step.values()] == [STEPS, STEPS]
     assert max(by_step["net"][:20]) < 1e-5, by_step
-    assert max(by_step["net"]) < 1e-4, by_step
-    assert max(by_step["gan"][:5]) < 5e-5, by_step
+    assert max(by_step["net"]) < 3e-4, by_step
     assert max(by_step["gan"]) < 1e-3, by_step
 
 
