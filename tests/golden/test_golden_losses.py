@@ -24,9 +24,9 @@ tests/test_capture.py."""
 def test_losses_are_reproduced(name: str) -> None:
     """Within what another processor's order of summation makes of them; see regenerate.py when they are meant to move.
 
-    Another order of sums (other vector instructions, other forms of an op) was seen to move the first 20 steps of net by
-    less than 1e-6, its last by 1e-4, as a kink is met, and gan, which starts where net ended, by 2e-4. An ascent with
-    steps of 0.29 for 0.3, of which the ball leaves little to see, moves the first 20 steps of net by 7e-5.
+    Another order of sums (other vector instructions, other forms of an op) was seen to move the first 20 steps of net
+    by less than 1e-6, its last by 1e-4, as a kink is met, and gan, which starts where net ended, by 2e-4. An ascent
+    with steps of 0.29 for 0.3, of which the ball leaves little to see, moves the first 20 steps of net by 7e-5.
     """
     stored, found = json.loads(FILE.read_text())["losses"], train(**VARIANTS[name])
     torch.compiler.reset()
