@@ -30,7 +30,7 @@ from andfast.kernels.degradation_block_configs import (
     channel_block,
 )
 
-CASES = 208
+CASES = 140
 GROUPS = 16
 
 pytestmark = triton_interpreter.quiet

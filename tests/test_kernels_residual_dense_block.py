@@ -32,7 +32,7 @@ from andfast.kernels.residual_dense_block_configs import (
     reduction_block,
 )
 
-CASES = 100
+CASES = 72
 PARTS = 2
 NAMES = ("out", "x", *(f"weight {k}" for k in range(5)), *(f"bias {k}" for k in range(5)))
 
