@@ -13,7 +13,7 @@ import pytest
 import torch
 import triton
 from kernel_resources import Resources
-from recorded_launches import Launch, recorded
+from recorded_launches import Launch, hashes_of_reference, recorded
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
@@ -144,6 +144,7 @@ def launches(noise: torch.dtype, form: str) -> list[Launch]:
     return made
 
 
+@hashes_of_reference
 @pytest.mark.parametrize(
     ("noise", "form"), [(torch.float32, "each channel"), (torch.bfloat16, "each channel"), (torch.float32, "one map")]
 )

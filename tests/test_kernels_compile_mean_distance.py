@@ -13,7 +13,7 @@ import pytest
 import torch
 import triton
 from kernel_resources import Resources
-from recorded_launches import recorded
+from recorded_launches import hashes_of_reference, recorded
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
@@ -83,6 +83,7 @@ RESOURCES = kernel_resources.Table(
 )
 
 
+@hashes_of_reference
 @pytest.mark.parametrize("kind", ["l1", "l2"])
 @pytest.mark.parametrize("shape", [(2, 64, 4, 6), (48, 3, 32, 32)])
 def test_what_the_losses_launch_is_in_the_table(shape: tuple[int, ...], kind: str) -> None:
