@@ -17,15 +17,15 @@ enum class Dtype : int32_t { kBFloat16, kHalf };
 
 enum class Padding : int32_t {
   kZeros,
-  kReplicate,  // the border's pixels repeat outside of the image; without resampling only
+  kReplicate,  // the border's pixels repeat outside of the image
 };
 
 enum class Resampling : int32_t {
   kNone,
-  // The convolution reads its sources enlarged twofold by nearest neighbour: sources (H, W), out (2H, 2W).
+  // The convolution reads its source enlarged twofold by nearest neighbour: source (H, W), out (2H, 2W).
   kUpsample,
   // The adjoint of kUpsample, for the gradient to its input: out (H, W) is the sum over each 2 x 2 block of the
-  // convolution of the sources (2H, 2W). Weights are given flipped and transposed, as for any gradient to an input.
+  // convolution of the source (2H, 2W). Weights are given flipped and transposed, as for any gradient to an input.
   kUpsampleAdjoint,
 };
 
@@ -61,9 +61,9 @@ struct Problem {
   Resampling resampling = Resampling::kNone;
   Padding padding = Padding::kZeros;
 
-  Channels sources[2];           // the reduction runs over the first's channels, then over the second's
+  Channels sources[2];            // the reduction runs over the first's channels, then over the second's, if there is one
   const void* weights = nullptr;  // packed by the family that is launched, 16-byte aligned
-  int64_t weights_image_stride = 0;  // elements from one image's packed weights to the next's; 0: all share them
+  bool per_image_weights = false;  // each image has its own, one after the other
   const float* bias = nullptr;       // (out_channels rounded up to a multiple of 64), or null
 
   // A slice of the buffer that sources[1] reads is allowed, if the slices do not overlap. Fewer than 8 channels: any
@@ -92,7 +92,7 @@ struct Problem {
 
 inline Shape shape_of(const Problem& problem) {
   return {problem.dtype, {problem.sources[0].count, problem.sources[1].count}, problem.out.count, problem.resampling,
-          problem.weights_image_stride != 0};
+          problem.per_image_weights};
 }
 
 }  // namespace andfast::convolution
