@@ -53,7 +53,7 @@ def switched_on(name: str) -> bool:
 
 def sources(pattern: str) -> list[str]:
     """Files of csrc/, relative to the project as setuptools wants them."""
-    return sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "csrc").glob(pattern))
+    return sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "csrc").rglob(pattern))
 
 
 def asked_archs() -> str:

@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(text, file=sys.stderr, flush=True)
 
     # After the command line is known to be good: these take seconds.
-    from andfast.config_yaml import one_line  # noqa: PLC0415
+    from andfast.config.yaml_files import one_line  # noqa: PLC0415
     from andfast.inference.export import ExportError, check_picture, export  # noqa: PLC0415
     from andfast.nn.weights import generator_from_weights, read_metadata  # noqa: PLC0415
 

@@ -13,8 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from andfast import checks as _check
 from andfast import torchvision_weights
-from andfast.functional import _check, mean_distance
+from andfast.functional import mean_distance
 
 Criterion = Literal["l1", "l2"]
 GANKind = Literal["vanilla", "relativistic", "least_squares"]

@@ -4,7 +4,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from andfast.config_cli import fail, parse_train
+from andfast.config.parsing import fail, parse_train
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -19,8 +19,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     # reads this once, when torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # After the command line is known to be good: these take seconds.
-    from andfast.training.capture import CaptureError  # noqa: PLC0415
     from andfast.training.checkpoint import CheckpointError  # noqa: PLC0415
+    from andfast.training.cuda_graph import CaptureError  # noqa: PLC0415
     from andfast.training.failure import NonFiniteLossError  # noqa: PLC0415
     from andfast.training.loop import Stopped, run  # noqa: PLC0415
 

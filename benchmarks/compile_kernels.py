@@ -18,7 +18,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT))  # when run as a file
 
-from andfast.kernels.degradation_block_configs import TABLE  # noqa: E402
+from andfast.kernels.degradation_block.configs import TABLE  # noqa: E402
 from benchmarks.tuning_candidates import compilers, in_parallel  # noqa: E402
 
 Task = tuple[str, Any]
@@ -29,7 +29,9 @@ def tasks(architecture: str) -> list[Task]:
     """All variants of an architecture, of all files of tests that compile kernels."""
     compilers()  # puts tests/ on the path
     found = []
-    for file in sorted((ROOT / "tests").glob("test_kernels_compile_*.py")):
+    for file in sorted((ROOT / "tests" / "ops").rglob("test_*_compile.py")):
+        if str(file.parent) not in sys.path:  # pytest, which puts it there itself, is not running
+            sys.path.append(str(file.parent))
         every = import_module(file.stem).RESOURCES.variants()
         found += [(file.stem, one) for one in every if one.name().split()[0] == architecture]
     return found

@@ -1,13 +1,13 @@
-"""The table in kernels/degradation_block_configs.py as text, so that a benchmark can regenerate it from values."""
+"""The table in kernels/degradation_block/configs.py as text, so that a benchmark can regenerate it from values."""
 
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from andfast.kernels.degradation_block_configs import Config
+from andfast.kernels.degradation_block.configs import Config
 
-FILE: Final = Path(__file__).resolve().parents[1] / "kernels" / "degradation_block_configs.py"
+FILE: Final = Path(__file__).resolve().parents[1] / "kernels" / "degradation_block" / "configs.py"
 PROGRAMS: Final = "programs"
 """The first field with a default."""
 _SECTION: Final = re.compile(r"(?<=# fmt: off\n)TABLE: .*?(?=# fmt: on\n)", re.DOTALL)

@@ -84,7 +84,7 @@ def build(run: Any, limit: float) -> list[str]:
 def build_environment(run: Any) -> dict[str, str]:
     """For this GPU alone; without one, or without CUDA sources, for the CPU."""
     found = {"ANDFAST_REQUIRE_EXT": "1", "MAX_JOBS": str(os.cpu_count() or 1)}
-    if run.machine.get("capability") and list((ROOT / "csrc").glob("*.cu")):
+    if run.machine.get("capability") and list((ROOT / "csrc").rglob("*.cu")):
         return found | {"ANDFAST_CUDA_ARCHS": run.machine["capability"]}
     return found | {"ANDFAST_CPU_ONLY": "1"}
 
@@ -93,7 +93,7 @@ def kernels(run: Any, limit: float) -> list[str]:
     """Into Triton's cache, for this GPU; a newer one than the table's compiles its own when they are launched."""
     if not run.machine.get("capability"):
         raise Skip("no CUDA device")
-    from andfast.kernels.degradation_block_configs import TABLE  # noqa: PLC0415
+    from andfast.kernels.degradation_block.configs import TABLE  # noqa: PLC0415
 
     if run.machine["capability"] not in TABLE:
         raise Skip(f"kernels are compiled ahead for {', '.join(TABLE)}, this GPU is {run.machine['capability']}")
@@ -127,7 +127,7 @@ def keep_rates(run: Any, code: int, said: str) -> Verdict:
 
 def tests(run: Any, limit: float) -> list[str]:
     """The tests marked gpu; only files that hold some, as others may want packages that are not here."""
-    files = [path for path in sorted((ROOT / "tests").glob("test_*.py")) if "mark.gpu" in path.read_text()]
+    files = [path for path in sorted((ROOT / "tests").rglob("test_*.py")) if "mark.gpu" in path.read_text()]
     if not files:
         raise Skip("no test is marked gpu")
     command = [sys.executable, "-m", "pytest", *map(str, files), "-m", "gpu", *PYTEST]

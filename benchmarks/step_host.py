@@ -24,7 +24,7 @@ sys.path.extend([str(Path(__file__).resolve().parents[1]), str(Path(__file__).re
 from machine import cpu_name
 from step_variants import FULL, Size, Step, Variant
 
-from andfast.functional import _dispatch
+from andfast.functional import dispatch as _dispatch
 from andfast.nn import frozen
 
 ROUNDS = 9

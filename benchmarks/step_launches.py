@@ -33,9 +33,10 @@ sys.path.extend([str(Path(__file__).resolve().parents[1]), str(Path(__file__).re
 from step_variants import FULL, VARIANTS, Size, Step
 
 from andfast.diagnosis.memory import Alive, fake_weights
-from andfast.functional import _ascent_step_triton, _dispatch
-from andfast.kernels import ascent_step as ascent_kernels
-from andfast.kernels.ascent_step import Batch
+from andfast.functional import dispatch as _dispatch
+from andfast.kernels.ascent_step import kernels as ascent_kernels
+from andfast.kernels.ascent_step import launch as _ascent_step_triton
+from andfast.kernels.ascent_step.kernels import Batch
 from andfast.training.step_settings import Sharing
 
 NO_LAUNCH = (

@@ -12,16 +12,16 @@ import naive
 import torch
 
 from andfast.adversary import PRESETS
+from andfast.adversary.objective import Objective
 from andfast.functional import blur_pool
 from andfast.losses import REAL_ESRGAN_LAYERS, GANLoss, PerceptualLoss
 from andfast.nn import DegradationNetwork, RRDBNet, VGGDiscriminator, frozen
 from andfast.nn.interpolation_start import start_as_interpolation
 from andfast.training.build import compile_networks, images_at_once
-from andfast.training.capture import Captured, CudaGraphs
-from andfast.training.objective import Objective
+from andfast.training.cuda_graph import Captured, CudaGraphs
+from andfast.training.profiling import Stopwatch
 from andfast.training.step import TrainingStep
 from andfast.training.step_settings import Adversary, Place, Sharing
-from andfast.training.timing import Stopwatch
 
 TORCHVISION = {"conv1_1": 0, "conv1_2": 2, "conv2_2": 7, "conv3_4": 16, "conv4_4": 25, "conv5_4": 34}
 """Where torchvision's ``vgg19().features`` has these layers."""

@@ -14,7 +14,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from andfast.functional import _dispatch, blur_pool
+from andfast.functional import blur_pool
+from andfast.functional import dispatch as _dispatch
 from andfast.functional.blur_pool import OP, binomial_taps
 from benchmarks import counts, measure
 from benchmarks.machine import device

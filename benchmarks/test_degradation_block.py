@@ -21,7 +21,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from andfast.functional import _dispatch, degradation_block
+from andfast.functional import degradation_block
+from andfast.functional import dispatch as _dispatch
 from andfast.functional.degradation_block import OP
 from benchmarks import counts, measure
 from benchmarks.machine import device

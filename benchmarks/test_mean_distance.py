@@ -13,7 +13,8 @@ import itertools
 import pytest
 import torch
 
-from andfast.functional import _dispatch, mean_distance
+from andfast.functional import dispatch as _dispatch
+from andfast.functional import mean_distance
 from andfast.functional.mean_distance import OP, mean_distance_reference
 from benchmarks import counts, measure
 from benchmarks.machine import device

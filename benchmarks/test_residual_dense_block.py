@@ -21,7 +21,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from andfast.functional import _dispatch, residual_dense_block
+from andfast.functional import dispatch as _dispatch
+from andfast.functional import residual_dense_block
 from andfast.functional.residual_dense_block import NAME as OP
 from andfast.functional.residual_dense_block import residual_dense_block_reference
 from andfast.functional.residual_dense_block_fp8 import NAME as FP8

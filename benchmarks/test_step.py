@@ -27,9 +27,9 @@ import torch
 from step_variants import FULL, TINY, VARIANTS, Step, Variant, compile_options, loss_error
 from torch.utils.flop_counter import FlopCounterMode
 
-from andfast.functional import _dispatch
+from andfast.functional import dispatch as _dispatch
 from andfast.functional.residual_dense_block_fp8 import NAME as FP8
-from andfast.training.timing import Stopwatch
+from andfast.training.profiling import Stopwatch
 
 CUDA = torch.cuda.is_available()
 DEVICE = "cuda" if CUDA else "cpu"

@@ -21,10 +21,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from andfast.functional import _dispatch, upsampled_convolution
-from andfast.functional._upsampled_kernel import transposed_kernel
+from andfast.functional import dispatch as _dispatch
+from andfast.functional import upsampled_convolution
 from andfast.functional.upsampled_convolution import NAME as OP
 from andfast.functional.upsampled_convolution import upsampled_convolution_reference
+from andfast.functional.upsampled_kernel import transposed_kernel
 from benchmarks import counts, measure
 from benchmarks.machine import device
 

@@ -29,8 +29,8 @@ sys.path.append(str(ROOT))  # when run as a file
 
 import torch  # noqa: E402
 
-from andfast.kernels.degradation_block_configs import PRECISIONS, TABLE, Config  # noqa: E402
-from andfast.kernels.degradation_block_configs import architecture as architecture_of  # noqa: E402
+from andfast.kernels.degradation_block.configs import PRECISIONS, TABLE, Config  # noqa: E402
+from andfast.kernels.degradation_block.configs import architecture as architecture_of  # noqa: E402
 from benchmarks import config_table  # noqa: E402
 from benchmarks.tuning_candidates import (  # noqa: E402
     KERNELS,
@@ -61,7 +61,7 @@ class Bench:
         """Arguments of the launchers at one shape; made once."""
         key = (precision, layer[:2], images, side)
         if key not in self._given:
-            from andfast.kernels import degradation_block_forward  # noqa: PLC0415
+            from andfast.kernels.degradation_block import forward as degradation_block_forward  # noqa: PLC0415
 
             dtype = torch.bfloat16 if precision == "half" else torch.float32
             c_in, c_out, _ = layer
@@ -86,7 +86,7 @@ class Bench:
         """The kernel's launch with the candidate's configuration."""
         from importlib import import_module  # noqa: PLC0415
 
-        launch = getattr(import_module(f"andfast.kernels.degradation_block_{candidate.kernel}"), candidate.kernel)
+        launch = getattr(import_module(f"andfast.kernels.degradation_block.{candidate.kernel}"), candidate.kernel)
         values = [given[name] for name in ("x", "weight", "slope")]
         options = given["common"] | {"config": candidate.config}
         if candidate.kernel == "forward":

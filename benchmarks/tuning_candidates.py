@@ -9,7 +9,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from andfast.kernels.degradation_block_configs import MAX_REGISTERS, TABLE, Config, channel_block
+from andfast.kernels.degradation_block.configs import MAX_REGISTERS, TABLE, Config, channel_block
 from benchmarks import config_table
 
 KERNELS: Final = ("forward", "grad_input", "grad_weight")
@@ -85,10 +85,11 @@ def layers(kernel: str) -> dict[tuple[int, int, str], int]:
 
 def compilers() -> tuple[Any, Any]:
     """The modules in tests/ that know how to compile the kernels: the block's compile test, and kernel_resources."""
-    folder = str(Path(__file__).resolve().parents[1] / "tests")
-    if folder not in sys.path:
-        sys.path.append(folder)
-    return import_module("test_kernels_compile_degradation_block"), import_module("kernel_resources")
+    tests = Path(__file__).resolve().parents[1] / "tests"
+    for folder in (tests / "helpers", tests / "ops" / "degradation_block"):
+        if str(folder) not in sys.path:
+            sys.path.append(str(folder))
+    return import_module("test_degradation_block_compile"), import_module("kernel_resources")
 
 
 def compiled(candidate: Candidate) -> tuple[Candidate, dict[str, Any] | None, str | None]:

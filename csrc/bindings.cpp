@@ -1,8 +1,8 @@
 // andfast._C: the compiled functions. Private; andfast.functional is what people call.
 #include <torch/csrc/utils/pybind.h>
 
-#include "blur_pool.h"
-#include "blur_pool_index.h"
+#include "blur_pool/blur_pool.h"
+#include "blur_pool/blur_pool_index.h"
 
 namespace py = pybind11;
 

@@ -14,7 +14,7 @@ import torch
 
 import andfast
 from andfast import torchvision_weights
-from andfast.functional import _dispatch
+from andfast.functional import dispatch as _dispatch
 from andfast.functional.selftest import self_test
 from andfast.training.logging import commit_of
 

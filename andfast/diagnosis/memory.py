@@ -20,8 +20,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-from andfast.config import Stage, TrainConfig
-from andfast.config_checks import resolve_device
+from andfast.config.checks import resolve_device
+from andfast.config.schema import Stage, TrainConfig
 from andfast.data.images import FORMATS
 from andfast.data.sources import SourceFile
 from andfast.training.build import build_generator, build_step, records_ascent

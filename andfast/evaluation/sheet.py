@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from andfast.drawing import sample_sheet
 from andfast.evaluation.methods import BICUBIC
 from andfast.evaluation.pairs import Pair
 from andfast.evaluation.scores import DECIMALS, Score
 from andfast.metrics import luma
-from andfast.training.pictures import sample_sheet
 
 CROP = 128
 """Side of a crop in HR pixels, less what is over a multiple of the scale."""

@@ -19,7 +19,9 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from andfast.functional import _ascent_step_triton, _check, _dispatch
+from andfast import checks as _check
+from andfast.functional import dispatch as _dispatch
+from andfast.kernels.ascent_step import launch as _ascent_step_triton
 
 OP = "ascent_step"
 

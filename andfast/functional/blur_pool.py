@@ -21,7 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from andfast.functional import _check, _dispatch
+from andfast import checks as _check
+from andfast.functional import dispatch as _dispatch
 
 OP = "blur_pool"
 _SUM_TOLERANCE = 1e-5  # fp32 taps sum to 1 no better than this

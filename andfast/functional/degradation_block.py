@@ -18,7 +18,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from andfast.functional import _check, _degradation_block_triton, _dispatch, _triton
+from andfast import checks as _check
+from andfast.functional import dispatch as _dispatch
+from andfast.functional import triton_support as _triton
+from andfast.kernels.degradation_block import launch as _degradation_block_triton
 
 OP = "degradation_block"
 PADDINGS = ("replicate", "zeros")

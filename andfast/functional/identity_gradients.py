@@ -20,7 +20,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from andfast.functional import _check, _dispatch, _identity_gradients_triton, _triton
+from andfast import checks as _check
+from andfast.functional import dispatch as _dispatch
+from andfast.functional import triton_support as _triton
+from andfast.kernels.identity_gradients import launch as _identity_gradients_triton
 
 OP = "identity_gradients"
 PADDINGS = ("replicate", "zeros")

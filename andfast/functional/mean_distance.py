@@ -15,7 +15,9 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from andfast.functional import _check, _dispatch, _mean_distance_triton
+from andfast import checks as _check
+from andfast.functional import dispatch as _dispatch
+from andfast.kernels.mean_distance import launch as _mean_distance_triton
 
 OP = "mean_distance"
 

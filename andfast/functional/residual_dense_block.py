@@ -25,12 +25,14 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from andfast.functional import _check, _dispatch, _triton
-from andfast.functional import _residual_dense_block_triton as _fused
-from andfast.functional._convolution import cast as _cast
-from andfast.functional._convolution import convolution_backward as _convolution_backward
-from andfast.functional._convolution import empty as _empty
-from andfast.functional._convolution import memory_format as _memory_format
+from andfast import checks as _check
+from andfast.functional import dispatch as _dispatch
+from andfast.functional import triton_support as _triton
+from andfast.functional.layout import cast as _cast
+from andfast.functional.layout import convolution_backward as _convolution_backward
+from andfast.functional.layout import empty as _empty
+from andfast.functional.layout import memory_format as _memory_format
+from andfast.kernels.residual_dense_block import launch as _fused
 
 CONVOLUTIONS: Final = 5
 TAPS: Final = 9
@@ -58,7 +60,7 @@ def residual_dense_block(
         slope: Negative slope of the leaky ReLU, at least 0.
         scale: Factor of the last convolution's result before x is added.
         impl: "auto" for the fastest implementation available on x's device, or one of
-            :data:`andfast.functional._dispatch.IMPLEMENTATIONS`.
+            :data:`andfast.functional.dispatch.IMPLEMENTATIONS`.
 
     Returns:
         Tensor of x's shape.
@@ -251,7 +253,7 @@ def forward_op(
 
     Saved are the features (N, F + 4G, H, W), x first, if ``keep_features`` (gradients to weights need them),
     else the signs, uint8 (N, G, H, W): bit k of channel g is set where channel g of x(k+1) is positive. Triton's
-    forms are those of :func:`andfast.functional._residual_dense_block_triton.saved_for_backward`.
+    forms are those of :func:`andfast.kernels.residual_dense_block.launch.saved_for_backward`.
     """
     if impl == "triton":
         return _fused.forward(x, weights, biases, slope, scale, keep_features, _memory_format(x))

@@ -28,12 +28,14 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from andfast.functional import _check, _dispatch, _triton
-from andfast.functional import _residual_dense_block_fp8_triton as _fused
-from andfast.functional._convolution import cast as _cast
-from andfast.functional._convolution import empty as _empty
-from andfast.functional._residual_dense_block_triton import gradient_to_x, saved_for_backward
+from andfast import checks as _check
+from andfast.functional import dispatch as _dispatch
+from andfast.functional import triton_support as _triton
+from andfast.functional.layout import cast as _cast
+from andfast.functional.layout import empty as _empty
 from andfast.functional.residual_dense_block import CONVOLUTIONS, _five_tensors
+from andfast.kernels.residual_dense_block.launch import gradient_to_x, saved_for_backward
+from andfast.kernels.residual_dense_block_fp8 import launch as _fused
 
 NAME: Final = "residual_dense_block_fp8"
 

@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 import torch
 from torch import Tensor
 
-from andfast.functional import _dispatch
+from andfast.functional import dispatch as _dispatch
 from andfast.functional.selftest_cases import CASES, FORMATS, Case, Draw
 
 TOLERANCES: Final[Mapping[torch.dtype, float]] = {

@@ -6,7 +6,7 @@ With zero padding of 1 around the upsampled map::
 
 (Wang et al., ESRGAN, 2018, section 3.1; the layers ``conv_up1``, ``conv_up2`` and, with a factor of 1, ``conv_hr`` of
 BasicSR's ``RRDBNet``.) By 2 it is a transposed convolution of the small map with a 4x4 kernel, 4/9 of the products;
-:mod:`andfast.functional._upsampled_kernel` says why.
+:mod:`andfast.functional.upsampled_kernel` says why.
 
 What is kept between the passes depends on who asks. With frozen weights, one bit an element of the result, its sign;
 without an activation (a slope of 1) nothing at all, where PyTorch's own convolution keeps its input. To train the
@@ -22,9 +22,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from andfast.functional import _check, _convolution, _dispatch, _triton
-from andfast.functional import _upsampled_convolution_triton as _fused
-from andfast.functional._upsampled_kernel import gradients, transposed_kernel
+from andfast import checks as _check
+from andfast.functional import dispatch as _dispatch
+from andfast.functional import layout as _convolution
+from andfast.functional import triton_support as _triton
+from andfast.functional.upsampled_kernel import gradients, transposed_kernel
+from andfast.kernels.upsampled_convolution import launch as _fused
 
 FACTORS: Final = (1, 2)
 TAPS: Final = 9
@@ -47,7 +50,7 @@ def upsampled_convolution(
         factor: 2, or 1 for a convolution and its activation without upsampling.
         slope: Negative slope of the leaky ReLU, at least 0; 1 for none.
         impl: "auto" for the fastest implementation available on x's device, or one of
-            :data:`andfast.functional._dispatch.IMPLEMENTATIONS`.
+            :data:`andfast.functional.dispatch.IMPLEMENTATIONS`.
 
     Returns:
         Tensor (N, Cout, factor * H, factor * W).

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from andfast.adversary import GROUPS, Ball, ascend, project, resized
 from andfast.adversary.calibration import Calibration, find_factor, scaled
+from andfast.adversary.objective import Objective
 from andfast.losses import l1_loss
 from andfast.nn import DegradationNetwork, Theta, frozen
-from andfast.training.objective import Objective
 from andfast.training.step import FP16_ASCENT_SCALE, TrainingStep, psnr, seeded_generator
 from andfast.training.step_settings import Adversary, Place
 from andfast.training.validation import values

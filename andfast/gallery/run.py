@@ -13,9 +13,9 @@ from tqdm import tqdm
 
 from andfast import __version__
 from andfast.adversary import GROUPS, Ball
-from andfast.config import TrainConfig
-from andfast.config_checks import resolve_device
-from andfast.config_cli import read_command_line
+from andfast.config.checks import resolve_device
+from andfast.config.parsing import read_command_line
+from andfast.config.schema import TrainConfig
 from andfast.data.images import UnusableImageError, decode
 from andfast.diagnosis.machine import gigabytes, memory
 from andfast.files import atomic_file

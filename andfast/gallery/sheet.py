@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from andfast.drawing import GAP, GREY, INK, MARGIN, PAPER, pixels, write_text
 from andfast.files import atomic_file
-from andfast.training.pictures import GAP, GREY, INK, MARGIN, PAPER, pixels, write_text
 
 _SMALLEST: Final = 200  # pixels below which cells are enlarged by repeating pixels
 _TITLE, _NAME, _CAPTION = 20, 16, 14  # font sizes

@@ -5,7 +5,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from andfast.functional import _check
+from andfast import checks as _check
 
 YRange = Literal["studio", "full"]
 

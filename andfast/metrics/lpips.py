@@ -9,8 +9,8 @@ from typing import Any, Final, Literal, get_args
 import torch
 from torch import Tensor
 
+from andfast import checks as _check
 from andfast import torchvision_weights
-from andfast.functional import _check
 
 LPIPSNet = Literal["alex", "vgg", "squeeze"]
 

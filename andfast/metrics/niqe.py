@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from andfast.functional import _check
+from andfast import checks as _check
 from andfast.metrics.color import PEAK, YRange, luma
 from andfast.metrics.niqe_parameters import FEATURES, NIQEParameters, read_niqe_parameters
 

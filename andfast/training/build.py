@@ -8,18 +8,18 @@ import torch._dynamo
 from torch import nn
 
 from andfast.adversary import GROUPS, PRESETS, Ball
-from andfast.config import STAGES, DiscriminatorConfig, Stage, TrainConfig
+from andfast.adversary.objective import Objective
+from andfast.config.schema import STAGES, DiscriminatorConfig, Stage, TrainConfig
 from andfast.losses import GANLoss, PerceptualLoss
 from andfast.nn import DegradationNetwork, RRDBNet, UNetDiscriminator, VGGDiscriminator
 from andfast.nn.interpolation_start import start_as_interpolation
 from andfast.nn.weights import generator_from_weights
-from andfast.training.capture import Captured, CudaGraphs
+from andfast.training.cuda_graph import Captured, CudaGraphs
 from andfast.training.distributed import Processes
 from andfast.training.logging import say
-from andfast.training.objective import Objective
+from andfast.training.profiling import Stopwatch
 from andfast.training.step import TrainingStep
 from andfast.training.step_settings import Adversary, Place, Sharing
-from andfast.training.timing import Stopwatch
 
 NOISE_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}

@@ -30,7 +30,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from andfast.config import STAGES
+from andfast.config.schema import STAGES
 from andfast.files import atomic_file, sync_file, sync_folder
 
 FORMAT: Final = 1

@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from andfast.config import STAGES, TrainConfig
-from andfast.config_cli import dump
+from andfast.config.parsing import dump
+from andfast.config.schema import STAGES, TrainConfig
 from andfast.files import atomic_file
 from andfast.training.checkpoint import position
 

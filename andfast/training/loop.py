@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from andfast import __version__
-from andfast.config import RunOptions, Stage, TrainConfig
-from andfast.config_checks import resolve_device
-from andfast.config_cli import differences, digest, dump, load
+from andfast.config.checks import resolve_device
+from andfast.config.parsing import differences, digest, dump, load
+from andfast.config.schema import RunOptions, Stage, TrainConfig
 from andfast.data.crops import CropDataset
 from andfast.data.images import UnusableImageError, decode
 from andfast.data.loader import DevicePrefetcher, training_loader
@@ -38,7 +38,7 @@ from andfast.training.failure import NonFiniteLossError, dump_failure
 from andfast.training.logging import MetricsLog, Progress, say, write_run_info
 from andfast.training.ops import check_ops, ops_used
 from andfast.training.signals import GracefulStop
-from andfast.training.stage import StageState
+from andfast.training.state import StageState
 from andfast.training.step import first_nonfinite
 from andfast.training.summary import Summary, draw_curve, held_out_quality, table, write_sheet
 from andfast.training.validation import ValidationSet, restore, score

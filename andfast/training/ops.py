@@ -2,8 +2,8 @@
 
 import torch
 
-from andfast.config import TrainConfig
-from andfast.functional import _dispatch
+from andfast.config.schema import TrainConfig
+from andfast.functional import dispatch as _dispatch
 from andfast.functional.residual_dense_block_fp8 import NAME as FP8
 from andfast.functional.selftest import self_test
 from andfast.functional.selftest_cases import CASES

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import torch
 
-from andfast.config_checks import resolve_device
-from andfast.config_cli import load
+from andfast.config.checks import resolve_device
+from andfast.config.parsing import load
 from andfast.training.build import build_generator
 from andfast.training.distributed import Processes
 from andfast.training.failure import load_failure
-from andfast.training.stage import StageState
+from andfast.training.state import StageState
 from andfast.training.step import first_nonfinite
 
 

@@ -18,14 +18,14 @@ from torch.func import functional_call
 from torch.nn.parallel import DistributedDataParallel
 
 from andfast.adversary import Ascent, ascend, sample_identity
+from andfast.adversary.objective import Objective, Targets
 from andfast.functional import blur_pool
 from andfast.nn import DegradationNetwork, RRDBNet, Theta, frozen
 from andfast.nn.fp8_body import Fp8Body
 from andfast.nn.frozen import copies
-from andfast.training.capture import Captured
-from andfast.training.objective import Objective, Targets
+from andfast.training.cuda_graph import Captured
+from andfast.training.profiling import Stopwatch
 from andfast.training.step_settings import Adversary, Place, Sharing
-from andfast.training.timing import Stopwatch
 
 FP16_ASCENT_SCALE = 2.0**16
 """Factor on the ascent's loss where its gradients are fp16; they are normalised, so nothing has to be undone."""

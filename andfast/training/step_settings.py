@@ -44,7 +44,7 @@ class Adversary:
 
 @dataclass(frozen=True)
 class Sharing:
-    """What a step computes once and uses again; see :class:`andfast.config.SharingConfig`.
+    """What a step computes once and uses again; see :class:`andfast.config.schema.SharingConfig`.
 
     Attributes:
         identity_pass: the first ascent pass is at the identity: F in closed form.

@@ -8,9 +8,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from andfast.config import TrainConfig
+from andfast.config.schema import TrainConfig
+from andfast.drawing import loss_curve, sample_sheet
 from andfast.files import atomic_file
-from andfast.training.pictures import loss_curve, sample_sheet
 from andfast.training.step import TrainingStep
 from andfast.training.validation import Images, ValidationSet, bicubic, restore, score, values
 from andfast.training.worst_case import degrade_against, held_out_crops

@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from andfast import checks as _check
 from andfast.data.images import SUFFIXES, UnusableImageError, decode
-from andfast.functional import _check
 from andfast.metrics import psnr_y, ssim_y
 
 Images = Tensor | Sequence[Tensor]

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from andfast.adversary import resized
+from andfast.adversary.objective import Objective
 from andfast.functional import blur_pool
 from andfast.nn import frozen
-from andfast.training.objective import Objective
 from andfast.training.step import TrainingStep
 from andfast.training.validation import ValidationSet
 

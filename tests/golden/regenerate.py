@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from andfast.adversary import PRESETS
+from andfast.adversary.objective import Objective
 from andfast.losses import GANLoss, PerceptualLoss
 from andfast.nn import DegradationNetwork, RRDBNet, UNetDiscriminator, VGGDiscriminator
-from andfast.training.average import WeightAverage
 from andfast.training.build import compile_networks
-from andfast.training.objective import Objective
+from andfast.training.ema import WeightAverage
 from andfast.training.step import TrainingStep
 from andfast.training.step_settings import Adversary, Place, Sharing
 

@@ -1,0 +1,122 @@
+"""One stage of a run: its networks with their optimizers, and what is saved of them."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from andfast.config.schema import Stage, TrainConfig
+from andfast.training.build import build_step
+from andfast.training.checkpoint import Checkpoint, restore_rng_state, rng_state
+from andfast.training.distributed import Processes
+from andfast.training.ema import WeightAverage
+from andfast.training.step import TrainingStep
+
+
+class StageState:
+    """Everything of a stage that a checkpoint has to hold.
+
+    Args:
+        config: of the run.
+        stage: "net" or "gan".
+        generator: G as it enters the stage.
+        group: this process among the others.
+
+    Attributes:
+        step: the networks and how a step is taken with them.
+        average: of G's weights; with a decay of 0 it is G's weights themselves.
+        best: the best validation PSNR-Y of the stage so far, dB; None before the first.
+        done: optimizer steps done.
+        seconds, waited: wall-clock time of these steps, and how much of it they waited for data.
+    """
+
+    def __init__(self, config: TrainConfig, stage: Stage, generator: nn.Module, group: Processes) -> None:
+        settings = config.net if stage == "net" else config.gan
+        self.name = stage
+        self.done = 0
+        self.best: float | None = None
+        self.seconds = 0.0
+        self.waited = 0.0
+        self._logged = (0, 0.0)
+        self.step: TrainingStep = build_step(config, stage, generator, group)
+        self.average = WeightAverage(self.step.generator, config.ema_decay)
+        self.scaler = torch.amp.GradScaler(group.device.type, enabled=config.precision == "fp16")
+        self.step.scale_loss = self.scaler.scale
+        fused = group.device.type == "cuda"
+        self.optimizers = {
+            name: torch.optim.Adam(network.parameters(), lr=settings.lr, betas=settings.betas, fused=fused)
+            for name, network in self.trained().items()
+        }
+
+    def trained(self) -> dict[str, nn.Module]:
+        """The networks that have an optimizer."""
+        networks = {"generator": self.step.generator, "discriminator": self.step.discriminator}
+        return {name: network for name, network in networks.items() if network is not None}
+
+    def gradients(self, batches: Sequence[Tensor]) -> dict[str, Tensor]:
+        """The gradients of the next step; see :meth:`TrainingStep.gradients`."""
+        for optimizer in self.optimizers.values():
+            optimizer.zero_grad(set_to_none=True)
+        found = self.step.gradients(batches, self.done)
+        for name, network in self.trained().items():
+            # Whatever stands between weights and loss (compiled graphs, wrappers), none may stay behind unnoticed.
+            missing = [key for key, one in network.named_parameters() if one.grad is None]
+            if missing:
+                raise RuntimeError(f"no gradient has reached {len(missing)} weights of the {name}, {missing[0]} first")
+        return found
+
+    def update(self) -> None:
+        """Apply the gradients."""
+        for optimizer in self.optimizers.values():
+            self.scaler.step(optimizer)
+        self.scaler.update()
+        self.average.update(self.step.generator)
+        self.done += 1
+
+    def since_last_log(self) -> tuple[int, float]:
+        """Steps and seconds since the last call, in this process; at least one step."""
+        steps, seconds = self._logged
+        self._logged = (self.done, self.seconds)
+        return max(self.done - steps, 1), max(self.seconds - seconds, 1e-9)
+
+    def buffers(self) -> list[Tensor]:
+        """Copies of the buffers that a step moves before it is known to be finite."""
+        return [one.clone() for network in self.trained().values() for one in network.buffers()]
+
+    @torch.no_grad()
+    def restore_buffers(self, before: Sequence[Tensor]) -> None:
+        """Put back what :meth:`buffers` copied."""
+        now = [one for network in self.trained().values() for one in network.buffers()]
+        for one, old in zip(now, before, strict=True):
+            one.copy_(old)
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint holds beside the weights."""
+        return {
+            "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
+            "scaler": self.scaler.state_dict(),
+            "rng": rng_state(),
+            "best": self.best,
+            "seconds": self.seconds,
+            "waited": self.waited,
+        }
+
+    def weights(self) -> dict[str, Mapping[str, Tensor]]:
+        """The weights that a checkpoint holds."""
+        networks = {**self.trained(), "generator_ema": self.average.module}
+        return {name: network.state_dict() for name, network in networks.items()}
+
+    def load(self, checkpoint: Checkpoint) -> None:
+        """Go on from a checkpoint of this stage."""
+        for name, network in {**self.trained(), "generator_ema": self.average.module}.items():
+            network.load_state_dict(checkpoint.weights[name])
+        for name, optimizer in self.optimizers.items():
+            optimizer.load_state_dict(checkpoint.state["optimizers"][name])
+        self.scaler.load_state_dict(checkpoint.state["scaler"])
+        restore_rng_state(checkpoint.state["rng"])
+        self.best = checkpoint.state["best"]
+        self.seconds = checkpoint.state["seconds"]
+        self.waited = checkpoint.state["waited"]
+        self.done = checkpoint.step
+        self._logged = (self.done, self.seconds)

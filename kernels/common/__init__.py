@@ -1,0 +1,1 @@
+"""What the kernels of several ops share: launch arithmetic, sign bits, the configuration type, convolution loads."""

@@ -1,0 +1,175 @@
+"""What the degradation block's kernels share: index arithmetic and loads on the device, launch arithmetic on the host.
+
+Notation: n image, p pixel of the output, q pixel of the input, o output and i input channel, k = (dy, dx) one of
+nine taps; P pixels of a tile, K channels of a block. With at(p) the clamp to the image, or zero outside of it::
+
+    forward      z[n,p,o]    = sum_k sum_i x[n, at(p + k), i] * w[n,k,i,o]
+                 out[n,p,o]  = (z > 0 ? z : slope[n,o] * z) + noise[n,p,o]
+    grad_input   gx[n,q,i]   = sum_k sum_o sum_{p: at(p + k) = q} gz[n,p,o] * w[n,k,o,i]
+                 gz[n,p,o]   = g if z > 0 else slope[n,o] * g
+    grad_weight  gw[n,k,o,i] = sum_p gz[n,p,o] * x[n, at(p + k), i]
+                 gslope[n,o] = sum_{p: not z > 0} z * g
+                             = sum_{p: not z > 0} (out - noise) * g / slope[n,o]        where the slope is not near 0
+
+Tensors may have any strides; channels_last is what the tiles are shaped for. Sums are taken in fp32. No atomics: two
+runs give the same bits. docs/kernels.md draws and counts.
+"""
+
+import functools
+from collections.abc import Sequence
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..degradation_block.configs import MAX_REGISTERS, TABLE, Config, architecture
+
+TAPS = tl.constexpr(9)
+BITS = tl.constexpr(8)  # sign bits of eight channels share a byte
+
+
+@triton.jit
+def tile_pixels(
+    tile,  # index of a pixel tile within the image
+    tiles_w,  # tiles in a row
+    BLOCK_H: tl.constexpr,  # rows of a tile
+    BLOCK_W: tl.constexpr,  # columns of a tile
+):
+    """Rows and columns of a tile's pixels, each [BLOCK_H * BLOCK_W]."""
+    pixel = tl.arange(0, BLOCK_H * BLOCK_W)
+    row = (tile // tiles_w) * BLOCK_H + pixel // BLOCK_W
+    column = (tile % tiles_w) * BLOCK_W + pixel % BLOCK_W
+    return row, column
+
+
+@triton.jit
+def load_padded(
+    x,  # image n of x
+    row,  # [P] row of p + k, which may lie outside of the image
+    column,  # [P] likewise
+    wanted,  # [P] whether p exists; zero elsewhere, where a value that is not finite would do harm
+    channel,  # [K] input channels
+    c_in,  # number of input channels
+    height,  # of the image
+    width,  # of the image
+    stride_c,  # strides of x, in values
+    stride_h,
+    stride_w,
+    replicate,  # 1: clamp to the image, 0: zero outside of it
+):
+    """x[at(p + k), i] as [P, K]; zero for channels that do not exist."""
+    inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
+    row = tl.minimum(tl.maximum(row, 0), height - 1)
+    column = tl.minimum(tl.maximum(column, 0), width - 1)
+    offset = (row * stride_h + column * stride_w)[:, None] + (channel * stride_c)[None, :]
+    mask = (wanted & (inside | (replicate != 0)))[:, None] & (channel < c_in)[None, :]
+    return tl.load(x + offset, mask=mask, other=0.0)
+
+
+@triton.jit
+def load_activated(
+    g,  # image n of the incoming gradient
+    bits,  # image n of the sign bits
+    slope,  # [K] in fp32
+    row,  # [P] row of p
+    column,  # [P] column of p
+    valid,  # [P] whether p exists and counts
+    first,  # first output channel
+    c_out,  # number of output channels
+    width,  # of the image
+    stride_c,  # strides of g, in values
+    stride_h,
+    stride_w,
+    PIXELS: tl.constexpr,  # P
+    BLOCK_K: tl.constexpr,  # K, output channels in the block
+):
+    """(g, gz, z > 0), the first two in fp32, each [P, K]; selected as [P, K/8, 8], where a byte meets its channels."""
+    channel = first + tl.arange(0, BLOCK_K)
+    offset = (row * stride_h + column * stride_w)[:, None] + (channel * stride_c)[None, :]
+    grad = tl.load(g + offset, mask=valid[:, None] & (channel < c_out)[None, :], other=0.0).to(tl.float32)
+    c_bytes = (c_out + BITS - 1) // BITS
+    byte = first // BITS + tl.arange(0, BLOCK_K // BITS)
+    at_byte = ((row * width + column) * c_bytes)[:, None] + byte[None, :]
+    # Where there is no p the sign reads as positive: gz is zero there whatever the slope, infinity included.
+    packed = tl.load(bits + at_byte, mask=valid[:, None] & (byte < c_bytes)[None, :], other=255).to(tl.int32)
+    positive = ((packed[:, :, None] >> tl.arange(0, BITS)[None, None, :]) & 1) != 0
+    by_byte = tl.reshape(grad, (PIXELS, BLOCK_K // BITS, BITS))
+    scaled = tl.reshape(grad * slope[None, :], (PIXELS, BLOCK_K // BITS, BITS))
+    gz = tl.reshape(tl.where(positive, by_byte, scaled), (PIXELS, BLOCK_K))
+    return grad, gz, tl.reshape(positive, (PIXELS, BLOCK_K))
+
+
+@triton.jit
+def load_slope(
+    slope,  # the slopes of image n
+    stride_c,  # 0 for one slope an image
+    first,  # first output channel
+    c_out,  # number of output channels
+    BLOCK_K: tl.constexpr,  # output channels in the block
+):
+    """The slopes of a block of channels, [K] in fp32."""
+    channel = first + tl.arange(0, BLOCK_K)
+    return tl.load(slope + channel * stride_c, mask=channel < c_out, other=0.0).to(tl.float32)
+
+
+# -------------------------------------------------------------------------------------------------------- launches
+
+
+@functools.cache
+def _architecture(device: torch.device) -> str:
+    return architecture(torch.cuda.get_device_capability(device))
+
+
+def precision_name(dtype: torch.dtype, tf32: bool) -> str:
+    if dtype in (torch.bfloat16, torch.float16):
+        return "half"
+    return "tf32" if tf32 else "tf32x3"
+
+
+def table_config(kernel: str, x: Tensor, tf32: bool) -> Config:
+    """The table's entry; Triton's interpreter, which runs on the CPU, takes that of the oldest architecture."""
+    name = _architecture(x.device) if x.device.type == "cuda" else min(TABLE)
+    return TABLE[name][kernel, precision_name(x.dtype, tf32)]
+
+
+def dot_precision(dtype: torch.dtype, tf32: bool) -> str:
+    """tl.dot's input_precision; it has no meaning for half types."""
+    precision = precision_name(dtype, tf32)
+    return "tf32" if precision == "half" else precision
+
+
+def register_limit(config: Config, *images: Tensor) -> int:
+    """The configuration's limit if all images are channels_last with channels in multiples of 16, else none."""
+    aligned = all(one.stride(1) == 1 and one.shape[1] % 16 == 0 for one in images)
+    return config.registers if aligned else MAX_REGISTERS
+
+
+def refuse_huge(name: str, value: Tensor) -> None:
+    """Offsets within an image are 32-bit."""
+    refuse_huge_extent(name, value.shape, value.stride())
+
+
+def refuse_huge_extent(name: str, shape: Sequence[int], stride: Sequence[int]) -> None:
+    """The same of a tensor of this shape and these strides."""
+    extent = sum((size - 1) * step for size, step in zip(shape[1:], stride[1:], strict=True))
+    if extent >= 2**31:
+        raise ValueError(f"an image of {name} must span fewer than 2**31 values, spanned {extent + 1}")
+
+
+def slope_strides(slope: Tensor) -> tuple[int, int]:
+    first, second, *_ = (*slope.stride(), 0, 0)
+    return first, second
+
+
+def tile_counts(height: int, width: int, config: Config) -> tuple[int, int]:
+    """Pixel tiles of an image, and in a row of it."""
+    tiles_w = triton.cdiv(width, config.block_w)
+    return triton.cdiv(height, config.block_h) * tiles_w, tiles_w
+
+
+def taps_first(weight: Tensor, *order: int) -> tuple[Tensor, int]:
+    """Weights as (N or 1, 9, ...), contiguous, channels in the given order, and the stride of an image, 0 if shared."""
+    shared = weight.dim() == 4
+    packed = (weight.unsqueeze(0) if shared else weight).flatten(-2).permute(0, 3, *order).contiguous()
+    return packed, 0 if shared else packed.stride(0)

@@ -1,0 +1,1 @@
+"""Triton kernels and launchers of ``residual_dense_block``."""

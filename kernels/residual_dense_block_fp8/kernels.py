@@ -1,0 +1,292 @@
+"""The frozen residual dense block in Triton with operands in fp8 (e4m3): one convolution with all that follows it.
+
+The walk is that of residual_dense_block_convolution.py, forward and backward five launches each. Here both tensors that
+a convolution sums over are fp8, a byte a value: x (or the gradient that came in), quantised once by a kernel of its
+own, and the growth (or its gradients), which each convolution writes in fp8. Weights are fp8 with a factor for every
+output channel; sums are fp32; the residual is added in the type of x.
+
+Products of fp8 want both operands with neighbouring channels of the *reduction* in shared memory, so weights are
+(9, Cout, R), not (9, R, Cout) as there. Everything fp8 is dense, so a pixel's number is its address.
+"""
+
+import functools
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..common.convolution import refuse_huge
+from ..degradation_block.configs import MAX_REGISTERS
+from ..residual_dense_block.configs import (
+    FP8_CHANNEL_BLOCKS,
+    FP8_TABLE,
+    OUTPUT_BLOCKS,
+    Config,
+    block_of,
+    reduction_block,
+)
+from ..residual_dense_block.convolution import _shifted, aligned, pixel_strides
+
+BITS = tl.constexpr(8)  # sign bits of eight channels share a byte
+QUANTISED_PIXELS = 64  # a program
+
+ACTIVATE, GRADIENT, RESIDUAL = range(3)
+
+
+@triton.jit
+def _rounded(
+    value,  # fp32
+    DTYPE: tl.constexpr,  # e4m3 or e5m2
+):
+    """The nearest number of fp8, its largest instead of a larger one or infinity; NaN stays NaN."""
+    LARGEST: tl.constexpr = 448.0 if tl.float8e4nv == DTYPE else 57344.0
+    return tl.clamp(value, -LARGEST, LARGEST, propagate_nan=tl.PropagateNan.ALL).to(DTYPE)
+
+
+@triton.jit(do_not_specialize=["height", "width", "tiles"])
+def _quantise_kernel(
+    x_ptr,  # (N, C, H, W), channels are neighbours
+    out_ptr,  # (N, H, W, C) fp8, contiguous
+    channels,  # C
+    height,  # of the images
+    width,  # of the images
+    tiles,  # blocks of pixels of an image
+    stride_n,  # strides of x, in values
+    stride_h,
+    stride_w,
+    PIXELS: tl.constexpr,  # pixels a program
+    BLOCK_C: tl.constexpr,  # channels a step
+):
+    """One program: PIXELS pixels of an image."""
+    program = tl.program_id(0)
+    n = (program // tiles).to(tl.int64)
+    pixel = (program % tiles) * PIXELS + tl.arange(0, PIXELS)
+    exists = pixel < height * width
+    offset = (pixel // width) * stride_h + (pixel % width) * stride_w
+    out = out_ptr + n * height * width * channels
+    for first in range(0, channels, BLOCK_C):
+        c = first + tl.arange(0, BLOCK_C)
+        mask = exists[:, None] & (c < channels)[None, :]
+        value = tl.load(x_ptr + n * stride_n + offset[:, None] + c[None, :], mask=mask, other=0.0).to(tl.float32)
+        tl.store(
+            out + (pixel * channels)[:, None] + c[None, :],
+            _rounded(value, out_ptr.dtype.element_ty),
+            mask=mask,
+        )
+
+
+@triton.jit
+def _add_products(
+    left,  # [P, BLOCK_OUT] for each column of the kernel: sums at the pixel that is read
+    middle,
+    right,
+    source,  # image n of the fp8 tensor that is read, from its first channel that is read
+    channels,  # how many of its channels are read
+    stride,  # how many it has: the distance of two pixels
+    w,  # the weights of the first channel, output channel 0, the first tap
+    w_rows,  # distance of two output channels
+    pixel,  # [P] the pixels that are read
+    exists,  # [P] whether the pixel lies in the image
+    pixels,  # of an image
+    width,  # of an image
+    o,  # [BLOCK_OUT] output channels
+    c_out,  # number of output channels
+    BLOCK_K: tl.constexpr,  # channels a step
+):
+    """The three sums plus the products of ``channels`` channels with the three columns of the kernel."""
+    for first in range(0, channels, BLOCK_K):
+        i = first + tl.arange(0, BLOCK_K)
+        offset = (pixel * stride)[:, None] + i[None, :]
+        w_offset = i[:, None] + (o * w_rows)[None, :]
+        w_mask = (i < channels)[:, None] & (o < c_out)[None, :]
+        for tap_row in range(3):
+            at = pixel + (tap_row - 1) * width
+            mask = (exists & (at >= 0) & (at < pixels))[:, None] & (i < channels)[None, :]
+            x = tl.load(source + (tap_row - 1) * width * stride + offset, mask=mask, other=0.0)
+            tap = w + tap_row * 3 * c_out * w_rows
+            left = tl.dot(x, tl.load(tap + w_offset, mask=w_mask, other=0.0), left)
+            tap += c_out * w_rows
+            middle = tl.dot(x, tl.load(tap + w_offset, mask=w_mask, other=0.0), middle)
+            tap += c_out * w_rows
+            right = tl.dot(x, tl.load(tap + w_offset, mask=w_mask, other=0.0), right)
+    return left, middle, right
+
+
+@triton.jit(do_not_specialize=["bias_channels", "images", "height", "width", "tiles", "plane"])
+def _fp8_convolution_kernel(
+    a_ptr,  # (N, H, W, A) fp8, contiguous: x, or the gradient that came in
+    b_ptr,  # (N, H, W, 4G) fp8, contiguous: the growth, or its gradients
+    w_ptr,  # (9, Cout, A + B) fp8, contiguous
+    w_scale_ptr,  # (Cout) fp32: factors of the sums
+    bias_ptr,  # (Cout) fp32; unused if bias_channels is 0
+    bits_ptr,  # (4, N, H, W, ceil(G / 8)) bytes: signs of the activations; unused with RESIDUAL
+    residual_ptr,  # (N, Cout, H, W), channels are neighbours; RESIDUAL alone
+    out_ptr,  # (N, Cout, H, W), any strides; RESIDUAL alone, the others write b
+    a_channels,  # A
+    b_channels,  # B, channels read of b
+    b_first,  # the first of them
+    b_all,  # 4G
+    c_out,  # output channels
+    out_first,  # the first of them in b
+    bias_channels,  # Cout, or 0 without a bias
+    images,  # N
+    height,  # of the images
+    width,  # of the images
+    tiles,  # pixel tiles of an image
+    residual_stride_n,  # strides of residual, in values
+    residual_stride_h,
+    residual_stride_w,
+    out_stride_n,  # strides of out, in values
+    out_stride_c,
+    out_stride_h,
+    out_stride_w,
+    plane,  # which of the four activations bits are about
+    slope,  # of the leaky ReLU
+    KIND: tl.constexpr,  # what follows the sum: ACTIVATE, GRADIENT or RESIDUAL
+    PIXELS: tl.constexpr,  # pixels of a tile, row by row
+    BLOCK_K: tl.constexpr,  # channels a step of the reduction
+    BLOCK_OUT: tl.constexpr,  # output channels a program
+):
+    """One program: BLOCK_OUT channels of one pixel tile. Channel blocks, then tiles, then images are neighbours."""
+    program = tl.program_id(0)
+    blocks = tl.cdiv(c_out, BLOCK_OUT)
+    n = (program // (blocks * tiles)).to(tl.int64)
+    # The first and the last pixel of a tile are there for what their neighbours read; the tiles overlap by two.
+    place = tl.arange(0, PIXELS)
+    pixel = ((program // blocks) % tiles) * (PIXELS - 2) - 1 + place
+    pixels = height * width
+    row, column = pixel // width, pixel % width
+    o = (program % blocks) * BLOCK_OUT + tl.arange(0, BLOCK_OUT)
+    exists = (pixel >= 0) & (pixel < pixels)
+    inside = exists & (place > 0) & (place < PIXELS - 1)
+    a = a_ptr + n * pixels * a_channels
+    b = b_ptr + n * pixels * b_all
+
+    left = tl.zeros((PIXELS, BLOCK_OUT), dtype=tl.float32)
+    middle = tl.zeros((PIXELS, BLOCK_OUT), dtype=tl.float32)
+    right = tl.zeros((PIXELS, BLOCK_OUT), dtype=tl.float32)
+    for segment in range(2):
+        of_a = segment == 0
+        left, middle, right = _add_products(
+            left, middle, right, tl.where(of_a, a, b + b_first), tl.where(of_a, a_channels, b_channels),
+            tl.where(of_a, a_channels, b_all), tl.where(of_a, w_ptr, w_ptr + a_channels), a_channels + b_channels,
+            pixel, exists, pixels, width, o, c_out, BLOCK_K,
+        )  # fmt: skip
+    left = tl.where((column > 0)[:, None], _shifted(left, -1, PIXELS, BLOCK_OUT), 0.0)
+    right = tl.where((column < width - 1)[:, None], _shifted(right, 1, PIXELS, BLOCK_OUT), 0.0)
+
+    store = inside[:, None] & (o < c_out)[None, :]
+    w_scale = tl.load(w_scale_ptr + o, mask=o < c_out, other=0.0)
+    bias = tl.load(bias_ptr + o, mask=o < bias_channels, other=0.0)
+    value = (left + middle + right) * w_scale[None, :] + bias[None, :]
+    if KIND == 2:  # RESIDUAL
+        at = (row * residual_stride_h + column * residual_stride_w)[:, None] + o[None, :]
+        residual = tl.load(residual_ptr + n * residual_stride_n + at, mask=store, other=0.0)
+        value = residual.to(tl.float32) + value
+        at = (row * out_stride_h + column * out_stride_w)[:, None] + (o * out_stride_c)[None, :]
+        tl.store(out_ptr + n * out_stride_n + at, value.to(out_ptr.dtype.element_ty), mask=store)
+    else:
+        c_bytes = (c_out + BITS - 1) // BITS
+        byte = (program % blocks) * (BLOCK_OUT // BITS) + tl.arange(0, BLOCK_OUT // BITS)
+        bits = bits_ptr + (plane * images + n) * pixels * c_bytes
+        at_byte = (pixel * c_bytes)[:, None] + byte[None, :]
+        byte_exists = inside[:, None] & (byte < c_bytes)[None, :]
+        if KIND == 0:  # ACTIVATE
+            value = tl.where(value > 0, value, value * slope)
+            # The sign before it is rounded: a small one that fp8 has no number for still lets the gradient through.
+            flags = tl.reshape((value > 0).to(tl.int32), (PIXELS, BLOCK_OUT // BITS, BITS))
+            packed = tl.sum(flags << tl.arange(0, BITS)[None, None, :], axis=2)
+            tl.store(bits + at_byte, packed.to(tl.uint8), mask=byte_exists)
+        else:
+            flags = tl.load(bits + at_byte, mask=byte_exists, other=255).to(tl.int32)
+            flags = (flags[:, :, None] >> tl.arange(0, BITS)[None, None, :]) & 1
+            by_byte = tl.reshape(value, (PIXELS, BLOCK_OUT // BITS, BITS))
+            value = tl.reshape(tl.where(flags != 0, by_byte, by_byte * slope), (PIXELS, BLOCK_OUT))
+        tl.store(
+            b + (pixel * b_all)[:, None] + (out_first + o)[None, :], _rounded(value, b_ptr.dtype.element_ty), mask=store
+        )
+
+
+@functools.cache
+def _architecture(device: torch.device) -> str:
+    """The table's entry; Triton's interpreter, which runs on the CPU, takes that of the oldest architecture."""
+    if device.type != "cuda":
+        return min(FP8_TABLE)
+    return "9.0" if torch.cuda.get_device_capability(device) >= (9, 0) else "8.9"
+
+
+def quantise(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """x in an fp8 type, (N, H, W, C), contiguous; x (N, C, H, W) has neighbouring channels."""
+    n, channels, height, width = x.shape
+    out = x.new_empty((n, height, width, channels), dtype=dtype)
+    refuse_huge("x", x)
+    if out.numel():
+        tiles = triton.cdiv(height * width, QUANTISED_PIXELS)
+        _quantise_kernel[n * tiles,](
+            x, out, channels, height, width, tiles, *pixel_strides(x),
+            PIXELS=QUANTISED_PIXELS, BLOCK_C=block_of(channels), num_warps=4,
+        )  # fmt: skip
+    return out
+
+
+def convolve(
+    a: Tensor,
+    b: Tensor,
+    b_range: tuple[int, int],
+    weight: Tensor,
+    w_scale: Tensor,
+    kind: int,
+    *,
+    bias: Tensor | None = None,
+    bits: Tensor | None = None,
+    out_first: int = 0,
+    plane: int = 0,
+    slope: float = 1.0,
+    residual: Tensor | None = None,
+    out: Tensor | None = None,
+    config: Config | None = None,
+) -> None:
+    """One convolution: with ACTIVATE and GRADIENT it writes channels of b from ``out_first`` on, with RESIDUAL ``out``.
+
+    Args:
+        a: (N, H, W, A) fp8, contiguous.
+        b: (N, H, W, 4G) fp8, contiguous.
+        b_range: first and one past the last channel that is read of b.
+        weight: (9, Cout, R) fp8, contiguous, R for the channels of a, then for those read of b.
+        w_scale: (Cout,) fp32, factor of the sums.
+        kind: what follows the sum, see the constants above.
+        bias: (Cout,) fp32.
+        bits: (4, N, H, W, ceil(Cout / 8)) bytes, written with ACTIVATE and read with GRADIENT.
+        out_first: first channel written of b.
+        plane: index of the activation, 0 to 3.
+        slope: of the leaky ReLU.
+        residual: (N, Cout, H, W), whose channels are neighbours in memory, added with RESIDUAL.
+        out: (N, Cout, H, W), any strides.
+        config: instead of the table's.
+    """
+    n, height, width, a_channels = a.shape
+    c_out, b_channels, b_all = weight.shape[1], b_range[1] - b_range[0], b.shape[3]
+    if a.numel() == 0:
+        return
+    for name, value in (("x", a), ("the growth of x", b), ("the result", b if out is None else out)):
+        refuse_huge(name, value)
+    simple = aligned(a_channels, *b_range, b_all, c_out, out_first)
+    if out is not None and residual is not None:
+        simple = simple and out.stride(1) == 1 and aligned(*pixel_strides(out), *pixel_strides(residual))
+    block_out = block_of(c_out, OUTPUT_BLOCKS) if simple else OUTPUT_BLOCKS[0]
+    config = config or FP8_TABLE[_architecture(a.device)][block_out]
+    limit = config.block_k if simple else FP8_CHANNEL_BLOCKS[0]
+    block_k = reduction_block((a_channels, b_channels), limit, FP8_CHANNEL_BLOCKS)
+    pixels = config.block_h * config.block_w
+    tiles = triton.cdiv(height * width, pixels - 2)
+    _fp8_convolution_kernel[n * tiles * triton.cdiv(c_out, block_out),](
+        a, b, weight, w_scale, w_scale if bias is None else bias, weight if bits is None else bits,
+        weight if residual is None else residual, weight if out is None else out,
+        a_channels, b_channels, b_range[0], b_all, c_out, out_first, 0 if bias is None else c_out,
+        n, height, width, tiles,
+        *((0, 0, 0) if residual is None else pixel_strides(residual)), *((0, 1, 0, 0) if out is None else out.stride()),
+        plane, slope,
+        KIND=kind, PIXELS=pixels, BLOCK_K=block_k, BLOCK_OUT=block_out,
+        num_warps=config.warps, num_stages=config.stages, maxnreg=config.registers if simple else MAX_REGISTERS,
+    )  # fmt: skip

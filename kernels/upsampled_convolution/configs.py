@@ -1,0 +1,31 @@
+"""Launch configurations of the upsampled convolution's kernels, per architecture. Plain data: needs no triton, no GPU.
+
+``TABLE[architecture][kernel, precision]``; precisions, fields and blocks of channels are the degradation block's, whose
+kernels these resemble. A tile's rows and columns are of the small map. Chosen by counts, registers and occupancy
+(docs/kernels.md); not measured yet. tests/test_kernels_compile_upsampled_convolution.py holds each against spills.
+"""
+
+from typing import Final
+
+from ..degradation_block.configs import Config
+
+# fmt: off
+TABLE: Final[dict[str, dict[tuple[str, str], Config]]] = {
+    "8.0": {
+        ("forward", "half"): Config(8, 16, 64, 8, 1, registers=128),
+        ("forward", "tf32"): Config(8, 8, 16, 8, 1),
+        ("forward", "tf32x3"): Config(8, 8, 16, 8, 1),
+        ("grad_input", "half"): Config(8, 8, 32, 4, 1, registers=168),
+        ("grad_input", "tf32"): Config(8, 8, 32, 8, 1),
+        ("grad_input", "tf32x3"): Config(8, 8, 16, 8, 1),
+    },
+    "9.0": {
+        ("forward", "half"): Config(8, 16, 64, 8, 1, registers=128),
+        ("forward", "tf32"): Config(8, 8, 32, 8, 1),
+        ("forward", "tf32x3"): Config(8, 8, 16, 8, 1),
+        ("grad_input", "half"): Config(8, 16, 32, 8, 1, registers=128),
+        ("grad_input", "tf32"): Config(8, 8, 32, 8, 1),
+        ("grad_input", "tf32x3"): Config(8, 8, 16, 8, 1),
+    },
+}
+# fmt: on

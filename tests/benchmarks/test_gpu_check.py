@@ -1,0 +1,264 @@
+"""benchmarks/gpu_check.py without a GPU: stages that fail or hang, the budget, the summary, and a run on the CPU."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.append(str(ROOT))  # last: an installed andfast is what is tested
+
+from benchmarks import gpu_check, gpu_check_stages, gpu_environment, machine, summary  # noqa: E402
+from benchmarks.gpu_check import Run  # noqa: E402
+from benchmarks.gpu_check_stages import STAGES, Skip, Stage, by_code  # noqa: E402
+
+
+def python(name: str, program: str, **options: Any) -> Stage:
+    """A stage that runs a program."""
+    options = {"reserve": 1.0, "limit": 30.0} | options
+    return Stage(name, "a test", command=lambda run, limit: [sys.executable, "-c", program], **options)
+
+
+def skipping(run: Run, limit: float) -> list[str]:
+    raise Skip("nothing to do")
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    given = gpu_check.parse(["--output", str(tmp_path / "out"), "--budget", "60"])
+    return Run(given, scratch)
+
+
+ROW = {"group": "g", "name": "test_a[x]", "min": 1.0, "median": 1.0, "mean": 1.0, "stddev": 0.0, "rounds": 3}
+LINE = json.dumps(ROW | {"extra_info": {}}) + "\n"
+APPEND = f"import os; open(os.environ['ANDFAST_BENCH_ROWS'], 'a').write({LINE!r})"
+
+
+def test_a_stage_that_fails_hangs_or_cannot_start_does_not_keep_others_from_running(
+    run: Run, capfd: pytest.CaptureFixture[str]
+) -> None:
+    hanging = f"import subprocess, time; {APPEND}; print('child', subprocess.Popen(['sleep', '600']).pid, flush=True)"
+    hanging += "; time.sleep(600)"
+    stages = [
+        python("fails", "print('the cause'); raise SystemExit(3)"),
+        python("hangs", hanging, limit=3.0),
+        Stage("absent", "a test", 1, 30, lambda run, limit: ["/no/such/program"]),
+        Stage("skips", "a test", 1, 30, skipping),
+        python("unreadable", "print('no JSON')", verdict=gpu_check_stages.keep_rates),
+        python("works", APPEND),
+    ]
+    gpu_check.run_all(stages, run)
+    outcomes = {name: (one.status, one.reason) for name, one in run.outcomes.items()}
+    assert outcomes["fails"] == ("failed", "exit code 3")
+    assert outcomes["hangs"] == ("timed out", "killed after 3 s")
+    assert outcomes["absent"][0] == "failed"
+    assert "/no/such/program" in str(outcomes["absent"][1])
+    assert outcomes["skips"] == ("skipped", "nothing to do")
+    assert outcomes["unreadable"][0] == "failed"
+    assert outcomes["works"] == ("passed", None)
+    assert "    | the cause" in capfd.readouterr().out
+    assert run.output is not None
+    # What a killed stage had measured is kept, and so is everything it printed.
+    found = json.loads((run.output / "results.json").read_text())
+    assert [row["name"] for row in found["rows"]] == ["test_a[x]"] * 2
+    assert "the cause" in (run.output / "log.txt").read_text()
+    child = re.search(r"child (\d+)", (run.output / "log.txt").read_text())
+    assert child
+    state = Path(f"/proc/{child[1]}/stat")
+    assert not state.exists() or state.read_text().split()[2] == "Z"
+    assert not list(run.output.glob(".*"))
+
+
+def test_the_budget_is_kept_and_what_was_left_out_is_named(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_check, "WRITING", 1.0)
+    monkeypatch.setattr(gpu_check, "LEAST", 1.0)
+    run.given.budget = 5.0
+    begun = time.monotonic()
+    gpu_check.run_all([python("first", "import time; time.sleep(60)"), python("second", ""), python("third", "")], run)
+    assert time.monotonic() - begun < run.given.budget
+    assert run.outcomes["first"].status == "timed out"
+    run.given.budget = 1.0
+    gpu_check.run_all([python("fourth", "")], run)
+    assert run.outcomes["fourth"].as_dict() | {"seconds": 0} == {
+        "status": "skipped",
+        "seconds": 0,
+        "reason": "no time left of 1 s",
+    }
+
+
+def test_later_stages_keep_their_reserves(run: Run) -> None:
+    """The limits that stages get, as they see them."""
+    seen = {}
+
+    def command(name: str) -> Any:
+        def note(run: Run, limit: float) -> list[str]:
+            seen[name] = limit
+            raise Skip("noted")
+
+        return note
+
+    stages = [Stage(name, "", 20, 100, command(name)) for name in "abc"]
+    run.given.budget = 100 + gpu_check.WRITING
+    gpu_check.run_all(stages, run)
+    assert [round(seen[name]) for name in "abc"] == [60, 80, 100]
+    run.given.budget = 30 + gpu_check.WRITING + (time.monotonic() - run.begun)  # half of the reserves
+    gpu_check.run_all(stages, run)
+    assert [round(seen[name]) for name in "abc"] == [10, 15, 30]
+
+
+def test_the_reserves_fit_into_the_budget() -> None:
+    assert sum(stage.reserve for stage in STAGES) + gpu_check.WRITING <= gpu_check.BUDGET <= 540
+    assert all(stage.reserve <= stage.limit for stage in STAGES)
+    assert {gpu_check_stages.stage_of(name) for name in summary.TARGETS} <= {stage.name for stage in STAGES}
+    names = [one.name for one in gpu_check_stages.ordered(True)]
+    assert names.index("tune") < names.index("degradation_block")
+    assert sorted(names) == sorted(one.name for one in STAGES)
+    assert (
+        len({*gpu_check_stages.PRODUCTS, "summary.json", "results.json", "report.md", "roofline.png", "log.txt"}) <= 8
+    )
+
+
+def test_summary_names_every_figure(run: Run) -> None:
+    run.outcomes["step"] = gpu_check.Outcome("timed out", 3.0, "killed after 3 s")
+    gpu_check.write(run)
+    assert run.output is not None
+    found = json.loads((run.output / "summary.json").read_text())
+    for name in summary.TARGETS:
+        assert found[name] is None
+        assert found["reasons"][name]
+    assert found["reasons"]["overhead_exact_l1"].endswith("(its stage: timed out, killed after 3 s)")
+    assert found["commit"] == "unknown"
+    assert {"copy_bandwidth", "matrix_rate", "versions", "gpu", "stages"} <= found.keys()
+    assert "killed after 3 s" in (run.output / "report.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("code", "said", "expected"),
+    [
+        (0, "== 3 passed, 2 skipped in 4.10s ==", ("passed", "3 passed, 2 skipped")),
+        (0, "39 skipped in 1.00s", ("skipped", "39 skipped")),
+        (1, "1 failed, 3 passed in 4.10s", ("failed", "exit code 1: 1 failed, 3 passed")),
+        (5, "no tests ran in 0.10s", ("skipped", "no tests ran")),
+        (2, "1 passed, 1 error in 0.10s", ("failed", "exit code 2: 1 passed, 1 error")),
+        (-9, "", ("failed", "exit code -9: no tests ran")),
+    ],
+)
+def test_what_pytest_said(run: Run, code: int, said: str, expected: tuple[str, str]) -> None:
+    assert gpu_check_stages.counted(run, code, said) == expected
+
+
+def test_stages_without_what_they_need_say_so(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    run.machine = {"device": "cpu", "capability": None}
+    for name in ("sanitizer", "tune"):
+        (stage,) = (one for one in STAGES if one.name == name)
+        with pytest.raises(Skip, match="no CUDA device"):
+            stage.command(run, 10)
+    with pytest.raises(Skip, match=r"there is no benchmarks/no\.py"):
+        gpu_check_stages.suite("no.py")(run, 10)
+    monkeypatch.setattr(gpu_check_stages, "BENCHMARKS", tmp_path)
+    (tmp_path / "sanitize_blur_pool.py").touch()
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(gpu_check_stages.glob, "glob", lambda pattern: [])
+    monkeypatch.delenv("CUDA_HOME", raising=False)
+    monkeypatch.delenv("CUDA_PATH", raising=False)
+    run.machine = {"device": "cuda"}
+    with pytest.raises(Skip, match="compute-sanitizer is neither on the PATH"):
+        gpu_check_stages.sanitizer(run, 10)
+    tool = tmp_path / "cuda" / "bin" / "compute-sanitizer"
+    tool.parent.mkdir(parents=True)
+    tool.touch()
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path / "cuda"))
+    assert gpu_check_stages.sanitizer(run, 10)[0] == str(tool)
+
+
+def test_build_is_for_the_devices_capability(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(gpu_check_stages, "ROOT", tmp_path)
+    (tmp_path / "csrc").mkdir()
+    run.machine = {"capability": "9.0"}
+    assert gpu_check_stages.build_environment(run)["ANDFAST_CPU_ONLY"] == "1"  # there are no CUDA sources
+    (tmp_path / "csrc" / "a.cu").touch()
+    assert gpu_check_stages.build_environment(run)["ANDFAST_CUDA_ARCHS"] == "9.0"
+    run.machine = {"capability": None}
+    assert gpu_check_stages.build_environment(run)["ANDFAST_CPU_ONLY"] == "1"
+
+
+def test_wheels_are_taken_for_what_is_missing(tmp_path: Path) -> None:
+    for name in (
+        "numpy-9.9-py3-none-any.whl",
+        "no_such_thing-1.0-py3-none-any.whl",
+        "setuptools-81.0.0-py3-none-any.whl",
+    ):
+        (tmp_path / name).touch()
+    assert [path.name for path in gpu_environment.missing_wheels(tmp_path)] == ["no_such_thing-1.0-py3-none-any.whl"]
+
+
+def test_commit_without_git(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "ROOT", tmp_path)
+    assert machine.commit() == "unknown"
+    (tmp_path / machine.COMMIT_FILE).write_text("abc123\n")
+    assert machine.commit() == "abc123"
+    assert machine.slug("NVIDIA H100 80GB HBM3") == "nvidia-h100-80gb-hbm3"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--stages", "steps"], "--stages must be among environment"),
+        (["--budget", "0"], "--budget must be a positive number"),
+        (["--stage-limit", "nan"], "--stage-limit must be a positive number"),
+    ],
+)
+def test_wrong_arguments(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        gpu_check.parse(arguments)
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def check(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "benchmarks" / "gpu_check.py"), *arguments]
+    # A worker of pytest-xdist says so in its environment, and pytest-benchmark measures nothing in one.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    environment |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""} | variables
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+
+
+@pytest.mark.slow
+def test_a_run_on_the_cpu(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    done = check("--allow-cpu", "--quick", "--stages", "blur_pool,tune", "--output", str(out))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "skipped: tune" in done.stdout
+    found = json.loads((out / "summary.json").read_text())
+    assert found["quick"] is True
+    assert found["rows"] > 10
+    assert found["rows_failed"] == 0
+    assert found["blur_pool_bandwidth_forward"] > 0
+    assert found["copy_bandwidth"] > 0
+    assert found["stages"]["tune"]["reason"] == "no CUDA device"
+    assert found["overhead_exact_gan"] is None
+    page = (out / "report.md").read_text()
+    assert "### blur_pool x4 forward, (2, 3, 32, 32) bf16 nhwc" in page
+    assert "depthwise convolution" in page
+    assert (out / "roofline.png").stat().st_size > 10_000
+
+
+@pytest.mark.slow
+def test_without_a_gpu_nothing_is_written(tmp_path: Path) -> None:
+    done = check("--output", str(tmp_path / "out"))
+    assert done.returncode == 1
+    assert done.stderr == "error: environment: torch finds no CUDA device; --allow-cpu tries the program without one\n"
+    assert not (tmp_path / "out").exists()
+
+
+def test_by_code(run: Run) -> None:
+    assert by_code(run, 0, "") == ("passed", None)
+    assert by_code(run, 99, "") == ("failed", "exit code 99")

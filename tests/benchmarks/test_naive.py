@@ -1,0 +1,129 @@
+"""benchmarks/naive.py, the baseline of the benchmarks, computes what the package does: losses and gradients in fp32."""
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from small_steps import assert_close, crops, gradients
+from torch import Tensor
+
+from andfast.adversary import PRESETS, sample_identity
+from andfast.adversary.objective import Objective
+from andfast.functional import blur_pool
+from andfast.losses import GANLoss, PerceptualLoss
+from andfast.nn import DegradationNetwork, RRDBNet, VGGDiscriminator
+from andfast.training.step import TrainingStep
+from andfast.training.step_settings import Adversary, Place, Sharing
+
+FILE = Path(__file__).parents[2] / "benchmarks" / "naive.py"
+LAYERS = {"conv1_2": 0.1, "conv2_2": 0.5}
+INDICES = {2: 0.1, 7: 0.5}
+"""The same layers in torchvision's ``features``."""
+
+
+@pytest.fixture(scope="module")
+def naive() -> ModuleType:
+    if not FILE.is_file():
+        pytest.skip("benchmarks/ is not here")
+    spec = importlib.util.spec_from_file_location("naive", FILE)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def pair(
+    naive: ModuleType, stage: str, *, frozen: bool = False, steps: int = 3, dtype: torch.dtype = torch.float32
+) -> tuple[TrainingStep, Any, Tensor]:
+    """The package's step without any sharing and the naive one, over equal weights."""
+    torch.manual_seed(3)
+    size = 128 if stage == "gan" else 32
+    ball = PRESETS["calibrated"].ball_for(size, size)
+    ours, theirs = RRDBNet(features=8, blocks=2, growth=4), naive.RRDBNet(8, 2, 4)
+    theirs.load_state_dict(ours.state_dict())
+    objective, d, theirs_d, theirs_vgg = Objective(1.0), None, None, None
+    if stage == "gan":
+        d, theirs_d = VGGDiscriminator(size, features=4), naive.Discriminator(size, 4)
+        theirs_d.load_state_dict(d.state_dict())
+        vgg, theirs_vgg = PerceptualLoss(LAYERS, weights="random"), naive.VGGFeatures(INDICES)
+        for one, other in zip(vgg.vgg.parameters(), theirs_vgg.features.parameters(), strict=True):
+            other.data.copy_(one.data)
+        objective = Objective(1.0, 1.0, 0.1, vgg, d, GANLoss("vanilla"))
+    adversary = Adversary(ball, steps=steps, channels=16)
+    sharing = Sharing(identity_pass=False, hr_features=False, cast_weights=False)
+    step = TrainingStep(DegradationNetwork(), ours, objective, adversary, size, Place(1, 0), d, sharing=sharing)
+    other = naive.NaiveStep(theirs, theirs_d, theirs_vgg, radii=ball.radii, steps=steps, channels=16, frozen=frozen)
+    networks = ours, d, objective.vgg, theirs, theirs_d, theirs_vgg
+    for module in networks:
+        if module is not None:
+            module.to(dtype)
+    return step, other, crops(2, size).to(dtype)
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize(
+    ("stage", "dtype", "tolerance"),
+    # Kinks of VGG and batch statistics of two images amplify rounding, gradients most; float64 shows it is no more.
+    [("net", torch.float32, 1e-4), ("gan", torch.float32, 1e-3), ("gan", torch.float64, 1e-6)],
+)
+def test_and_step(naive: ModuleType, stage: str, dtype: torch.dtype, tolerance: float, frozen: bool) -> None:
+    step, other, hr = pair(naive, stage, frozen=frozen, dtype=dtype)
+    expected = step.gradients([hr], 0)
+    theta = step.draw_identity(hr, 0)
+    found = other.and_step(hr, [[one.clone() for one in group] for group in theta])
+    for name, value in found.items():
+        assert value.item() == pytest.approx(expected[name].item(), rel=tolerance), name
+    assert_close(gradients(other.generator), gradients(step.generator), 50 * tolerance)
+    if stage == "gan":
+        assert_close(gradients(other.discriminator), gradients(step.discriminator), 50 * tolerance)
+    assert all(one.requires_grad for one in other.generator.parameters())
+
+
+@pytest.mark.parametrize("stage", ["net", "gan"])
+def test_plain_step(naive: ModuleType, stage: str) -> None:
+    """ESRGAN's own step: both on the pooled HR, where no ascent amplifies rounding."""
+    step, other, hr = pair(naive, stage, frozen=False)
+    found = other.plain_step(hr)
+    targets = step.objective.targets(hr)
+    sr, values = step._train_generator(blur_pool(hr, 4), targets, 1, True)
+    if step.discriminator is not None:
+        values |= step._train_discriminator(hr, sr.detach(), 1, True)
+    for name, value in found.items():
+        assert value.item() == pytest.approx(values[name].item(), rel=1e-5), name
+    assert_close(gradients(other.generator), gradients(step.generator), 1e-4)
+    if stage == "gan":
+        assert_close(gradients(other.discriminator), gradients(step.discriminator), 1e-3)
+
+
+def test_identity_networks(naive: ModuleType) -> None:
+    """Drawn as the package draws them: F is the pooling, and each tensor has the shape of the package's."""
+    hr = crops(2, 32)
+    theta = naive.identity(2, 32, 64)
+    torch.testing.assert_close(naive.degrade(hr, *theta), blur_pool(hr, 4), rtol=0, atol=1e-5)
+    ours = sample_identity(2, hr_size=32)
+    for group, other in zip(ours, theta, strict=True):
+        assert [one.shape for one in group] == [one.shape for one in other]
+    centers = torch.cat([one[..., 1, 1].flatten() for one in theta[0][1:10]])
+    assert centers.std().item() == pytest.approx((2 / 128) ** 0.5, rel=0.02)
+
+
+def test_only_the_naive_ascent_computes_weight_gradients(naive: ModuleType) -> None:
+    """Those of G, a third of a pass through it, that nobody needs."""
+    from torch.utils.flop_counter import FlopCounterMode  # noqa: PLC0415
+
+    counts = []
+    for frozen in (False, True):
+        _, other, hr = pair(naive, "net", frozen=frozen)
+        theta = naive.identity(2, 32, 16)
+        with FlopCounterMode(display=False) as counter:
+            other.and_step(hr, theta)
+        counts.append(counter.get_total_flops())
+    pixels, blocks, features, growth = 2 * 8 * 8, 2, 8, 4
+    dense = sum((features + k * growth) * (features if k == 4 else growth) for k in range(5))
+    # conv_first, the blocks and conv_body at LR's size, conv_up1 at 4, the others at 16 times as many pixels.
+    macs = 9 * pixels * (3 * features + 3 * blocks * dense + (1 + 4 + 2 * 16) * features**2 + 16 * features * 3)
+    assert counts[0] - counts[1] == 3 * 2 * macs  # three passes

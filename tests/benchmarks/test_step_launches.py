@@ -1,0 +1,60 @@
+"""The counts of a step: what benchmarks/step_launches.py finds without a GPU."""
+
+import itertools
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))
+
+step_launches = pytest.importorskip("step_launches", reason="needs triton")
+step_variants = pytest.importorskip("step_variants")
+
+SIZE = replace(step_variants.FULL, batch=48, blocks=2)
+
+
+def test_shared_work_is_launched_once() -> None:
+    shared, alone = (
+        step_launches.count("andfast bf16", "and", "net", SIZE, sharing) for sharing in (None, step_launches.NOTHING)
+    )
+    assert shared["ascent"]["launches"] < alone["ascent"]["launches"]
+    assert shared["ascent"]["casts"] < alone["ascent"]["casts"] / 2
+    assert shared["restoration"]["launches"] == alone["restoration"]["launches"]
+
+
+@pytest.mark.parametrize("stage", ["net", "gan"])
+def test_naive_launches_and_moves_more(stage: str) -> None:
+    ours, naive = (step_launches.count(name, "and", stage, SIZE)["ascent"] for name in ("andfast bf16", "naive bf16"))
+    for what in ("launches", "bytes", "peak"):
+        assert ours[what] < naive[what] / 2, what
+
+
+def test_an_ascent_step_is_counted_as_its_kernels() -> None:
+    """Five steps in two groups of images, seven launches each."""
+    counted: list[Any] = []
+    original = step_launches.Launches.ascent_step
+
+    class Watched(step_launches.Launches):  # type: ignore[misc, name-defined]
+        def ascent_step(self, batches: list[Any]) -> None:
+            before = self.found.get(self.parts.now, step_launches.ROW)["launches"]
+            original(self, batches)
+            counted.append(self.found[self.parts.now]["launches"] - before)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(step_launches, "Launches", Watched)
+        step_launches.count("andfast bf16", "and", "net", SIZE)
+    assert counted == [7] * 10
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("stage", "variant"), list(itertools.product(["net", "gan"], ["andfast bf16", "andfast bf16, F in fp32"]))
+)
+def test_an_exact_step_takes_hardly_more_memory_than_a_plain_one(variant: str, stage: str) -> None:
+    """The design's bound, 1.15, at the paper's size; counted, allocator and workspaces left out."""
+    full = {kind: step_launches.count(variant, kind, stage).values() for kind in ("plain", "and")}
+    plain, exact = (max(part["peak"] for part in parts) for parts in (full["plain"], full["and"]))
+    assert exact <= 1.15 * plain

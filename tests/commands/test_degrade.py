@@ -1,0 +1,320 @@
+"""degrade: radii for a wanted quality, the gallery's cases against the training step's own adversary, the files."""
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from andfast import degrade
+from andfast.adversary import GROUPS, PRESETS, Ball
+from andfast.adversary.calibration import find_factor, scaled
+from andfast.config.parsing import read_command_line
+from andfast.config.schema import TrainConfig
+from andfast.gallery import run
+from andfast.gallery.cases import Degrader, configuration_lines, cut
+from andfast.gallery.sheet import Cell, gallery_sheet
+from andfast.nn import RRDBNet
+from andfast.nn.interpolation_start import start_as_interpolation
+from andfast.nn.weights import save_weights
+from andfast.training.build import build_adversary
+from andfast.training.step_settings import Adversary
+
+SMALL = ["--crop", "32", "--degradation.channels", "8", "--factors", "0.5", "--quiet"]
+
+
+@pytest.fixture
+def photo(tmp_path: Path) -> Path:
+    x, y = np.meshgrid(np.arange(52), np.arange(44))
+    waves = np.stack([np.sin(x / 3), np.cos(y / 4), np.sin((x + y) / 5)], -1)
+    path = tmp_path / "waves.png"
+    Image.fromarray((127 + 100 * waves).astype(np.uint8)).save(path)
+    return path
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    save_weights(tmp_path / "g.safetensors", RRDBNet(4, features=8, blocks=1, growth=4))
+    return tmp_path / "g.safetensors"
+
+
+@pytest.fixture
+def degrader() -> Degrader:
+    torch.manual_seed(1)
+    generator = RRDBNet(4, features=8, blocks=1, growth=4)
+    start_as_interpolation(generator)
+    return Degrader(
+        generator=generator.eval(),
+        hr=torch.rand(1, 3, 32, 40),
+        adversary=Adversary(Ball(convolution=0.004, noise=0.1, slope=0.02), steps=3, channels=8),
+        patch_size=32,
+        scale=4,
+        networks=2,
+    )
+
+
+# -------------------------------------------------------------------------------------------------------- calibration
+
+
+@pytest.mark.parametrize("target", [12.0, 29.9, 30.0, 31.3, 55.0, 80.0])
+def test_the_factor_for_a_target(target: float) -> None:
+    found = find_factor(lambda factor: 30 - 20 * math.log10(factor), target, tolerance=0.01)
+    assert found.quality == pytest.approx(target, abs=0.01)
+    assert found.factor == pytest.approx(10 ** ((30 - target) / 20), rel=0.002)
+    assert (found.factor, found.quality) in found.tried
+    assert [one[0] for one in found.tried] == sorted(one[0] for one in found.tried)
+    assert len(found.tried) < 25
+
+
+def test_what_is_destroyed_counts_as_too_far() -> None:
+    found = find_factor(lambda factor: math.nan if factor > 3 else 30 - factor, 28.0, tolerance=0.01)
+    assert found.factor == pytest.approx(2, abs=0.011)
+
+
+def test_no_factor() -> None:
+    with pytest.raises(ValueError, match=r"no factor on the radii gives 20: the nearest is 2[56]"):
+        find_factor(lambda factor: 25 + 1 / (1 + factor), 20.0)
+    with pytest.raises(ValueError, match=r"29\.5 was not met within 0\.1 in 12 tries: the nearest is"):
+        find_factor(lambda factor: 29.0 if factor > 0.7 else 30.0, 29.5, most=12)
+    with pytest.raises(ValueError, match="target must be finite"):
+        find_factor(lambda factor: 1.0, math.inf)
+
+
+def test_scaled_balls() -> None:
+    ball = Ball(1.0, 2.0, 3.0, joint=True)
+    assert scaled(ball, 2) == Ball(2.0, 4.0, 6.0, joint=True)
+    assert scaled(ball, 0.5, ["noise"]) == Ball(0.0, 1.0, 0.0, joint=True)
+    for groups in ([], ["noises"]):
+        with pytest.raises(ValueError, match="groups must be among convolution, noise, slope"):
+            scaled(ball, 1, groups)
+
+
+def test_radii_that_meet_the_target(degrader: Degrader) -> None:
+    told = []
+    ball, found = degrader.calibrate(28.0, tolerance=0.2, report=lambda *one: told.append(one))
+    assert found.quality == pytest.approx(28, abs=0.2)
+    assert sorted(told) == list(found.tried)
+    assert ball.radii == pytest.approx([radius * found.factor for radius in degrader.adversary.ball.radii])
+    # With these radii as the adversary's own, no factor is needed.
+    again = replace(degrader, adversary=replace(degrader.adversary, ball=ball))
+    assert again.calibrate(28.0, tolerance=0.25)[1].factor == 1.0
+    alone, _ = degrader.calibrate(35.0, ["slope"], tolerance=0.2)
+    assert alone.radii[:2] == (0, 0)
+    assert alone.slope > 0
+
+
+def test_configuration_lines_say_what_was_found() -> None:
+    ball = Ball(0.0012, 0.5, 0.025)
+    told = yaml.safe_load(configuration_lines(ball, 128))
+    options = [f"--adversary.{name}={value}" for name, value in told["adversary"].items()]
+    options.append(f"--data.patch_size={told['data']['patch_size']}")
+    config, _ = read_command_line([*options, "--output=x", "--data.train=[.]"])
+    assert build_adversary(config, "net").ball == ball
+    joint = replace(PRESETS["paper"].ball)
+    told = yaml.safe_load(configuration_lines(scaled(joint, 0.1), 256))["adversary"]
+    options = [f"--adversary.{name}={value}" for name, value in told.items()]
+    config, _ = read_command_line([*options, "--output=x", "--data.train=[.]"])
+    assert build_adversary(config, "net").ball.radii == pytest.approx([2.0, 0.2, 0.04])
+
+
+# ---------------------------------------------------------------------------------------------------------- the cases
+
+
+def test_the_cases(degrader: Degrader) -> None:
+    found = {one.name: one for one in degrader.cases(factors=(0.5, 2.0))}
+    steps = ["step 1", "step 2", "step 3"]
+    groups = [f"{name} only" for name in GROUPS]
+    assert list(found) == ["identity", "random", *steps, *groups, "radii x 0.5", "radii x 2"]
+    clean = found["identity"]
+    assert clean.lr_psnr > 100
+    assert clean.loss_gain == 0
+    for one in found.values():
+        assert one.lr.shape == (3, 8, 10)
+        assert one.sr.shape == (3, 32, 40)
+        assert one.loss == pytest.approx((one.sr - degrader.hr[0]).abs().mean().item(), rel=1e-5)
+        assert one.loss_gain == pytest.approx(one.loss - clean.loss, abs=1e-6)
+        error = (one.lr - clean.lr).square().mean().item()
+        if one is not clean:
+            assert one.lr_psnr == pytest.approx(-10 * math.log10(error), abs=0.05)
+    gains = [found[name].loss_gain for name in steps]
+    assert 0 < gains[0] < gains[1] < gains[2]
+    assert found["random"].loss_gain < gains[2] / 3
+    assert found["radii x 0.5"].loss_gain < gains[2] < found["radii x 2"].loss_gain
+    assert all(0 < found[name].loss_gain < gains[2] for name in groups)
+
+
+def test_the_path_is_the_training_steps_own_ascent(degrader: Degrader) -> None:
+    identity = degrader._identity(1)
+    path = degrader.path(identity)
+    assert len(path) == 3
+    targets = degrader._step.objective.targets(degrader.hr)
+    for count, theta in enumerate(path, start=1):
+        degrader._step.adversary = replace(degrader.adversary, ball=degrader.ball, steps=count)
+        expected = degrader._step.search(degrader.hr, targets, identity).theta
+        for got, right in zip(theta.tensors(), expected.tensors(), strict=True):
+            torch.testing.assert_close(got, right)
+
+
+@pytest.mark.parametrize("joint", [False, True])
+def test_the_random_perturbation_is_as_large_as_the_ball(degrader: Degrader, joint: bool) -> None:
+    degrader.adversary = replace(degrader.adversary, ball=replace(degrader.adversary.ball, joint=joint))
+    identity = degrader._identity(1)
+    used = degrader.ball.overshoot(degrader.random(identity), identity)
+    torch.testing.assert_close(used, torch.ones_like(used), atol=1e-3, rtol=0)
+
+
+def test_radii_follow_the_size_of_the_photograph(degrader: Degrader) -> None:
+    assert degrader.ball.noise == pytest.approx(0.1 * math.sqrt(40 / 32))
+    assert degrader.ball.convolution == 0.004
+
+
+def test_one_seed_one_gallery(degrader: Degrader) -> None:
+    first, second = (list(degrader.cases(factors=()))[4].lr for _ in range(2))
+    assert torch.equal(first, second)
+    other = list(replace(degrader, seed=1).cases(factors=()))[4].lr
+    assert not torch.equal(first, other)
+
+
+def test_cutting() -> None:
+    hr = torch.arange(30 * 41).reshape(1, 1, 30, 41)
+    assert cut(hr, 0, 4).shape[2:] == (28, 40)
+    assert cut(hr, 16, 4)[0, 0, 0, 0] == 7 * 41 + 12
+    assert torch.equal(cut(hr, 8, 4, at=(0, 0)), hr[..., :8, :8])
+    assert torch.equal(cut(hr, 8, 4, at=(40, 29)), hr[..., 22:, 33:])
+    with pytest.raises(ValueError, match="at must be inside of the picture, 41x30, was 41, 0"):
+        cut(hr, 8, 4, at=(41, 0))
+    with pytest.raises(ValueError, match="must be at least 64 pixels wide and high, was 41x30"):
+        cut(hr, 0, 64)
+
+
+def test_a_picture_that_does_not_fit_the_sheet(tmp_path: Path) -> None:
+    cells = [Cell("a", (torch.rand(3, 8, 8),), ("",)), Cell("b", (torch.rand(3, 3, 3),), ("",))]
+    with pytest.raises(ValueError, match="the pictures of 'b' must fit 200x200 a whole number of times, was 3x3"):
+        gallery_sheet(tmp_path / "a.png", "", [("", cells)])
+    assert list(tmp_path.iterdir()) == []
+
+
+# --------------------------------------------------------------------------------------------------- the command line
+
+
+def test_the_files(photo: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out" / "gallery"
+    assert degrade.main([str(photo), "--weights", str(weights), "--output", str(out), *SMALL]) == 0
+    text = capsys.readouterr().out
+    assert "radii x 0.5" in text
+    assert sorted(one.name for one in out.iterdir()) == ["gallery.json", "gallery.png"]
+    with Image.open(out / "gallery.png") as picture:
+        assert min(picture.size) > 400
+    found = json.loads((out / "gallery.json").read_text())
+    assert found["hr_size"] == [32, 32]
+    assert found["scale"] == 4
+    assert found["adversary"]["radii"] == {"convolution": 0.0018, "noise": 0.65, "slope": 0.032}
+    assert found["adversary"]["patch_size"] == 256
+    assert len(found["cases"]) == 2 + 5 + 3 + 1
+    assert found["cases"][6]["radii"]["noise"] == pytest.approx(0.65 / 8)
+    assert found["cases"][6]["loss_gain"] > found["cases"][1]["loss_gain"]
+
+    before = (out / "gallery.json").read_bytes()
+    assert degrade.main([str(photo), "--output", str(out), *SMALL]) == 1
+    assert "gallery.png is there already; --overwrite replaces it" in capsys.readouterr().err
+    assert (out / "gallery.json").read_bytes() == before
+    assert degrade.main([str(photo), "--output", str(out), *SMALL, "--overwrite", "--precision", "bf16"]) == 0
+    assert json.loads((out / "gallery.json").read_text())["generator"].startswith("no weights were given")
+
+
+def test_a_target(photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    more = [
+        "--target-psnr",
+        "33",
+        "--each-group",
+        "--networks",
+        "1",
+        "--adversary.preset",
+        "strong",
+        "--adversary.steps",
+        "2",
+    ]
+    assert degrade.main([str(photo), "--output", str(tmp_path / "out"), *SMALL, *more]) == 0
+    text = capsys.readouterr().out
+    found = json.loads((tmp_path / "out" / "gallery.json").read_text())["calibration"]
+    together = found["all groups together"]
+    assert together["lr_psnr"] == pytest.approx(33, abs=0.1)
+    assert together["radii"]["slope"] == pytest.approx(0.057 * together["factor"])
+    assert f"radius_slope: {together['radii']['slope']:.4g}" in text
+    last = yaml.safe_load(text[text.rindex("adversary:") : text.rindex("  " + str(tmp_path / "out" / "gallery.png"))])
+    for group in GROUPS:
+        alone = found[f"{group} alone"]
+        assert alone["lr_psnr"] == pytest.approx(33, abs=0.1)
+        assert alone["radii"][group] > together["radii"][group]
+        assert last["adversary"][f"radius_{group}"] == pytest.approx(alone["radii"][group], rel=1e-3)
+
+
+def test_a_configuration(photo: Path, tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text(
+        "data: {train: [nowhere], patch_size: 32}\ndegradation: {channels: 4}\nprecision: fp32\n"
+        "adversary: {steps: 2, radius_noise: 0.2}\n"
+    )
+    out = tmp_path / "out"
+    arguments = [str(photo), "--config", str(file), "--output", str(out), "--crop", "32", "--quiet"]
+    assert degrade.main([*arguments, "--factors", "2"]) == 0
+    found = json.loads((out / "gallery.json").read_text())
+    assert found["adversary"]["steps"] == 2
+    assert found["adversary"]["channels"] == 4
+    assert found["adversary"]["radii"]["noise"] == 0.2
+    assert found["cases"][2]["radii"]["noise"] == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["{photo}", "--crop", "-1"], "--crop must be at least 0, was -1"),
+        (["{photo}", "--crop", "2"], "the picture must be at least 4 pixels wide and high, was 52x44"),
+        (["{photo}", "--seed", "-1"], "--seed must be from 0 to"),
+        (["{photo}", "--factors", "nan"], "--factors must be numbers of at least 0, was nan"),
+        (["{photo}", "--each-group"], "--each-group must come with --target-psnr"),
+        (["{photo}", "--networks", "0"], "networks must be at least 1, was 0"),
+        (["{photo}", "--at", "60", "0"], "at must be inside of the picture, 52x44, was 60, 0"),
+        (["{photo}", "--adversary.step", "3"], "did you mean '--adversary.steps'"),
+        (["{photo}", "--weights", "{folder}/none.safetensors"], "none.safetensors: no such file of weights"),
+        (["{photo}", "--config", "{folder}/none.yaml"], "none.yaml' does not exist"),
+        (["{folder}/none.png"], "none.png: No such file or directory"),
+        (["{folder}/text.png"], "text.png: no PNG, JPEG, WebP, TIFF or BMP picture"),
+    ],
+)
+def test_bad_input(
+    arguments: list[str], message: str, photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "text.png").write_text("nothing")
+    filled = [one.format(photo=photo, folder=tmp_path) for one in arguments]
+    assert degrade.main([*filled, "--output", str(tmp_path / "out"), "--quiet"]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert message in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_too_large_a_crop(
+    photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "memory", lambda: (10_000_000, 20_000_000))
+    assert degrade.main([str(photo), "--crop", "0", "--output", str(tmp_path / "out"), "--quiet"]) == 1
+    error = "error: --crop must be smaller: F would take about 38 MB for so many pixels, and 10 MB are available\n"
+    assert capsys.readouterr().err == error
+
+
+def test_a_scale_that_does_not_fit(photo: Path, weights: Path, tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text("data: {train: [x]}\nscale: 2\n")
+    arguments = [str(photo), "--weights", str(weights), "--config", str(file), "--output", str(tmp_path / "out")]
+    assert degrade.main([*arguments, "--quiet"]) == 1
+
+
+def test_the_default_configuration_is_usable() -> None:
+    assert isinstance(read_command_line(["--data.train=[.]", "--precision=fp32", "--output=."])[0], TrainConfig)

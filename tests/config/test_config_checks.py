@@ -1,0 +1,180 @@
+"""Impossible configurations are refused by the field's name, with what it must be and what it was."""
+
+import pytest
+
+from andfast.config.checks import resolve_device
+from andfast.config.parsing import ConfigError, read_command_line
+
+BASE = ["--output", "runs/x", "--data.train", "[photos]"]
+
+
+def refused(*arguments: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        read_command_line([*BASE, *arguments])
+    return str(caught.value)
+
+
+GAN = ["--stages", "[net, gan]"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--stages", "[]"], "stages must be [net], [gan] or [net, gan], was []"),
+        (["--stages", "[gan, net]"], "stages must be [net], [gan] or [net, gan], was [gan, net]"),
+        (["--stages", "[net, net]"], "stages must be [net], [gan] or [net, gan], was [net, net]"),
+        (
+            ["--stages", "[gan]"],
+            "init_weights must name the weights of a trained ANDNet when stages is [gan]",
+        ),
+        (["--seed=-1"], f"seed must be from 0 to {2**63 - 1}, was -1"),
+        (["--batch_size", "0"], "batch_size must be at least 1, was 0"),
+        (["--accumulate", "0"], "accumulate must be at least 1, was 0"),
+        (["--ema_decay", "1"], "ema_decay must be from 0 to below 1, was 1.0"),
+        (["--ema_decay=-0.1"], "ema_decay must be from 0 to below 1, was -0.1"),
+        (["--ema_decay", ".nan"], "ema_decay must be from 0 to below 1, was nan"),
+        (["--log_every", "0"], "log_every must be at least 1, was 0"),
+        (["--checkpoint_every", "0"], "checkpoint_every must be at least 1, was 0"),
+        (["--keep_checkpoints", "0"], "keep_checkpoints must be at least 1, was 0"),
+        (["--generator.features", "0"], "generator.features must be at least 1, was 0"),
+        (["--generator.blocks", "0"], "generator.blocks must be at least 1, was 0"),
+        (["--generator.growth", "0"], "generator.growth must be at least 1, was 0"),
+        (["--discriminator.features", "0"], "discriminator.features must be at least 1, was 0"),
+        (["--degradation.channels", "2"], "degradation.channels must be at least 3, was 2"),
+        (
+            ["--degradation.images_per_network=-1"],
+            "degradation.images_per_network must be at least 0, was -1",
+        ),
+        (
+            ["--degradation.images_per_network", "5"],
+            "degradation.images_per_network must divide batch_size, 48, or be 0, was 5; the nearest is 4",
+        ),
+        (["--adversary.steps", "0"], "adversary.steps must be at least 1, was 0"),
+        (["--adversary.images_at_once", "-1"], "adversary.images_at_once must be at least 0, was -1"),
+        (["--adversary.step_size", "0"], "adversary.step_size must be a number above 0 or null, was 0.0"),
+        (
+            ["--adversary.radius_noise=-1"],
+            "adversary.radius_noise must be a number of at least 0 or null, was -1.0",
+        ),
+        (
+            [f"--adversary.radius_{name}=0" for name in ("convolution", "noise", "slope")],
+            "adversary.radius_convolution, radius_noise or radius_slope must be above 0, all were 0",
+        ),
+        (
+            ["--adversary.preset=paper", "--adversary.radius_joint", ".inf"],
+            "adversary.radius_joint must be a number above 0 or null, was inf",
+        ),
+        (
+            ["--adversary.radius_joint", "3"],
+            "adversary.radius_joint must be null with adversary.preset 'calibrated'",
+        ),
+        (
+            ["--adversary.precision=fp8", "--precision=fp32"],
+            "adversary.precision must be 'same' with precision 'fp32', was 'fp8': 8-bit products are for runs",
+        ),
+        (
+            ["--adversary.precision=fp8", "--device=cpu"],
+            "adversary.precision must be 'same' here, was 'fp8': it runs on CUDA devices, and the tensors are on 'cpu' "
+            "(ops=reference emulates fp8, slowly)",
+        ),
+        (["--adversary.precision=fp4"], "adversary.precision must be 'same' or 'fp8', was 'fp4'"),
+        (
+            ["--compile=true", "--sharing.discriminator_pass=true"],
+            "sharing.discriminator_pass must be false or null with compile, was true",
+        ),
+        (
+            ["--adversary.preset=strong", "--adversary.radius_joint", "3"],
+            "adversary.radius_joint must be null with adversary.preset 'strong'",
+        ),
+        (
+            ["--adversary.preset=paper", "--adversary.radius_slope", "3"],
+            "adversary.radius_slope must be null with adversary.preset 'paper', which has one joint ball",
+        ),
+        (["--loss.gan=-1"], "loss.gan must be a number of at least 0, was -1.0"),
+        (["--loss.l1", "0"], "loss.l1 must be above 0 for stage net, which has no other loss, was 0"),
+        (["--loss.perceptual_layers", "{}"], "loss.perceptual_layers must name at least one layer"),
+        (["--loss.perceptual_layers", "{conv5_5: 1}"], "was 'conv5_5'; did you mean 'conv5_4'?"),
+        (
+            ["--loss.perceptual_layers", "{conv5_4: 0}"],
+            "loss.perceptual_layers.conv5_4 must be a number above 0, was 0.0",
+        ),
+        (["--loss.vgg_weights="], "loss.vgg_weights must be 'torchvision', 'random' or the path"),
+        ([*GAN, "--loss.vgg_weights", "randm"], "was 'randm', which is not a file; did you mean 'random'?"),
+        (["--net.steps", "0"], "net.steps must be at least 1, was 0"),
+        (["--gan.steps", "0"], "gan.steps must be at least 1, was 0"),
+        (["--net.lr", "0"], "net.lr must be a number above 0, was 0.0"),
+        (["--gan.lr=-1"], "gan.lr must be a number above 0, was -1.0"),
+        (["--gan.lr", ".inf"], "gan.lr must be a number above 0, was inf"),
+        (["--net.betas", "[0.9, 1]"], "net.betas must be two numbers from 0 to below 1, was [0.9, 1.0]"),
+        (["--data.patch_size", "0"], "data.patch_size must be at least 1, was 0"),
+        (
+            ["--data.patch_size", "66"],
+            "data.patch_size must be divisible by 4 (scale 4), was 66; the nearest are 64 or 68",
+        ),
+        (
+            ["--scale=2", "--data.patch_size", "66"],
+            "data.patch_size must be divisible by 4 (scale 2), was 66",
+        ),
+        (
+            [*GAN, "--data.patch_size", "160"],
+            "data.patch_size must be 128 or 256 with discriminator.kind 'vgg', was 160; the nearest is 128",
+        ),
+        (
+            [*GAN, "--discriminator.kind=unet", "--data.patch_size", "4"],
+            "data.patch_size must be divisible by 8 (discriminator.kind 'unet'), was 4; the nearest are 8",
+        ),
+        (
+            [*GAN, "--discriminator.kind=unet", "--data.patch_size", "8"],
+            "data.patch_size must be at least 16 for VGG layer conv5_4, was 8",
+        ),
+        (["--data.workers=-1"], "data.workers must be at least 0, was -1"),
+        (["--validation.lr", "x"], "validation.hr must be one folder when validation.lr names"),
+        (["--validation.every", "0"], "validation.every must be at least 1, was 0"),
+        (["--validation.crops", "0"], "validation.crops must be at least 1, was 0"),
+        (["--validation.sheet=-1"], "validation.sheet must be at least 0, was -1"),
+        (["--validation.crop_border=-1"], "validation.crop_border must be at least 0, was -1"),
+        (["--validation.crop_size", "30"], "validation.crop_size must be divisible by 4 (scale 4), was 30"),
+        (["--validation.crop_size", "16"], "validation.crop_size must be at least 19 (SSIM's window"),
+    ],
+)
+def test_impossible_values_are_refused_by_name(arguments: list[str], message: str) -> None:
+    assert message in refused(*arguments)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [*GAN, "--discriminator.kind=unet", "--data.patch_size=64", "--loss.vgg_weights=random"],
+        [*GAN, "--data.patch_size=128", "--loss.l1=1", "--loss.perceptual=0", "--loss.gan=0"],
+        ["--data.patch_size=68", "--scale=2", "--data.workers=0"],
+        ["--adversary.preset=paper", "--adversary.radius_joint=3"],
+        ["--adversary.radius_convolution=0", "--adversary.radius_slope=0", "--adversary.radius_noise=1"],
+        ["--degradation.images_per_network=0", "--ema_decay=0"],
+        ["--validation.hr=[a]", "--validation.lr=b", "--validation.sheet=0", "--validation.crop_border=0"],
+        ["--init_weights=null", "--compile=true", "--precision=fp32"],
+    ],
+)
+def test_possible_values_are_taken(arguments: list[str]) -> None:
+    read_command_line([*BASE, *arguments])
+
+
+def test_the_device_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert resolve_device("auto") == resolve_device("cpu") == "cpu"
+    with pytest.raises(ValueError, match="device must be 'auto' or 'cpu' here, was 'cuda': PyTorch sees no CUDA"):
+        resolve_device("cuda")
+    with pytest.raises(ValueError, match="device must be 'auto', 'cpu' or 'cuda', was 'tpu'"):
+        resolve_device("tpu")
+    assert "device must be 'auto' or 'cpu' here" in refused("--device", "cuda")
+    assert "precision must be 'bf16' or 'fp32' without CUDA, was 'fp16'" in refused("--precision", "fp16")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    assert resolve_device("auto") == resolve_device("cuda") == "cuda"
+    assert read_command_line([*BASE, "--precision", "fp16"])[0].precision == "fp16"
+    assert "precision must be" in refused("--precision", "fp16", "--device", "cpu")
+    assert read_command_line([*BASE, "--cuda_graph=true"])[0].cuda_graph
+    assert "cuda_graph must be false or null without CUDA, was true" in refused("--cuda_graph=true", "--device", "cpu")
+
+
+def test_fp8_is_emulated_where_the_user_says_so() -> None:
+    arguments = [*BASE, "--adversary.precision=fp8", "--device=cpu", "--ops=reference"]
+    assert read_command_line(arguments)[0].adversary.precision == "fp8"

@@ -1,0 +1,391 @@
+"""Files of weights: every spelling of ESRGAN's comes in, one comes out, and nothing is unpickled."""
+
+import os
+import pickle
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from spandrel import ModelLoader
+from torch import Tensor, nn
+
+from andfast import files
+from andfast.nn import RRDBNet, VGGDiscriminator
+from andfast.nn.weights import generator_from_weights, read_metadata, read_weights, save_weights
+
+
+def generator(scale: int = 4, *, features: int = 8, blocks: int = 2, growth: int = 4) -> RRDBNet:
+    torch.manual_seed(scale)
+    return RRDBNet(scale, features=features, blocks=blocks, growth=growth)
+
+
+def first_release(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The names of ESRGAN's first release (RRDB_ESRGAN_x4.pth as published in 2018)."""
+    blocks = 1 + max(int(name.split(".")[1]) for name in state if name.startswith("body."))
+    top = {
+        "conv_first": "model.0",
+        "conv_body": f"model.1.sub.{blocks}",
+        "conv_up1": "model.3",
+        "conv_up2": "model.6",
+    }
+    top |= {"conv_hr": "model.8", "conv_last": "model.10"}
+    renamed = {}
+    for name, tensor in state.items():
+        layer, kind = name.rsplit(".", 1)
+        if layer.startswith("body."):
+            _, i, rdb, conv = layer.split(".")
+            renamed[f"model.1.sub.{i}.{rdb.upper()}.{conv}.0.{kind}"] = tensor
+        else:
+            renamed[f"{top[layer]}.{kind}"] = tensor
+    return renamed
+
+
+def bsrgan(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The names of ESRGAN's second release, BSRGAN and RealSR."""
+    renamed = {}
+    for name, tensor in state.items():
+        new = re.sub(r"^body\.(\d+)\.rdb(\d)", r"RRDB_trunk.\1.RDB\2", name)
+        for old, other in (("conv_body", "trunk_conv"), ("conv_up", "upconv"), ("conv_hr", "HRconv")):
+            new = new.replace(old, other)
+        renamed[new] = tensor
+    return renamed
+
+
+def assert_equal(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
+    assert found.keys() == wanted.keys()
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+
+# ---------------------------------------------------------------------------------------------------- reading
+
+
+@pytest.mark.parametrize("rename", [dict, first_release, bsrgan])
+@pytest.mark.parametrize("suffix", [".pth", ".pt", ".ckpt", ".safetensors"])
+def test_every_naming_comes_in(rename: object, suffix: str, tmp_path: Path) -> None:
+    network = generator()
+    state = network.state_dict()
+    file = tmp_path / f"weights{suffix}"
+    (save_file if suffix == ".safetensors" else torch.save)(rename(state), file)  # type: ignore[operator]
+    assert_equal(read_weights(file), state)
+    x = torch.rand(1, 3, 6, 6)
+    assert torch.equal(generator_from_weights(file)(x), network(x))
+
+
+def test_first_release_means_the_same_to_spandrel(tmp_path: Path) -> None:
+    network = generator(2, features=16, growth=32)
+    file = tmp_path / "old.pth"
+    torch.save(first_release(network.state_dict()), file)
+    assert "model.1.sub.0.RDB1.conv1.0.weight" in torch.load(file, weights_only=True)
+    x = torch.rand(1, 3, 8, 8)
+    theirs = ModelLoader(device="cpu").load_from_file(file).model(x)
+    torch.testing.assert_close(generator_from_weights(file)(x), theirs, rtol=1e-5, atol=1e-6)
+
+
+def test_old_pickles_and_zip_archives(tmp_path: Path) -> None:
+    state = generator().state_dict()
+    for zipped in (False, True):
+        torch.save(state, tmp_path / "weights.pth", _use_new_zipfile_serialization=zipped)
+        assert_equal(read_weights(tmp_path / "weights.pth"), state)
+
+
+def test_params_ema_comes_first(tmp_path: Path) -> None:
+    ema, plain = (generator(features=size).state_dict() for size in (8, 6))
+    file = tmp_path / "weights.pth"
+    torch.save({"iteration": 5, "params": plain, "params_ema": ema}, file)
+    assert_equal(read_weights(file), ema)
+    torch.save({"params": plain, "state_dict": ema}, file)
+    assert_equal(read_weights(file), plain)
+    torch.save({"state_dict": plain}, file)
+    assert_equal(read_weights(file), plain)
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."])
+def test_prefixes_are_stripped(prefix: str, tmp_path: Path) -> None:
+    state = generator().state_dict()
+    torch.save({prefix + name: one for name, one in state.items()}, tmp_path / "a.pth")
+    assert_equal(read_weights(tmp_path / "a.pth"), state)
+    torch.save({prefix + name: one for name, one in first_release(state).items()}, tmp_path / "b.pth")
+    assert_equal(read_weights(tmp_path / "b.pth"), state)
+    torch.save({name.replace("body.0.", "body.0._orig_mod."): one for name, one in state.items()}, tmp_path / "c.pth")
+    assert_equal(read_weights(tmp_path / "c.pth"), state)
+
+
+def test_names_that_become_the_same_are_refused(tmp_path: Path) -> None:
+    torch.save({"module.a": torch.zeros(1), "a": torch.ones(1)}, tmp_path / "w.pth")
+    with pytest.raises(ValueError, match=r"w\.pth: two entries are called a once"):
+        read_weights(tmp_path / "w.pth")
+
+
+def test_other_networks_keep_their_names(tmp_path: Path) -> None:
+    state = VGGDiscriminator(128, features=2).state_dict()
+    save_weights(tmp_path / "d.safetensors", state)
+    assert_equal(read_weights(tmp_path / "d.safetensors"), state)
+
+
+class Malicious:
+    """Unpickling this creates a file."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.mkdir, (str(self.file),)
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+def test_a_crafted_pickle_is_refused(zipped: bool, tmp_path: Path) -> None:
+    trace = tmp_path / "was_here"
+    content = {"params": {"conv_first.weight": Malicious(trace)}}
+    file = tmp_path / "evil.pth"
+    torch.save(content, file, _use_new_zipfile_serialization=zipped)
+    with pytest.raises(
+        ValueError, match=r"evil\.pth: refused, for reading it would run \w+\.mkdir; only tensors"
+    ) as info:
+        read_weights(file)
+    assert "\n" not in str(info.value)
+    assert not trace.exists()
+    file.write_bytes(pickle.dumps(Malicious(trace), protocol=2))
+    with pytest.raises(ValueError, match=r"evil\.pth: "):
+        read_weights(file)
+    assert not trace.exists()
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_truncated_and_damaged_files_are_named(suffix: str, tmp_path: Path) -> None:
+    file = tmp_path / f"weights{suffix}"
+    state = generator(features=2, blocks=1, growth=1).state_dict()
+    (save_file if suffix == ".safetensors" else torch.save)(state, file)
+    whole = file.read_bytes()
+    for size in [*range(0, 64, 7), *range(64, len(whole) - 1, len(whole) // 40)]:
+        file.write_bytes(whole[:size])
+        with pytest.raises(ValueError, match=rf"weights{suffix}: not a (whole|readable)") as info:
+            read_weights(file)
+        assert "\n" not in str(info.value)
+    file.write_bytes(b"<!DOCTYPE html><html>404: not found</html>" * 10)
+    with pytest.raises(ValueError, match=rf"weights{suffix}: not a (whole|readable)"):
+        read_weights(file)
+
+
+def test_truncated_old_pickle_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "weights.pth"
+    torch.save(generator(features=2, blocks=1, growth=1).state_dict(), file, _use_new_zipfile_serialization=False)
+    whole = file.read_bytes()
+    for size in range(0, len(whole) - 1, len(whole) // 60):
+        file.write_bytes(whole[:size])
+        with pytest.raises(ValueError, match=r"weights\.pth: not a readable"):
+            read_weights(file)
+
+
+@pytest.mark.parametrize(
+    ("content", "was"),
+    [
+        ([torch.zeros(1)], "held list"),
+        (torch.zeros(3), "held Tensor"),
+        ({}, "held nothing"),
+        ({"params": {}}, "held nothing"),
+        ({"epoch": 3, "conv_first.weight": torch.zeros(1)}, "its entry 'epoch' was int"),
+        ({3: torch.zeros(1)}, "its entry 3 was Tensor"),
+    ],
+)
+def test_what_is_no_state_dict_is_named(content: object, was: str, tmp_path: Path) -> None:
+    torch.save(content, tmp_path / "weights.pth")
+    with pytest.raises(ValueError, match=rf"weights\.pth: must hold a state dict .*{was}"):
+        read_weights(tmp_path / "weights.pth")
+
+
+def test_paths_that_are_no_files_are_named(tmp_path: Path) -> None:
+    for read in (read_weights, read_metadata, generator_from_weights):
+        with pytest.raises(FileNotFoundError, match=r"nowhere\.pth: no such file"):
+            read(tmp_path / "nowhere.pth")
+        with pytest.raises(ValueError, match="must be a file"):
+            read(tmp_path)
+    (tmp_path / "weights.onnx").write_bytes(b"x")
+    with pytest.raises(ValueError, match=r"weights\.onnx: weights must end in \.safetensors, \.pth.*was '\.onnx'"):
+        read_weights(tmp_path / "weights.onnx")
+
+
+# -------------------------------------------------------------------------------------------------- generator
+
+
+@pytest.mark.parametrize(("scale", "features", "blocks", "growth"), [(1, 8, 1, 4), (2, 5, 2, 3), (4, 4, 11, 2)])
+def test_sizes_are_inferred(scale: int, features: int, blocks: int, growth: int, tmp_path: Path) -> None:
+    network = generator(scale, features=features, blocks=blocks, growth=growth)
+    save_weights(tmp_path / "g.safetensors", network)
+    before = torch.get_rng_state()
+    for source in (tmp_path / "g.safetensors", network.state_dict()):
+        loaded = generator_from_weights(source, scale=scale)
+        assert loaded.scale == scale
+        assert_equal(loaded.state_dict(), network.state_dict())
+        x = torch.rand(1, 3, 4, 8, generator=torch.Generator())
+        assert torch.equal(loaded(x), network(x))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_generator_does_not_share_memory_and_is_fp32() -> None:
+    state = generator().half().state_dict()
+    loaded = generator_from_weights(state)
+    assert all(one.dtype == torch.float32 and one.requires_grad for one in loaded.parameters())
+    with torch.no_grad():
+        loaded.conv_first.weight.zero_()
+    assert state["conv_first.weight"].any()
+
+
+def test_impl_is_passed_on() -> None:
+    with pytest.raises(RuntimeError, match="impl='triton'"):
+        generator_from_weights(generator().state_dict(), impl="triton")(torch.rand(1, 3, 4, 4))
+
+
+def without(state: dict[str, Tensor], *names: str) -> dict[str, Tensor]:
+    return {name: one for name, one in state.items() if name not in names}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: without(s, "conv_up2.weight", "conv_up2.bias"), "missing conv_up2.bias, conv_up2.weight$"),
+        (
+            lambda s: without(s, "conv_first.weight"),
+            "missing conv_first.weight; unexpected body.0.* and 65 more$",
+        ),
+        (
+            lambda s: {**s, "extra.weight": torch.zeros(1)},
+            "not the weights of an RRDBNet: unexpected extra.weight$",
+        ),
+        (lambda s: {**s, "body.7.rdb1.conv1.weight": torch.zeros(1)}, "missing body.2.* unexpected body.7"),
+        (
+            lambda s: {**s, "conv_hr.weight": torch.zeros(8, 9, 3, 3)},
+            r"conv_hr.weight must have shape \(8, 8, 3, 3\)",
+        ),
+        (
+            lambda s: {**s, "conv_first.weight": torch.zeros(8, 5, 3, 3)},
+            r"must take 48 \(scale 1\), .* takes 5",
+        ),
+        (lambda s: {**s, "conv_first.weight": torch.zeros(8)}, "conv_first.weight must have 4 dimensions"),
+        (
+            lambda _: VGGDiscriminator(128, features=2).state_dict(),
+            "not the weights of an RRDBNet: missing conv_first",
+        ),
+    ],
+)
+def test_other_architectures_are_refused(change: object, message: str, tmp_path: Path) -> None:
+    state = change(generator().state_dict())  # type: ignore[operator]
+    torch.save(state, tmp_path / "g.pth")
+    for source, name in ((tmp_path / "g.pth", "g.pth"), (state, "the state dict")):
+        with pytest.raises(ValueError, match=message) as info:
+            generator_from_weights(source)
+        assert name in str(info.value)
+        assert "\n" not in str(info.value)
+
+
+def test_wrong_scale_is_refused(tmp_path: Path) -> None:
+    save_weights(tmp_path / "x2.safetensors", generator(2))
+    with pytest.raises(ValueError, match=r"x2\.safetensors: weights must be for scale 4, are for scale 2"):
+        generator_from_weights(tmp_path / "x2.safetensors", scale=4)
+
+
+def test_first_release_of_other_depth_is_refused(tmp_path: Path) -> None:
+    """An x8 model of the first release has three enlargements, which no RRDBNet of BasicSR has."""
+    state = first_release(generator().state_dict())
+    top = {"model.8": "model.9", "model.10": "model.11"}
+    renamed = {
+        top.get(name.rsplit(".", 1)[0], name.rsplit(".", 1)[0]) + "." + name.rsplit(".", 1)[1]: one
+        for name, one in state.items()
+    }
+    renamed |= {"model.13.weight": torch.zeros(3, 8, 3, 3), "model.13.bias": torch.zeros(3)}
+    torch.save(renamed, tmp_path / "x8.pth")
+    with pytest.raises(ValueError, match=r"x8\.pth: an ESRGAN of the first release with 3 enlargements by 2"):
+        read_weights(tmp_path / "x8.pth")
+
+
+# ----------------------------------------------------------------------------------------------------- saving
+
+
+def test_saved_as_other_tools_want_it(tmp_path: Path) -> None:
+    network = generator().to(torch.bfloat16).to(memory_format=torch.channels_last)
+    wrapped = nn.ModuleDict({"module": network})
+    file = tmp_path / "g.safetensors"
+    save_weights(file, wrapped, {"architecture": "RRDBNet", "scale": "4", "iteration": "12"})
+    stored = load_file(file)
+    assert_equal(stored, {name: one.float() for name, one in network.state_dict().items()})
+    assert all(one.dtype == torch.float32 for one in stored.values())
+    assert read_metadata(file) == {"format": "pt", "architecture": "RRDBNet", "scale": "4", "iteration": "12"}
+    save_weights(file, torch.compile(network, backend="eager"))
+    assert_equal(load_file(file), stored)
+    assert read_metadata(file) == {"format": "pt"}
+
+
+def test_integers_and_shared_memory_are_stored(tmp_path: Path) -> None:
+    one = torch.rand(4)
+    save_weights(tmp_path / "s.safetensors", {"a": one, "b": one, "c": one[::2], "n": torch.tensor(3)})
+    stored = load_file(tmp_path / "s.safetensors")
+    assert_equal(stored, {"a": one, "b": one, "c": one[::2], "n": torch.tensor(3)})
+    assert stored["n"].dtype == torch.int64
+
+
+def test_saving_again_replaces_the_file_and_leaves_nothing_beside_it(tmp_path: Path) -> None:
+    file = tmp_path / "g.safetensors"
+    for value in (1.0, 2.0):
+        save_weights(file, {"a": torch.full((3,), value)})
+        assert read_weights(file)["a"].tolist() == [value] * 3
+    assert [one.name for one in tmp_path.iterdir()] == ["g.safetensors"]
+    (tmp_path / "plain").touch()
+    assert file.stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+@pytest.mark.parametrize("failing", ["fsync", "replace"])
+def test_a_failed_save_leaves_the_old_file(failing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "g.safetensors"
+    save_weights(file, {"a": torch.zeros(3)})
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(*((files.os, "fsync") if failing == "fsync" else (files.os, "replace")), full)
+    with pytest.raises(OSError, match="No space left"):
+        save_weights(file, {"a": torch.ones(3)})
+    monkeypatch.undo()
+    assert not read_weights(file)["a"].any()
+    assert [one.name for one in tmp_path.iterdir()] == ["g.safetensors"]
+
+
+@pytest.mark.slow
+def test_a_killed_writer_leaves_a_whole_file(tmp_path: Path) -> None:
+    file = tmp_path / "g.safetensors"
+    writer = (
+        "import sys, torch\nfrom andfast.nn.weights import save_weights\n"
+        "i = 0.0\nprint('ready', flush=True)\n"
+        "while True:\n    save_weights(sys.argv[1], {'a': torch.full((300_000,), i)})\n    i += 1\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", writer, str(file)], stdout=subprocess.PIPE, cwd=Path(__file__).parents[2]
+    )
+    assert process.stdout is not None
+    with process.stdout:
+        process.stdout.readline()
+        seen = set()
+        while len(seen) < 5:  # whoever reads while it writes sees whole files
+            if file.exists():
+                values = set(read_weights(file)["a"].tolist())
+                assert len(values) == 1
+                seen |= values
+        process.kill()
+        process.wait()
+    assert len(set(read_weights(file)["a"].tolist())) == 1
+
+
+def test_wrong_saves_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"path must end in \.safetensors, was .*g\.pth"):
+        save_weights(tmp_path / "g.pth", {})
+    with pytest.raises(FileNotFoundError, match=r"the folder .*nowhere does not exist"):
+        save_weights(tmp_path / "nowhere" / "g.safetensors", {})
+    with pytest.raises(TypeError, match="step must be a tensor, was int"):
+        save_weights(tmp_path / "g.safetensors", {"step": 3})  # type: ignore[dict-item]
+    with pytest.raises(TypeError, match="metadata must map strings to strings, 'scale' was int"):
+        save_weights(tmp_path / "g.safetensors", {}, {"scale": 4})  # type: ignore[dict-item]
+    with pytest.raises(ValueError, match="two entries are called a"):
+        save_weights(tmp_path / "g.safetensors", {"a": torch.zeros(1), "module.a": torch.zeros(1)})
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,272 @@
+"""blur_pool's CUDA part: that it builds for both architectures and fits, when it is chosen, and what a GPU computes.
+
+What its threads do is tested on any machine by test_blur_pool_emulator.py; test_blur_pool.py runs all its tests on the
+GPU too where there is one.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from test_blur_pool import FORMATS, TOLERANCES, cases, definition, error
+
+from andfast.functional import blur_pool
+from andfast.functional import dispatch as _dispatch
+from andfast.functional.blur_pool import _runs_on, _why_no_cuda_here
+
+ROOT = Path(__file__).resolve().parents[3]
+MODULE = sys.modules["andfast.functional.blur_pool"]  # the package's attribute of that name is the function
+REAL = (48, 64, 256, 256)
+
+# --------------------------------------------------------------------------------------------------- when it is chosen
+
+
+@pytest.fixture
+def fresh(monkeypatch):
+    """The reason is worked out anew, under what a test pretends of the machine."""
+    _why_no_cuda_here.cache_clear()
+    yield monkeypatch
+    _why_no_cuda_here.cache_clear()
+
+
+def pretend(monkeypatch, archs="8.0:9.0+PTX", version="13.0", *capabilities):
+    monkeypatch.setattr(MODULE._C, "CUDA_ARCHS", archs, raising=False)
+    monkeypatch.setattr(torch.version, "cuda", version)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: bool(capabilities))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(capabilities))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: capabilities[index])
+
+
+@pytest.mark.parametrize(
+    ("given_", "reason"),
+    [
+        (("",), "the extension was built without its CUDA part"),
+        (("9.0", None), r"torch .* is a build without CUDA"),
+        (("9.0", "13.0"), "torch finds no CUDA device"),
+        (("9.0", "13.0", (9, 0), (8, 0)), "device 1 has compute capability 8.0, the extension was built for 9.0"),
+    ],
+)
+def test_reasons(fresh, given_, reason):
+    pretend(fresh, *given_)
+    assert _dispatch.resolve("blur_pool", "auto", "cuda") == "reference"
+    with pytest.raises(RuntimeError, match=f"impl='cuda' of blur_pool is not available: {reason}"):
+        _dispatch.resolve("blur_pool", "cuda", "cuda")
+
+
+def test_chosen_where_it_runs(fresh):
+    pretend(fresh, "8.0:9.0", "13.0", (8, 6), (9, 0))
+    assert _dispatch.resolve("blur_pool", "auto", "cuda") == "cuda"
+    assert _dispatch.resolve("blur_pool", "auto", "cpu") == "cpp"
+
+
+def test_missing_extension_is_the_reason(fresh):
+    fresh.setattr(MODULE, "_cpp_error", "no compiled extension: libtorch.so not found")
+    with pytest.raises(RuntimeError, match=r"not available: no compiled extension: libtorch\.so not found"):
+        _dispatch.resolve("blur_pool", "cuda", "cuda")
+
+
+def test_other_devices():
+    with pytest.raises(RuntimeError, match=r"impl='cuda' of blur_pool is not available: it runs on CUDA.*on 'cpu'"):
+        blur_pool(torch.rand(1, 3, 8, 8), 4, impl="cuda")
+
+
+@pytest.mark.parametrize(
+    ("archs", "capability", "runs"),
+    [
+        ("8.0:9.0", (8, 0), True),
+        ("8.0:9.0", (8, 9), True),  # code for 8.0 runs on all of 8.x
+        ("8.6", (8, 0), False),
+        ("8.0:9.0", (10, 0), False),
+        ("8.0:9.0+PTX", (12, 0), True),
+        ("9.0+PTX", (8, 0), False),
+        ("9.0a", (9, 0), True),
+        ("9.0a", (9, 1), False),
+        ("8.0", (7, 5), False),
+    ],
+)
+def test_which_devices_code_runs_on(archs, capability, runs):
+    assert _runs_on(archs, capability) == runs
+
+
+# -------------------------------------------------------------------------------------------- that it builds, and fits
+
+IMPORT = """
+import torch
+from andfast import _C
+assert _C.CUDA_ARCHS == "8.0:9.0", _C.CUDA_ARCHS
+try:
+    _C.blur_pool_forward_cuda(torch.rand(1, 3, 8, 8), [0.25] * 4, 4, False)
+except RuntimeError as error:
+    print(error)
+"""
+KERNEL = re.compile(
+    r"Compiling entry function '(\w+)' for '(sm_\d+)'.*?(\d+) bytes stack frame, (\d+) bytes spill stores.*?"
+    r"Used (\d+) registers",
+    re.DOTALL,
+)
+KERNELS = 3 * 3 * 3 * 2 + 4 * 2  # filters, dtypes, layouts and directions; dtypes and directions of any filter
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(torch.version.cuda is None, reason="needs a torch built with CUDA")
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs a CUDA toolkit (nvcc)")
+def test_builds_and_fits_both_architectures(tmp_path):
+    """From clean sources, compiled and linked for 8.0 and 9.0; no kernel spills, and as many blocks fit as it wants."""
+    tree = tmp_path / "andfast"
+    ignored = shutil.ignore_patterns(".*", "runs", "build", "dist", "*.egg-info", "*.so", "__pycache__")
+    shutil.copytree(ROOT, tree, symlinks=True, ignore=ignored)
+    switches = {"ANDFAST_CUDA_ARCHS": "8.0;9.0", "ANDFAST_REQUIRE_EXT": "1", "NVCC_APPEND_FLAGS": "-Xptxas=-v"}
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("ANDFAST_")} | switches
+    environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment["PATH"]])  # ninja
+    command = [sys.executable, "setup.py", "build_ext", "--inplace"]
+    done = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True, check=False)
+    said = done.stdout + done.stderr
+    if "asks for the CUDA part: " in said:
+        pytest.skip(said.strip().splitlines()[-1])  # a toolkit of another version
+    assert done.returncode == 0, said[-5000:]
+    found = KERNEL.findall(said)
+    assert {arch for _, arch, *_ in found} == {"sm_80", "sm_90"}
+    assert len(found) == 2 * KERNELS
+    for name, arch, stack, spilled, registers in found:
+        assert (int(stack), int(spilled)) == (0, 0), (name, arch, stack, spilled)
+        # 65,536 registers for 3 blocks of 288 threads; where a chunk's values have columns of their own, for 1 or 2.
+        narrow = "any_kernel" not in name and ("LayoutE0" in name or ("7Forward" in name and "LayoutE1" in name))
+        assert int(registers) <= (72 if narrow else 112), (name, arch, registers)
+    environment["PYTHONPATH"] = str(tree)
+    done = subprocess.run([sys.executable, "-c", IMPORT], cwd=tree, env=environment, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr.decode()
+    assert b"expected a (N, C, H, W) tensor on a CUDA device" in done.stdout
+
+
+# ------------------------------------------------------------------------------------------------- what a GPU computes
+
+
+def both_directions(x, factor, impl="cuda"):
+    """The pooled x and the gradient to x of a random gradient, with that gradient."""
+    x = x.detach().requires_grad_()
+    y = blur_pool(x, factor, impl=impl)
+    grad = torch.randn_like(y)
+    return y.detach(), torch.autograd.grad(y, x, grad)[0], grad
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("memory_format", FORMATS, ids=str)
+@pytest.mark.parametrize("shape", [REAL, (48, 3, 256, 256), (5, 65, 252, 188)], ids=str)
+def test_real_sizes(shape, memory_format, dtype):
+    x = torch.randn(shape, device="cuda").to(dtype).contiguous(memory_format=memory_format)
+    y, grad_x, grad = both_directions(x, 4)
+    assert y.is_contiguous(memory_format=memory_format)
+    assert grad_x.is_contiguous(memory_format=memory_format)
+    for part in (slice(0, 1), slice(shape[0] // 2, shape[0] // 2 + 1), slice(shape[0] - 1, None)):  # float64 is large
+        wide = x[part].double().requires_grad_()
+        expected = definition(wide, 4)
+        assert error(y[part], expected) <= TOLERANCES[dtype]
+        (expected_grad,) = torch.autograd.grad(expected, wide, grad[part].double())
+        assert error(grad_x[part], expected_grad) <= TOLERANCES[dtype]
+    # Every image: an interior pixel's sum of weights is 1, so that one constant an image shows in all its pixels.
+    levels = torch.arange(shape[0], device="cuda", dtype=dtype).view(-1, 1, 1, 1)
+    constant = levels.expand(shape).contiguous(memory_format=memory_format)
+    assert torch.equal(blur_pool(constant, 4, impl="cuda"), levels.expand(y.shape).to(dtype))
+
+
+@pytest.mark.gpu
+@settings(max_examples=100)
+@given(cases())
+def test_any_filter_on_a_gpu(case):
+    factor, taps, shape, memory_format, _ = case
+    x = torch.randn(shape, dtype=torch.float64, device="cuda").contiguous(memory_format=memory_format)
+    torch.testing.assert_close(
+        blur_pool(x, factor, filter=taps, impl="cuda"), definition(x, factor, taps), rtol=1e-11, atol=1e-11
+    )
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("offset", [1, 2, 3, 4])
+@pytest.mark.parametrize("memory_format", FORMATS, ids=str)
+def test_tensors_that_are_not_aligned(memory_format, offset):
+    whole = torch.randn(2 * 64 * 24 * 32 + offset, device="cuda").bfloat16()
+    strides = torch.empty(2, 64, 24, 32).contiguous(memory_format=memory_format).stride()
+    x = whole[offset:].as_strided((2, 64, 24, 32), strides, whole[offset:].storage_offset())
+    y, grad_x, grad = both_directions(x, 4)
+    wide = x.double().requires_grad_()
+    expected = definition(wide, 4)
+    assert error(y, expected) <= TOLERANCES[torch.bfloat16]
+    (expected_grad,) = torch.autograd.grad(expected, wide, grad.double())
+    assert error(grad_x, expected_grad) <= TOLERANCES[torch.bfloat16]
+
+
+@pytest.mark.gpu
+def test_runs_on_the_current_stream():
+    """On a stream whose input is still being computed; on the default stream the result would be of old values."""
+    stream = torch.cuda.Stream()
+    x = torch.zeros(8, 64, 256, 256, device="cuda").contiguous(memory_format=torch.channels_last)
+    torch.cuda.synchronize()
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(50_000_000)
+        x.fill_(1)
+        y = blur_pool(x, 4, impl="cuda")
+    stream.synchronize()
+    torch.testing.assert_close(y, torch.ones_like(y), rtol=1e-6, atol=0)
+
+
+@pytest.mark.gpu
+def test_cuda_graph():
+    x = torch.randn(4, 64, 64, 64, device="cuda").bfloat16().contiguous(memory_format=torch.channels_last)
+    x.requires_grad_()
+    grad = torch.randn(4, 64, 16, 16, device="cuda").bfloat16().contiguous(memory_format=torch.channels_last)
+
+    def work():
+        y = blur_pool(x, 4, impl="cuda")
+        return y, torch.autograd.grad(y, x, grad)[0]
+
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        work()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        y, grad_x = work()
+    with torch.no_grad():
+        x.copy_(torch.randn_like(x))
+        grad.copy_(torch.randn_like(grad))
+    graph.replay()
+    expected = work()
+    assert torch.equal(y, expected[0])
+    assert torch.equal(grad_x, expected[1])
+
+
+@pytest.mark.gpu
+@pytest.mark.slow
+def test_compiles_whole_on_a_gpu():
+    torch.compiler.reset()
+    compiled = torch.compile(lambda x: blur_pool(x.sin(), 4) * 2, fullgraph=True)
+    for memory_format in FORMATS:
+        x = torch.randn(2, 64, 32, 32, device="cuda").contiguous(memory_format=memory_format).requires_grad_()
+        y = compiled(x)
+        expected = blur_pool(x.sin(), 4, impl="cuda") * 2
+        torch.testing.assert_close(y, expected)
+        grad = torch.randn_like(y)
+        torch.testing.assert_close(torch.autograd.grad(y, x, grad), torch.autograd.grad(expected, x, grad))
+
+
+@pytest.mark.gpu
+def test_more_taps_than_kernels_take():
+    x = torch.rand(1, 1, 300, 300, device="cuda")
+    with pytest.raises(RuntimeError, match="filter must have at most 256 taps on a GPU, had 258"):
+        blur_pool(x, 4, filter=[1 / 258] * 258, impl="cuda")
+
+
+@pytest.mark.gpu
+def test_auto_takes_it():
+    assert _dispatch.resolve("blur_pool", "auto", "cuda") == "cuda"
+    x = torch.randn(2, 3, 16, 16, device="cuda")
+    assert torch.equal(blur_pool(x, 4), blur_pool(x, 4, impl="cuda"))
+    torch.testing.assert_close(blur_pool(x, 4), blur_pool(x, 4, impl="reference"))

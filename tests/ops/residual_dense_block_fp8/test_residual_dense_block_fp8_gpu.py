@@ -1,0 +1,89 @@
+"""The dense block's Triton kernels with 8-bit operands on a GPU, against the reference there."""
+
+import fp8_blocks
+import pytest
+import torch
+from degradation_block_exact import assert_near
+from torch import Tensor
+
+from andfast.functional import dispatch as _dispatch
+from andfast.functional.residual_dense_block_fp8 import NAME, Fp8Weights, quantise_weights, residual_dense_block_fp8
+from andfast.kernels.residual_dense_block_fp8 import kernels
+from andfast.nn import RRDBNet, frozen
+from andfast.nn.fp8_body import Fp8Body
+
+pytestmark = pytest.mark.gpu
+
+TOLERANCE = 1e-2
+"""Sums of fp8 products are kept to some 14 bits on Hopper, so that a value near a tie may round the other way."""
+
+
+@pytest.fixture(autouse=True)
+def _fp8_units() -> None:
+    if "triton" not in _dispatch.available(NAME, "cuda", torch.bfloat16):
+        pytest.skip(_dispatch.unavailable("cuda")[NAME]["triton"])
+
+
+def make(dtype: torch.dtype, sizes: tuple[int, ...]) -> tuple[Tensor, Fp8Weights, Tensor]:
+    torch.manual_seed(sum(sizes))
+    x, weights, biases = fp8_blocks.arguments(*sizes)
+    quantised = quantise_weights([one.cuda() for one in weights], [one.cuda() for one in biases])
+    x = x.to("cuda", dtype).contiguous(memory_format=torch.channels_last)
+    return x, quantised, 20 * torch.randn_like(x)
+
+
+def run(x: Tensor, weights: Fp8Weights, grad: Tensor, impl: str) -> list[Tensor]:
+    leaf = x.detach().requires_grad_()
+    out = residual_dense_block_fp8(leaf, weights, impl=impl)
+    return [out.detach(), *torch.autograd.grad(out, leaf, grad)]
+
+
+@pytest.mark.parametrize(
+    "sizes", [(48, 64, 32, 64, 64), (2, 64, 32, 37, 53), (2, 16, 8, 31, 40), (2, 33, 5, 17, 19), (2, 3, 1, 5, 1)]
+)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_on_a_gpu(dtype: torch.dtype, sizes: tuple[int, ...]) -> None:
+    """Near to the reference, what the block adds as well as the whole; and two runs give the same bits."""
+    x, weights, grad = make(dtype, sizes)
+    found, again, right = (run(x, weights, grad, impl) for impl in ("triton", "triton", "reference"))
+    for one, other, wanted, added, name in zip(found, again, right, (x, grad), ("out", "gradient"), strict=True):
+        assert torch.equal(one, other), name
+        assert_near(one, wanted.double(), TOLERANCE, f"{name}, {sizes}")
+        assert_near(one.double() - added.double(), wanted.double() - added.double(), 3e-2, f"added to {name}, {sizes}")
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
+def test_quantise_rounds_as_torch_does_on_a_gpu(dtype: torch.dtype) -> None:
+    values = torch.arange(-(2**15), 2**15, dtype=torch.int16).view(torch.float16).cuda()
+    x = values.reshape(1, 64, 32, 32).contiguous(memory_format=torch.channels_last)
+    found = kernels.quantise(x, dtype).permute(0, 3, 1, 2).float()
+    largest = torch.finfo(dtype).max
+    right = x.float().clamp(-largest, largest).to(dtype).float()
+    torch.testing.assert_close(found, right, rtol=0, atol=0, equal_nan=True)
+
+
+def test_in_a_captured_graph_with_new_weights() -> None:
+    """G's body quantises inside the graph: a replay after the weights moved is of the new ones."""
+    torch.manual_seed(0)
+    generator = RRDBNet(blocks=2, features=16, growth=8).cuda().bfloat16().to(memory_format=torch.channels_last)
+    lr = torch.rand(2, 3, 16, 16, device="cuda", dtype=torch.bfloat16)
+
+    def gradient() -> Tensor:
+        leaf = lr.clone().requires_grad_()
+        return torch.autograd.grad(generator(leaf, Fp8Body(generator, "triton")).float().mean(), leaf)[0]
+
+    with frozen(generator):
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(3):
+                gradient()
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            found = gradient()
+        with torch.no_grad():
+            for one in generator.parameters():
+                one.mul_(1.25)
+        graph.replay()
+        assert_near(found, gradient().double(), 1e-3, "the gradient to LR")

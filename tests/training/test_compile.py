@@ -1,0 +1,81 @@
+"""compile: what is compiled, how often, and that frozen networks are compiled as such."""
+
+from typing import Any
+
+import pytest
+import torch
+from functorch.compile import make_boxed_func
+from small_steps import assert_close, crops, gradients, make
+from torch._dynamo.backends.common import aot_autograd
+
+from andfast.nn import RRDBNet, frozen
+from andfast.training.build import compile_networks
+from andfast.training.step import TrainingStep
+
+
+class Graphs:
+    """A torch.compile backend that runs what it is given as it is, and keeps it; forward and backward apart."""
+
+    def __init__(self) -> None:
+        self.forward: list[Any] = []
+        self.backward: list[Any] = []
+
+    def backend(self) -> Any:
+        def keep(graphs: list[Any]) -> Any:
+            def compiler(graph: Any, _example: Any) -> Any:
+                graphs.append(graph)
+                return make_boxed_func(graph.forward)
+
+            return compiler
+
+        return aot_autograd(fw_compiler=keep(self.forward), bw_compiler=keep(self.backward))
+
+
+def weight_gradients(graph: Any) -> int:
+    """Of dense blocks, by the flags that their backward op is called with."""
+    calls = [node for node in graph.graph.nodes if "residual_dense_block_backward" in str(node.target)]
+    assert calls
+    return sum(any(node.args[6]) for node in calls)
+
+
+@pytest.fixture(autouse=True)
+def _fresh() -> Any:
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()
+
+
+def test_blocks_share_one_compilation_and_frozen_ones_another() -> None:
+    """Ten blocks, one graph; frozen, a second one whose backward has no gradient to weights; and no third."""
+    graphs = Graphs()
+    generator = RRDBNet(features=6, blocks=10, growth=3)
+    compile_networks(generator, None, backend=graphs.backend())
+    lr = torch.rand(1, 3, 8, 8)
+    for _ in range(2):
+        generator(lr).sum().backward()
+        with frozen(generator):
+            x = lr.clone().requires_grad_()
+            torch.autograd.grad(generator(x).sum(), x)
+    assert len(graphs.forward) == len(graphs.backward) == 2
+    assert [weight_gradients(one) for one in graphs.backward] == [3, 0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "autocast"), [("vgg", None), ("unet", torch.bfloat16)])
+def test_a_compiled_step_is_an_eager_one_and_settles(kind: str, autocast: torch.dtype | None) -> None:
+    """Losses and gradients; nothing is compiled anew after the first step, weights cast for the ascent included."""
+    size, graphs = 128 if kind == "vgg" else 32, Graphs()
+    eager, compiled = (make(kind, size=size, steps=2, autocast=autocast) for _ in range(2))
+    compile_networks(compiled.generator, compiled.discriminator, backend=graphs.backend())
+    seen = []
+
+    def values(step: TrainingStep, number: int) -> dict[str, float]:
+        step.generator.zero_grad()
+        return {name: one.item() for name, one in step.gradients([crops(2, size)], number).items()}
+
+    for number in range(3):
+        assert values(compiled, number) == pytest.approx(values(eager, number), rel=1e-3, abs=1e-4)
+        tolerance = 1e-3 if autocast is None else 5e-2
+        assert_close(gradients(compiled.generator), gradients(eager.generator), tolerance)
+        seen.append(len(graphs.forward))
+    assert seen[0] == seen[1] == seen[2]

@@ -1,0 +1,115 @@
+"""Two processes (gloo, CPU) against one: the same crops, the same identity networks, the same gradients."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from small_steps import crops, make
+from tiny_runs import environment, write_config
+
+from andfast.adversary import PRESETS
+from andfast.adversary.objective import Objective
+from andfast.nn import DegradationNetwork, RRDBNet
+from andfast.training.distributed import Processes, processes
+from andfast.training.logging import read_metrics
+from andfast.training.step import TrainingStep
+from andfast.training.step_settings import Adversary, Place, Sharing
+
+pytestmark = pytest.mark.slow
+
+
+def gradients(group: Processes, batch: int) -> dict[str, torch.Tensor]:
+    """G's gradients, and the losses, of one step on this process's part of four fixed images.
+
+    In float64: in float32 a batch of another size rounds otherwise, and one unit of G that crosses its kink by it moves
+    gradients by 1e-3 (one step in eight, with either way of taking F's first gradients).
+    """
+    torch.manual_seed(0)
+    generator = RRDBNet(4, features=8, blocks=1, growth=4).double()
+    hr = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(1)).double()
+    step = TrainingStep(
+        degradation=DegradationNetwork(4),
+        generator=generator,
+        objective=Objective(l1=1.0),
+        adversary=Adversary(PRESETS["calibrated"].ball_for(32, 32), steps=3, channels=8),
+        patch_size=32,
+        place=Place(seed=5, stage=0, rank=group.rank, world_size=group.world_size),
+        generator_parallel=group.parallel(generator),
+    )
+    found = step.gradients([hr[group.rank * batch :][:batch]], step=7)
+    means = group.average(torch.stack([one.double() for one in found.values()]))
+    losses = dict(zip(found, means, strict=True))
+    return {**{name: p.grad for name, p in generator.named_parameters() if p.grad is not None}, **losses}
+
+
+def shared_pass_error(group: Processes) -> torch.Tensor:
+    """What D's shared pass changes in the gradients of two micro batches in each process, relative, in float64."""
+    found = []
+    for shared in (False, True):
+        place = Place(1, 0, group.rank, group.world_size, 2)
+        step = make("vgg", size=128, steps=1, place=place, sharing=Sharing(discriminator_pass=shared))
+        assert step.discriminator is not None
+        assert step.objective.vgg is not None
+        for module in (step.generator, step.discriminator, step.objective.vgg):
+            module.double()
+        step.generator_parallel = group.parallel(step.generator)
+        step.discriminator_parallel = group.parallel(step.discriminator)
+        hr = crops(4, 128).double()[group.rank * 2 :][:2]
+        step.gradients([hr, hr.flip(0)], 0)
+        weights = [*step.generator.parameters(), *step.discriminator.parameters()]
+        found.append([one.grad for one in weights if one.grad is not None])
+        assert len(found[-1]) == len(weights)
+    return torch.stack([(a - b).norm() / a.norm() for a, b in zip(*found, strict=True)]).max()
+
+
+def torchrun(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", *arguments]
+
+
+def run(arguments: list[str]) -> None:
+    done = subprocess.run(arguments, env=environment(), capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_averaged_gradients_are_those_of_one_process_with_twice_the_batch(tmp_path: Path) -> None:
+    file = tmp_path / "two.pt"
+    run(torchrun(__file__, str(file)))
+    two = torch.load(file, weights_only=True)
+    one = gradients(Processes(0, 1, torch.device("cpu")), batch=4)
+    assert two.keys() == one.keys()
+    for name, expected in one.items():
+        error = (two[name] - expected).norm() / expected.norm()
+        assert error < (1e-5 if name == "lr_psnr" else 1e-10), name  # decibels are taken in float32
+
+
+def test_two_processes_share_the_discriminators_pass(tmp_path: Path) -> None:
+    file = tmp_path / "error.pt"
+    run(torchrun(__file__, str(file), "shared"))
+    assert torch.load(file, weights_only=True) < 1e-10
+
+
+def test_torchrun_trains_like_one_process_with_twice_the_batch(tmp_path: Path) -> None:
+    config = write_config(tmp_path)
+    common = ["-m", "andfast.train", *config, "--stages=[net]", "--steps", "2"]
+    run(torchrun(*common, "--output", str(tmp_path / "two")))
+    run([sys.executable, *common, "--output", str(tmp_path / "one"), "--batch_size", "4"])
+    run([sys.executable, *common, "--output", str(tmp_path / "accumulated"), "--accumulate", "2"])
+    found = {}
+    for name in ("two", "one", "accumulated"):
+        lines = [line for line in read_metrics(tmp_path / name / "metrics.jsonl") if "loss" in line]
+        found[name] = [line["loss"] for line in lines]
+        assert len(lines) == 2  # only one process writes
+        assert (tmp_path / name / "weights" / "andnet.safetensors").is_file()
+    assert found["two"] == pytest.approx(found["one"], rel=1e-5)
+    assert found["accumulated"] == pytest.approx(found["one"], rel=1e-5)
+
+
+if __name__ == "__main__":
+    with processes("cpu") as group_of_two:
+        result = shared_pass_error(group_of_two) if sys.argv[2:] == ["shared"] else gradients(group_of_two, batch=2)
+        if group_of_two.first:
+            torch.save(result, sys.argv[1])
+        assert os.environ["WORLD_SIZE"] == "2"

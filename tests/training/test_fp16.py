@@ -1,0 +1,102 @@
+"""fp16 with a gradient scaler, both stages: the same weights as without, nothing moved by an overflow."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from small_steps import crops
+from torch import Tensor
+
+from andfast.config.schema import (
+    DegradationConfig,
+    DiscriminatorConfig,
+    GeneratorConfig,
+    LossConfig,
+    SharingConfig,
+    TrainConfig,
+)
+from andfast.training.build import build_generator
+from andfast.training.distributed import Processes
+from andfast.training.state import StageState
+
+CPU = Processes(0, 1, torch.device("cpu"))
+CONFIG = TrainConfig(
+    output=Path("x"),
+    device="cpu",
+    batch_size=2,
+    precision="fp16",  # refused on a CPU by the command line, for its speed; the arithmetic is the same
+    generator=GeneratorConfig(features=8, blocks=1, growth=4),
+    degradation=DegradationConfig(channels=16),
+    discriminator=DiscriminatorConfig(kind="vgg", features=4),
+    loss=LossConfig(vgg_weights="random", perceptual_layers={"conv1_2": 0.1}),
+)
+
+
+def state(stage: Any, **changes: Any) -> StageState:
+    torch.manual_seed(0)
+    config = replace(CONFIG, **changes)
+    config = replace(config, data=replace(config.data, patch_size=128))
+    return StageState(config, stage, build_generator(config), CPU)
+
+
+def weights(one: StageState) -> list[Tensor]:
+    return [w.detach().clone() for network in one.trained().values() for w in network.parameters()]
+
+
+def step(one: StageState) -> dict[str, Tensor]:
+    values = one.gradients([crops(2, 128)])
+    one.update()
+    return values
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_stage_gan_trains_as_in_fp32(shared: bool) -> None:
+    """Losses within fp16's digits, and gradients in one direction; one pass of D over SR or two."""
+    sharing = SharingConfig(discriminator_pass=shared)
+    half, single = state("gan", sharing=sharing), state("gan", sharing=sharing, precision="fp32")
+    assert half.scaler.is_enabled()
+    half.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**8)  # at the default's 2**16 a second step overflows here
+    half.step.scale_loss = half.scaler.scale
+    assert not single.scaler.is_enabled()
+    before = weights(half)
+    for number in range(2):
+        values, expected = step(half), step(single)
+        for name in ("loss", "l1", "perceptual", "gan", "discriminator"):
+            assert values[name].item() == pytest.approx(expected[name].item(), rel=3e-2), (number, name)
+        if number:
+            continue  # from other weights
+        for ours, theirs in zip(half.trained().values(), single.trained().values(), strict=True):
+            found, wanted = (torch.cat([w.grad.flatten() for w in m.parameters()]) for m in (ours, theirs))
+            assert found.dtype == torch.float32
+            # Kinks that flip turn them a little; what the scaler or one of two losses left out would do far more.
+            assert torch.cosine_similarity(found, wanted, dim=0) > 0.9
+            assert found.norm().item() == pytest.approx(wanted.norm().item(), rel=0.1)
+    assert all(not torch.equal(a, b) for a, b in zip(before, weights(half), strict=True))
+
+
+@pytest.mark.parametrize("stage", ["net", "gan"])
+def test_an_overflow_moves_no_weight_and_halves_the_scale(stage: str) -> None:
+    one = state(stage)
+    step(one)  # a scaler is made by its first loss
+    one.scaler.update(2.0**40)
+    before = weights(one)
+    step(one)
+    assert all(torch.equal(a, b) for a, b in zip(before, weights(one), strict=True))
+    assert one.scaler.get_scale() == 2.0**39
+    one.scaler.update(2.0**10)
+    step(one)
+    assert not any(torch.equal(a, b) for a, b in zip(before, weights(one), strict=True))
+
+
+def test_the_ascent_is_scaled_by_itself() -> None:
+    """Its gradients are normalised, so it neither reads nor moves the scale of the training pass."""
+    one, other = state("net"), state("net")
+    step(one)
+    step(other)
+    other.scaler.update(2.0**4)
+    found = [s.step.worst_case(crops(2, 128), 1) for s in (one, other)]
+    assert (found[0].lr - found[0].clean).abs().max() > 0
+    other.step.generator.load_state_dict(one.step.generator.state_dict())
+    assert torch.equal(one.step.worst_case(crops(2, 128), 1).lr, other.step.worst_case(crops(2, 128), 1).lr)

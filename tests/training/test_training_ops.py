@@ -1,0 +1,90 @@
+"""The run's choice of ops, and the self-test that a run on a GPU starts with."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+
+from andfast.config.schema import TrainConfig
+from andfast.functional.selftest import SelfTestResult
+from andfast.functional.selftest_cases import CASES
+from andfast.training import ops
+from andfast.training.build import build_generator, build_step
+from andfast.training.distributed import Processes
+
+CUDA = torch.device("cuda")
+OPS = [op for op in CASES if op != "residual_dense_block_fp8"]
+
+
+def config(**settings: object) -> TrainConfig:
+    return dataclasses.replace(TrainConfig(output=Path("run")), **settings)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """Lets the self-test find one wrong op, and tells what it was asked for."""
+    calls: list[object] = []
+
+    def self_test(
+        device: torch.device, dtypes: list[torch.dtype], names: list[str], *, every: bool
+    ) -> list[SelfTestResult]:
+        calls.append((device, dtypes, names, every))
+        good = SelfTestResult("blur_pool", "cuda", torch.float32, True, 1e-7, 0.25, "")
+        return [good, SelfTestResult("degradation_block", "triton", torch.bfloat16, False, 0.3, 1.0, "off by 0.3")]
+
+    monkeypatch.setattr(ops, "self_test", self_test)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _device: "a GPU")
+    return calls
+
+
+def test_a_wrong_op_ends_the_run_before_it_starts(asked: list[object]) -> None:
+    message = r"on a GPU: degradation_block \(triton, torch.bfloat16\): off by 0.3. --ops=reference trains with plain"
+    with pytest.raises(ops.UntrustedOpError, match=message):
+        ops.check_ops(config(precision="bf16"), CUDA)
+    assert asked == [(CUDA, [torch.bfloat16, torch.float32], OPS, False)]
+
+
+def test_fp32_runs_are_tested_in_fp32_only(asked: list[object]) -> None:
+    with pytest.raises(ops.UntrustedOpError):
+        ops.check_ops(config(precision="fp32"), CUDA)
+    assert asked == [(CUDA, [torch.float32], OPS, False)]
+
+
+def test_fp8_is_tested_and_told_of_where_it_is_used(asked: list[object]) -> None:
+    settings = config(precision="bf16")
+    assert set(ops.ops_used(settings, torch.device("cpu"))) == set(OPS)
+    settings.adversary.precision = "fp8"
+    with pytest.raises(ops.UntrustedOpError):
+        ops.check_ops(settings, CUDA)
+    assert asked == [(CUDA, [torch.bfloat16, torch.float32], list(CASES), False)]
+    assert set(ops.ops_used(settings, torch.device("cpu"))) == set(CASES)
+
+
+def test_plain_pytorch_and_the_cpu_are_not_tested(asked: list[object]) -> None:
+    assert ops.check_ops(config(ops="reference"), CUDA) == ops.check_ops(config(), torch.device("cpu")) == 0
+    assert asked == []
+
+
+@pytest.mark.parametrize(
+    ("preset", "radius", "smallest"), [("calibrated", None, 0.968), ("paper", None, 0.6), ("calibrated", 1.5, 0)]
+)
+def test_the_ball_says_how_small_a_slope_may_be(preset: str, radius: float | None, smallest: float) -> None:
+    settings = config(ops="reference")
+    settings.generator.blocks, settings.generator.features, settings.generator.growth = 1, 8, 4
+    settings.adversary.preset, settings.adversary.radius_slope = preset, radius  # type: ignore[assignment]
+    step = build_step(settings, "net", build_generator(settings), Processes(0, 1, torch.device("cpu")))
+    assert step.degradation.smallest_slope == step.adversary.ball.smallest_slope == pytest.approx(smallest)
+
+
+def test_the_choice_reaches_every_network() -> None:
+    settings = config(ops="reference")
+    settings.generator.blocks, settings.generator.features, settings.generator.growth = 1, 8, 4
+    generator = build_generator(settings)
+    assert {one.impl for one in generator.modules() if hasattr(one, "impl")} == {"reference"}
+    settings.loss.vgg_weights, settings.loss.gan = "random", 0
+    step = build_step(settings, "gan", generator, Processes(0, 1, torch.device("cpu")))
+    assert step.objective.vgg is not None
+    assert {step.degradation.impl, step.objective.impl, step.objective.vgg.impl} == {"reference"}
+    assert set(ops.ops_used(settings, torch.device("cpu")).values()) == {"reference"}
+    assert ops.ops_used(config(), torch.device("cpu"))["blur_pool"] != "reference"
