@@ -51,6 +51,8 @@ struct Shape {
   int32_t out_channels = 0;  // may be anything from 1 where out has fewer than 8 channels (see Problem::out)
   Resampling resampling = Resampling::kNone;
   bool per_image_weights = false;
+  // Any of what only the degradation block asks for: replicate padding, slopes of each image or channel, noise.
+  bool degradation = false;
 };
 
 struct Problem {
@@ -91,8 +93,10 @@ struct Problem {
 };
 
 inline Shape shape_of(const Problem& problem) {
+  const bool degradation =
+      problem.padding == Padding::kReplicate || problem.slopes != nullptr || problem.noise != nullptr;
   return {problem.dtype, {problem.sources[0].count, problem.sources[1].count}, problem.out.count, problem.resampling,
-          problem.per_image_weights};
+          problem.per_image_weights, degradation};
 }
 
 }  // namespace andfast::convolution
