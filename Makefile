@@ -41,7 +41,7 @@ gpu-check: ## tests, benchmarks and tuning on a GPU, below 9 minutes; GPU_CHECK_
 	elif $${PYTHON:-python3} -c 'import sys, torch; sys.exit(torch.version.cuda is None)' 2>/dev/null; \
 	then python=$${PYTHON:-python3}; \
 	else $(MAKE) --no-print-directory setup && python=.venv/bin/python || exit 1; fi; \
-	"$$python" benchmarks/gpu_check.py $(GPU_CHECK_ARGS)
+	"$$python" -m benchmarks.gpu_check $(GPU_CHECK_ARGS)
 
 roofline: ## floors of the ops and of a step, for this GPU or one on paper; ROOFLINE_ARGS="--device A100"
 	@python=.venv/bin/python; [ -x $$python ] || python=$${PYTHON:-python3}; \

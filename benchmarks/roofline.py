@@ -12,12 +12,9 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
-
-sys.path.append(str(Path(__file__).resolve().parents[1]))  # when run as a file
 
 from benchmarks import counts
 from benchmarks.counts import Work

@@ -9,23 +9,18 @@ the host some ten microseconds more. So the milliseconds are a floor for a GPU m
 """
 
 import statistics
-import sys
 import time
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import torch
-from triton.runtime.jit import JITFunction
-
-sys.path.extend([str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parent)])  # when run as a file
-
 from machine import cpu_name
-from step_variants import FULL, Size, Step, Variant
+from triton.runtime.jit import JITFunction
 
 from andfast.functional import dispatch as _dispatch
 from andfast.nn import frozen
+from benchmarks.suites.step_variants import FULL, Size, Step, Variant
 
 ROUNDS = 9
 NARROW = Size(2, 16, 16, FULL.blocks, 8, 8, 4, {"conv1_1": 0.1})

@@ -13,12 +13,10 @@ are alive at once, weights and optimizers left out, and whatever is allocated in
 
 import argparse
 import json
-import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
@@ -28,16 +26,13 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-sys.path.extend([str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parent)])  # when run as a file
-
-from step_variants import FULL, VARIANTS, Size, Step
-
 from andfast.diagnosis.memory import Alive, fake_weights
 from andfast.functional import dispatch as _dispatch
 from andfast.kernels.ascent_step import kernels as ascent_kernels
 from andfast.kernels.ascent_step import launch as _ascent_step_triton
 from andfast.kernels.ascent_step.kernels import Batch
 from andfast.training.step_settings import Sharing
+from benchmarks.suites.step_variants import FULL, VARIANTS, Size, Step
 
 NO_LAUNCH = (
     "empty",

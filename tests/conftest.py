@@ -1,11 +1,15 @@
 """What all tests share: the hypothesis profile, and which marked tests run on this machine."""
 
 import os
+import sys
 from pathlib import Path
 
 import hypothesis
 import pytest
 import torch
+
+# Last, so that benchmarks/ is importable but an installed andfast takes precedence over the checkout's.
+sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 # The same examples on every machine and in every run; time is no property of the code under test.
 hypothesis.settings.register_profile(

@@ -1,17 +1,15 @@
-"""benchmarks/report.py, figure.py and summary.py: tables, pictures and figures from rows with round numbers."""
+"""benchmarks/pages.py, figure.py and summary.py: tables, pictures and figures from rows with round numbers."""
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.append(str(ROOT))  # last: an installed andfast is what is tested
-
-from benchmarks import figure, gaps, report, roofline, summary  # noqa: E402
-from benchmarks.rates import Rates  # noqa: E402
+from benchmarks import roofline
+from benchmarks.rates import Rates
+from benchmarks.report import __main__ as command_line
+from benchmarks.report import figure, gaps, pages, summary
 
 Row = dict[str, Any]
 
@@ -123,26 +121,26 @@ def results() -> dict[str, Any]:
         row("g", 1e-3, implementation="fast", error=2e-3, tflop_per_s=0.1, gb_per_s=1.0, **facts),
         *STEPS,
     ]
-    return report.collect(rows, {"name": "toy device", "commit": "abc", "packages": {"torch": "1.0", "triton": None}})
+    return pages.collect(rows, {"name": "toy device", "commit": "abc", "packages": {"torch": "1.0", "triton": None}})
 
 
 def test_tables() -> None:
-    page = report.tables(results())
+    page = pages.tables(results())
     lines = page.splitlines()
     assert lines[:3] == ["### g", "", "|  | times the fastest | median, ms | rounds | error | GB/s | TFLOP/s |"]
     assert lines[4] == "| fast | 1.00 | 1 | 3 | 2.0e-03 | 1 | 0.1 |"
     assert lines[5].startswith("| slow | 2.00 | 2 |")
     assert "| variant 1 |" in page
-    assert report.tables({"rows": []}) == "No rows were measured."
+    assert pages.tables({"rows": []}) == "No rows were measured."
     failed = row("h", 1.0, implementation="wrong") | {"passed": False}
-    assert "| wrong (FAILED) |" in report.tables({"rows": [failed]})
+    assert "| wrong (FAILED) |" in pages.tables({"rows": [failed]})
 
 
 def test_rates_are_kept_once() -> None:
     found = results()
     assert found["rates"] == RATES
     assert not any("rates" in one["extra_info"] for one in found["rows"])
-    said = report.machine_text(found)
+    said = pages.machine_text(found)
     assert "torch 1.0" in said
     assert "triton" not in said
     assert "copy 1 GB/s" in said
@@ -170,31 +168,31 @@ def test_parts_beside_their_floors() -> None:
     assert entries["all"]["floor"] == entries["ascent"]["floor"] + entries["restoration"]["floor"]
     floor = roofline.step_seconds(Rates(**RATES), "net", batch=2, hr_size=128, blocks=2)
     assert entries["all"]["floor"] == pytest.approx(floor)
-    page = report.gaps_table(found)
+    page = pages.gaps_table(found)
     assert page is not None
     assert f"| bf16 1, and net | all | 1000 | {1e3 * floor:.4g} | {1 / floor:.2f} |" in page
     assert "| bf16 1, and net | update | 100 |  |  |" in page
-    assert report.gaps_table({"rows": []}) is None
-    assert "The step against its floors" not in report.tables(found)
+    assert pages.gaps_table({"rows": []}) is None
+    assert "The step against its floors" not in pages.tables(found)
 
 
 def test_report_against_targets() -> None:
     values, reasons = summary.figures(STEPS)
     found = values | {"reasons": reasons, "stages": {"step": {"status": "failed", "seconds": 3.2, "reason": "exit 1"}}}
-    page = report.gpu_report(found, results())
+    page = pages.gpu_report(found, results())
     assert "| `overhead_exact_l1` | 3 | at most 3.5 | met |" in page
     assert "| `speedup_vs_bf16_eager` |  | at least 3 | no row of the and step" in page
     assert "| step | failed | 3 | exit 1 |" in page
 
 
 def test_docs_page(tmp_path: Path) -> None:
-    assert "**Not measured yet.**" in report.docs_page(tmp_path)
+    assert "**Not measured yet.**" in pages.docs_page(tmp_path)
     folder = tmp_path / "toy"
     folder.mkdir()
     values, reasons = summary.figures(STEPS)
     (folder / "summary.json").write_text(json.dumps(values | {"reasons": reasons}))
     (folder / "results.json").write_text(json.dumps(results()))
-    page = report.docs_page(tmp_path)
+    page = pages.docs_page(tmp_path)
     assert "Not measured yet" not in page
     assert "## toy device" in page
     assert "| `overhead_exact_gan` | 2.5 | at most 3.2 | met |" in page
@@ -202,7 +200,7 @@ def test_docs_page(tmp_path: Path) -> None:
 
 
 def test_the_committed_page_is_what_the_results_give() -> None:
-    assert report.DOCS.read_text() == report.docs_page()
+    assert pages.DOCS.read_text() == pages.docs_page()
 
 
 def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -216,13 +214,15 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     }
     file = tmp_path / "benchmarks.json"
     file.write_text(json.dumps(raw))
-    assert report.main([str(file), "--markdown", str(tmp_path / "a.md"), "--figure", str(tmp_path / "a.png")]) == 0
+    assert (
+        command_line.main([str(file), "--markdown", str(tmp_path / "a.md"), "--figure", str(tmp_path / "a.png")]) == 0
+    )
     assert "toy device" in (tmp_path / "a.md").read_text()
-    assert report.main([str(file)]) == 0
+    assert command_line.main([str(file)]) == 0
     assert "### g" in capsys.readouterr().out
     for content, message in (("no", "is not JSON"), ("{}", "must be pytest-benchmark's JSON")):
         file.write_text(content)
-        assert report.main([str(file)]) == 1
+        assert command_line.main([str(file)]) == 1
         assert message in capsys.readouterr().err
     with pytest.raises(SystemExit):
-        report.main([])
+        command_line.main([])

@@ -1,4 +1,4 @@
-"""benchmarks/gpu_check.py without a GPU: stages that fail or hang, the budget, the summary, and a run on the CPU."""
+"""-m benchmarks.gpu_check without a GPU: stages that fail or hang, the budget, the summary, and a run on the CPU."""
 
 import json
 import os
@@ -11,12 +11,14 @@ from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.append(str(ROOT))  # last: an installed andfast is what is tested
+from benchmarks import machine
+from benchmarks.gpu_check import __main__ as command_line
+from benchmarks.gpu_check import environment, runner, stages
+from benchmarks.gpu_check.runner import Run
+from benchmarks.gpu_check.stages import STAGES, Skip, Stage, by_code
+from benchmarks.report import summary
 
-from benchmarks import gpu_check, gpu_check_stages, gpu_environment, machine, summary  # noqa: E402
-from benchmarks.gpu_check import Run  # noqa: E402
-from benchmarks.gpu_check_stages import STAGES, Skip, Stage, by_code  # noqa: E402
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def python(name: str, program: str, **options: Any) -> Stage:
@@ -33,7 +35,7 @@ def skipping(run: Run, limit: float) -> list[str]:
 def run(tmp_path: Path) -> Run:
     scratch = tmp_path / "scratch"
     scratch.mkdir()
-    given = gpu_check.parse(["--output", str(tmp_path / "out"), "--budget", "60"])
+    given = command_line.parse(["--output", str(tmp_path / "out"), "--budget", "60"])
     return Run(given, scratch)
 
 
@@ -47,15 +49,15 @@ def test_a_stage_that_fails_hangs_or_cannot_start_does_not_keep_others_from_runn
 ) -> None:
     hanging = f"import subprocess, time; {APPEND}; print('child', subprocess.Popen(['sleep', '600']).pid, flush=True)"
     hanging += "; time.sleep(600)"
-    stages = [
+    chosen = [
         python("fails", "print('the cause'); raise SystemExit(3)"),
         python("hangs", hanging, limit=3.0),
         Stage("absent", "a test", 1, 30, lambda run, limit: ["/no/such/program"]),
         Stage("skips", "a test", 1, 30, skipping),
-        python("unreadable", "print('no JSON')", verdict=gpu_check_stages.keep_rates),
+        python("unreadable", "print('no JSON')", verdict=stages.keep_rates),
         python("works", APPEND),
     ]
-    gpu_check.run_all(stages, run)
+    runner.run_all(chosen, run)
     outcomes = {name: (one.status, one.reason) for name, one in run.outcomes.items()}
     assert outcomes["fails"] == ("failed", "exit code 3")
     assert outcomes["hangs"] == ("timed out", "killed after 3 s")
@@ -78,15 +80,15 @@ def test_a_stage_that_fails_hangs_or_cannot_start_does_not_keep_others_from_runn
 
 
 def test_the_budget_is_kept_and_what_was_left_out_is_named(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu_check, "WRITING", 1.0)
-    monkeypatch.setattr(gpu_check, "LEAST", 1.0)
+    monkeypatch.setattr(runner, "WRITING", 1.0)
+    monkeypatch.setattr(runner, "LEAST", 1.0)
     run.given.budget = 5.0
     begun = time.monotonic()
-    gpu_check.run_all([python("first", "import time; time.sleep(60)"), python("second", ""), python("third", "")], run)
+    runner.run_all([python("first", "import time; time.sleep(60)"), python("second", ""), python("third", "")], run)
     assert time.monotonic() - begun < run.given.budget
     assert run.outcomes["first"].status == "timed out"
     run.given.budget = 1.0
-    gpu_check.run_all([python("fourth", "")], run)
+    runner.run_all([python("fourth", "")], run)
     assert run.outcomes["fourth"].as_dict() | {"seconds": 0} == {
         "status": "skipped",
         "seconds": 0,
@@ -105,30 +107,28 @@ def test_later_stages_keep_their_reserves(run: Run) -> None:
 
         return note
 
-    stages = [Stage(name, "", 20, 100, command(name)) for name in "abc"]
-    run.given.budget = 100 + gpu_check.WRITING
-    gpu_check.run_all(stages, run)
+    chosen = [Stage(name, "", 20, 100, command(name)) for name in "abc"]
+    run.given.budget = 100 + runner.WRITING
+    runner.run_all(chosen, run)
     assert [round(seen[name]) for name in "abc"] == [60, 80, 100]
-    run.given.budget = 30 + gpu_check.WRITING + (time.monotonic() - run.begun)  # half of the reserves
-    gpu_check.run_all(stages, run)
+    run.given.budget = 30 + runner.WRITING + (time.monotonic() - run.begun)  # half of the reserves
+    runner.run_all(chosen, run)
     assert [round(seen[name]) for name in "abc"] == [10, 15, 30]
 
 
 def test_the_reserves_fit_into_the_budget() -> None:
-    assert sum(stage.reserve for stage in STAGES) + gpu_check.WRITING <= gpu_check.BUDGET <= 540
+    assert sum(stage.reserve for stage in STAGES) + runner.WRITING <= runner.BUDGET <= 540
     assert all(stage.reserve <= stage.limit for stage in STAGES)
-    assert {gpu_check_stages.stage_of(name) for name in summary.TARGETS} <= {stage.name for stage in STAGES}
-    names = [one.name for one in gpu_check_stages.ordered(True)]
+    assert {stages.stage_of(name) for name in summary.TARGETS} <= {stage.name for stage in STAGES}
+    names = [one.name for one in stages.ordered(True)]
     assert names.index("tune") < names.index("degradation_block")
     assert sorted(names) == sorted(one.name for one in STAGES)
-    assert (
-        len({*gpu_check_stages.PRODUCTS, "summary.json", "results.json", "report.md", "roofline.png", "log.txt"}) <= 8
-    )
+    assert len({*stages.PRODUCTS, "summary.json", "results.json", "report.md", "roofline.png", "log.txt"}) <= 8
 
 
 def test_summary_names_every_figure(run: Run) -> None:
-    run.outcomes["step"] = gpu_check.Outcome("timed out", 3.0, "killed after 3 s")
-    gpu_check.write(run)
+    run.outcomes["step"] = runner.Outcome("timed out", 3.0, "killed after 3 s")
+    runner.write(run)
     assert run.output is not None
     found = json.loads((run.output / "summary.json").read_text())
     for name in summary.TARGETS:
@@ -152,7 +152,7 @@ def test_summary_names_every_figure(run: Run) -> None:
     ],
 )
 def test_what_pytest_said(run: Run, code: int, said: str, expected: tuple[str, str]) -> None:
-    assert gpu_check_stages.counted(run, code, said) == expected
+    assert stages.counted(run, code, said) == expected
 
 
 def test_stages_without_what_they_need_say_so(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -162,32 +162,32 @@ def test_stages_without_what_they_need_say_so(run: Run, monkeypatch: pytest.Monk
         with pytest.raises(Skip, match="no CUDA device"):
             stage.command(run, 10)
     with pytest.raises(Skip, match=r"there is no benchmarks/no\.py"):
-        gpu_check_stages.suite("no.py")(run, 10)
-    monkeypatch.setattr(gpu_check_stages, "BENCHMARKS", tmp_path)
+        stages.suite("no.py")(run, 10)
+    monkeypatch.setattr(stages, "BENCHMARKS", tmp_path)
     (tmp_path / "sanitize_blur_pool.py").touch()
     monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr(gpu_check_stages.glob, "glob", lambda pattern: [])
+    monkeypatch.setattr(stages.glob, "glob", lambda pattern: [])
     monkeypatch.delenv("CUDA_HOME", raising=False)
     monkeypatch.delenv("CUDA_PATH", raising=False)
     run.machine = {"device": "cuda"}
     with pytest.raises(Skip, match="compute-sanitizer is neither on the PATH"):
-        gpu_check_stages.sanitizer(run, 10)
+        stages.sanitizer(run, 10)
     tool = tmp_path / "cuda" / "bin" / "compute-sanitizer"
     tool.parent.mkdir(parents=True)
     tool.touch()
     monkeypatch.setenv("CUDA_HOME", str(tmp_path / "cuda"))
-    assert gpu_check_stages.sanitizer(run, 10)[0] == str(tool)
+    assert stages.sanitizer(run, 10)[0] == str(tool)
 
 
 def test_build_is_for_the_devices_capability(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(gpu_check_stages, "ROOT", tmp_path)
+    monkeypatch.setattr(stages, "ROOT", tmp_path)
     (tmp_path / "csrc").mkdir()
     run.machine = {"capability": "9.0"}
-    assert gpu_check_stages.build_environment(run)["ANDFAST_CPU_ONLY"] == "1"  # there are no CUDA sources
+    assert stages.build_environment(run)["ANDFAST_CPU_ONLY"] == "1"  # there are no CUDA sources
     (tmp_path / "csrc" / "a.cu").touch()
-    assert gpu_check_stages.build_environment(run)["ANDFAST_CUDA_ARCHS"] == "9.0"
+    assert stages.build_environment(run)["ANDFAST_CUDA_ARCHS"] == "9.0"
     run.machine = {"capability": None}
-    assert gpu_check_stages.build_environment(run)["ANDFAST_CPU_ONLY"] == "1"
+    assert stages.build_environment(run)["ANDFAST_CPU_ONLY"] == "1"
 
 
 def test_wheels_are_taken_for_what_is_missing(tmp_path: Path) -> None:
@@ -197,7 +197,7 @@ def test_wheels_are_taken_for_what_is_missing(tmp_path: Path) -> None:
         "setuptools-81.0.0-py3-none-any.whl",
     ):
         (tmp_path / name).touch()
-    assert [path.name for path in gpu_environment.missing_wheels(tmp_path)] == ["no_such_thing-1.0-py3-none-any.whl"]
+    assert [path.name for path in environment.missing_wheels(tmp_path)] == ["no_such_thing-1.0-py3-none-any.whl"]
 
 
 def test_commit_without_git(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -218,13 +218,13 @@ def test_commit_without_git(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 )
 def test_wrong_arguments(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
-        gpu_check.parse(arguments)
+        command_line.parse(arguments)
     assert stopped.value.code == 2
     assert message in capsys.readouterr().err
 
 
 def check(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(ROOT / "benchmarks" / "gpu_check.py"), *arguments]
+    command = [sys.executable, "-m", "benchmarks.gpu_check", *arguments]
     # A worker of pytest-xdist says so in its environment, and pytest-benchmark measures nothing in one.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     environment |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""} | variables

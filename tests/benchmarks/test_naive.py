@@ -1,8 +1,5 @@
-"""benchmarks/naive.py, the baseline of the benchmarks, computes what the package does: losses and gradients in fp32."""
+"""The naive baseline (benchmarks/baselines/naive.py) computes the package's losses and gradients in fp32."""
 
-import importlib.util
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -17,27 +14,15 @@ from andfast.losses import GANLoss, PerceptualLoss
 from andfast.nn import DegradationNetwork, RRDBNet, VGGDiscriminator
 from andfast.training.step import TrainingStep
 from andfast.training.step_settings import Adversary, Place, Sharing
+from benchmarks.baselines import naive
 
-FILE = Path(__file__).parents[2] / "benchmarks" / "naive.py"
 LAYERS = {"conv1_2": 0.1, "conv2_2": 0.5}
 INDICES = {2: 0.1, 7: 0.5}
 """The same layers in torchvision's ``features``."""
 
 
-@pytest.fixture(scope="module")
-def naive() -> ModuleType:
-    if not FILE.is_file():
-        pytest.skip("benchmarks/ is not here")
-    spec = importlib.util.spec_from_file_location("naive", FILE)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def pair(
-    naive: ModuleType, stage: str, *, frozen: bool = False, steps: int = 3, dtype: torch.dtype = torch.float32
+    stage: str, *, frozen: bool = False, steps: int = 3, dtype: torch.dtype = torch.float32
 ) -> tuple[TrainingStep, Any, Tensor]:
     """The package's step without any sharing and the naive one, over equal weights."""
     torch.manual_seed(3)
@@ -70,8 +55,8 @@ def pair(
     # Kinks of VGG and batch statistics of two images amplify rounding, gradients most; float64 shows it is no more.
     [("net", torch.float32, 1e-4), ("gan", torch.float32, 1e-3), ("gan", torch.float64, 1e-6)],
 )
-def test_and_step(naive: ModuleType, stage: str, dtype: torch.dtype, tolerance: float, frozen: bool) -> None:
-    step, other, hr = pair(naive, stage, frozen=frozen, dtype=dtype)
+def test_and_step(stage: str, dtype: torch.dtype, tolerance: float, frozen: bool) -> None:
+    step, other, hr = pair(stage, frozen=frozen, dtype=dtype)
     expected = step.gradients([hr], 0)
     theta = step.draw_identity(hr, 0)
     found = other.and_step(hr, [[one.clone() for one in group] for group in theta])
@@ -84,9 +69,9 @@ def test_and_step(naive: ModuleType, stage: str, dtype: torch.dtype, tolerance: 
 
 
 @pytest.mark.parametrize("stage", ["net", "gan"])
-def test_plain_step(naive: ModuleType, stage: str) -> None:
+def test_plain_step(stage: str) -> None:
     """ESRGAN's own step: both on the pooled HR, where no ascent amplifies rounding."""
-    step, other, hr = pair(naive, stage, frozen=False)
+    step, other, hr = pair(stage, frozen=False)
     found = other.plain_step(hr)
     targets = step.objective.targets(hr)
     sr, values = step._train_generator(blur_pool(hr, 4), targets, 1, True)
@@ -99,7 +84,7 @@ def test_plain_step(naive: ModuleType, stage: str) -> None:
         assert_close(gradients(other.discriminator), gradients(step.discriminator), 1e-3)
 
 
-def test_identity_networks(naive: ModuleType) -> None:
+def test_identity_networks() -> None:
     """Drawn as the package draws them: F is the pooling, and each tensor has the shape of the package's."""
     hr = crops(2, 32)
     theta = naive.identity(2, 32, 64)
@@ -111,13 +96,13 @@ def test_identity_networks(naive: ModuleType) -> None:
     assert centers.std().item() == pytest.approx((2 / 128) ** 0.5, rel=0.02)
 
 
-def test_only_the_naive_ascent_computes_weight_gradients(naive: ModuleType) -> None:
+def test_only_the_naive_ascent_computes_weight_gradients() -> None:
     """Those of G, a third of a pass through it, that nobody needs."""
     from torch.utils.flop_counter import FlopCounterMode  # noqa: PLC0415
 
     counts = []
     for frozen in (False, True):
-        _, other, hr = pair(naive, "net", frozen=frozen)
+        _, other, hr = pair("net", frozen=frozen)
         theta = naive.identity(2, 32, 16)
         with FlopCounterMode(display=False) as counter:
             other.and_step(hr, theta)

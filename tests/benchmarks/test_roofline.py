@@ -2,8 +2,6 @@
 
 import functools
 import json
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -18,11 +16,6 @@ from andfast.losses import GANLoss, PerceptualLoss
 from andfast.nn import DegradationNetwork, RRDBNet, VGGDiscriminator
 from andfast.training.step import TrainingStep
 from andfast.training.step_settings import Adversary, Place, Sharing
-
-sys.path.append(
-    str(Path(__file__).resolve().parents[2])
-)  # at the end: an installed andfast stays the one that is tested
-
 from benchmarks import counts, roofline
 from benchmarks.counts import Work
 from benchmarks.rates import NOMINAL, PRECISIONS, Rates, measured

@@ -1,17 +1,13 @@
 """The counts of a step: what benchmarks/step_launches.py finds without a GPU."""
 
 import itertools
-import sys
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))
-
-step_launches = pytest.importorskip("step_launches", reason="needs triton")
-step_variants = pytest.importorskip("step_variants")
+from benchmarks import step_launches
+from benchmarks.suites import step_variants
 
 SIZE = replace(step_variants.FULL, batch=48, blocks=2)
 

@@ -1,4 +1,4 @@
-"""benchmarks/tune_degradation_block.py without a GPU: the table's text, candidates, compiling, choosing; a row's clock.
+"""Tuning of the degradation block without a GPU: the table's text, candidates, compiling, choosing; the row timer.
 
 What needs the kernels to run is run in Triton's interpreter, by re-running this file with TRITON_INTERPRET=1.
 """
@@ -16,13 +16,13 @@ import torch
 import triton_interpreter
 from triton_interpreter import INTERPRETED
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.append(str(ROOT))  # last: an installed andfast is what is tested
-
-from andfast.kernels.degradation_block.configs import PRECISIONS, TABLE, Config  # noqa: E402
-from benchmarks import config_table, measure, tune_degradation_block, tuning_candidates  # noqa: E402
-from benchmarks.tune_degradation_block import Bench, ranked, tuned  # noqa: E402
-from benchmarks.tuning_candidates import KERNELS, Candidate, candidates  # noqa: E402
+from andfast.kernels.degradation_block.configs import PRECISIONS, TABLE, Config
+from benchmarks import measure
+from benchmarks.tuning import candidates as tuning_candidates
+from benchmarks.tuning import config_table
+from benchmarks.tuning import degradation_block as tune_degradation_block
+from benchmarks.tuning.candidates import KERNELS, Candidate, candidates
+from benchmarks.tuning.degradation_block import Bench, ranked, tuned
 
 KEY = ("forward", "half")
 

@@ -50,8 +50,8 @@ def figures(rows: Iterable[Row]) -> tuple[dict[str, float | None], dict[str, str
     """All figures by name, and for each that is None the reason.
 
     Args:
-        rows: of :func:`benchmarks.report.load`: group, name, median (seconds), passed, extra_info. Rows that did not
-            pass are not used.
+        rows: from :func:`benchmarks.report.pages.load`: group, name, median (seconds), passed, extra_info. Rows that
+            did not pass are ignored.
     """
     used = [row for row in rows if row.get("passed", True)]
     makers: dict[str, Callable[[], float]] = {
@@ -95,7 +95,7 @@ def _select(rows: Sequence[Row], what: str, **wanted: Any) -> list[Row]:
 
 
 def _steps(rows: Sequence[Row], kind: str, stage: str, baseline: int | None = None) -> list[Row]:
-    """Rows of benchmarks/test_step.py, the fastest an image first."""
+    """Rows of benchmarks/suites/test_step.py, the fastest an image first."""
     wanted: dict[str, Any] = {"step": kind, "stage": stage} | ({} if baseline is None else {"baseline": baseline})
     whose = "" if baseline is None else f", baseline {baseline}"
     found = _select(rows, f"the {kind} step, stage {stage}{whose}", **wanted)

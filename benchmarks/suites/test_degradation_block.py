@@ -1,6 +1,6 @@
 """The degradation block against what PyTorch offers, at the shapes of F.
 
-    python -m pytest benchmarks/test_degradation_block.py --benchmark-group-by=group --benchmark-columns=median,rounds
+    python -m pytest benchmarks/suites/test_degradation_block.py --benchmark-group-by=group
 
 Rows of a group, at one shape and precision:
 

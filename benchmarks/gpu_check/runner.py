@@ -1,18 +1,4 @@
-"""Everything that a machine with a GPU can tell, in one call below nine minutes and without a network.
-
-    make gpu-check                                     or: python benchmarks/gpu_check.py --output FOLDER
-    python benchmarks/gpu_check.py --stages tests,step
-    python benchmarks/gpu_check.py --allow-cpu --quick   tries the program itself; its numbers mean nothing
-
-Stages run one after the other, each in a process of its own with a time limit; one that fails, hangs or is killed does
-not keep the next ones from running. What was measured is written after every stage, so that an interrupted run leaves
-it too. The output folder, ``benchmarks/results/<gpu>/`` unless told otherwise, gets summary.json (the figures by name,
-or null and the reason), results.json (every row), report.md, roofline.png, log.txt, and what the tuning found.
-
-The exit code is 1 if a stage failed or ran out of time, 0 else; a stage that was skipped is named with its reason.
-Nothing is installed: packages that are missing are taken from wheels in ``wheels/``, if it is there, into a temporary
-folder. benchmarks/README.md says more.
-"""
+"""One run of gpu-check: its clock, its stages in processes with a time limit, and the files it leaves."""
 
 import argparse
 import contextlib
@@ -22,17 +8,16 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.append(str(ROOT))  # when run as a file
+from benchmarks.gpu_check import stages
+from benchmarks.gpu_check.stages import Skip, Stage
+from benchmarks.report import pages, summary
 
-from benchmarks import gpu_check_stages, report, summary  # noqa: E402
-from benchmarks.gpu_check_stages import Skip, Stage  # noqa: E402
+ROOT = Path(__file__).resolve().parents[2]
 
 SCHEMA = 1
 BUDGET = 540.0
@@ -80,7 +65,7 @@ class Run:
             "ANDFAST_BENCH_ROWS": str(self.rows_file),
             # Rows stop before the stage is killed.
             "ANDFAST_BENCH_SECONDS": str(max(1.0, limit - 15)),
-            "ANDFAST_BENCH_RATES": str(self.scratch / gpu_check_stages.RATES),
+            "ANDFAST_BENCH_RATES": str(self.scratch / stages.RATES),
             # Programs of packages that came as wheels, ninja for one.
             "PATH": os.pathsep.join([os.environ.get("PATH", os.defpath), *(f"{one}/bin" for one in self.site())]),
         }
@@ -170,10 +155,10 @@ def prepare(stage: Stage, run: Run) -> bool:
     return True
 
 
-def run_all(stages: Sequence[Stage], run: Run) -> None:
+def run_all(chosen: Sequence[Stage], run: Run) -> None:
     """All stages in order, each with the time that later ones can spare."""
-    for index, stage in enumerate(stages):
-        later = sum(one.reserve for one in stages[index + 1 :])
+    for index, stage in enumerate(chosen):
+        later = sum(one.reserve for one in chosen[index + 1 :])
         # Short of time, what is left is shared in the proportion of the reserves.
         spare = run.left() - WRITING
         share = spare - later if spare - later >= stage.reserve else spare * stage.reserve / (stage.reserve + later)
@@ -197,17 +182,17 @@ def write(run: Run) -> Path:
     """Write what is known so far; returns the folder."""
     if run.output is None:
         name = run.machine.get("slug", "unknown")
-        run.output = report.RESULTS / name
+        run.output = pages.RESULTS / name
     run.output.mkdir(parents=True, exist_ok=True)
-    results = report.collect(run.rows(), run.machine)
+    results = pages.collect(run.rows(), run.machine)
     results["rates"] = run.rates or results["rates"]
     found = summarise(run, results)
     _replace(run.output / "results.json", json.dumps(results, indent=1) + "\n")
     _replace(run.output / "summary.json", json.dumps(found, indent=1) + "\n")
-    _replace(run.output / "report.md", report.gpu_report(found, results))
+    _replace(run.output / "report.md", pages.gpu_report(found, results))
     if run.log_file.is_file():
         shutil.copyfile(run.log_file, run.output / "log.txt")
-    for name in gpu_check_stages.PRODUCTS:
+    for name in stages.PRODUCTS:
         if (run.scratch / name).is_file():
             shutil.copyfile(run.scratch / name, run.output / name)
     return run.output
@@ -218,7 +203,7 @@ def summarise(run: Run, results: dict[str, Any]) -> dict[str, Any]:
     values, reasons = summary.figures(results["rows"])
     rates = results["rates"] or {}
     for name in reasons:
-        stage = run.outcomes.get(gpu_check_stages.stage_of(name))
+        stage = run.outcomes.get(stages.stage_of(name))
         if stage is not None and stage.status != "passed":
             reasons[name] += f" (its stage: {stage.status}" + (f", {stage.reason})" if stage.reason else ")")
     return {
@@ -246,76 +231,3 @@ def _replace(path: Path, text: str) -> None:
     part = path.with_name(f".{path.name}.part")
     part.write_text(text, encoding="utf-8")
     part.replace(path)
-
-
-# ------------------------------------------------------------------------------------------------------ command line
-
-
-def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    names = [stage.name for stage in gpu_check_stages.STAGES]
-    parser = argparse.ArgumentParser(prog="gpu_check", description=__doc__.splitlines()[0])
-    parser.add_argument("--output", type=Path, help="folder of the results; default: benchmarks/results/<gpu>")
-    parser.add_argument("--budget", type=float, default=BUDGET, help="seconds in all (%(default)g)")
-    parser.add_argument("--stages", help=f"some of the stages only, by comma: {', '.join(names)}")
-    parser.add_argument("--stage-limit", type=float, help="seconds a stage at most, below its own limit")
-    parser.add_argument("--apply-tuning", action="store_true", help="tune first, and benchmark with what was found")
-    parser.add_argument("--allow-cpu", action="store_true", help="run without a GPU, to try the program")
-    parser.add_argument("--quick", action="store_true", help="tiny sizes, to try the program")
-    given = parser.parse_args(arguments)
-    for name in ("budget", "stage_limit"):
-        if (value := getattr(given, name)) is not None and not 0 < value < float("inf"):
-            parser.error(f"--{name.replace('_', '-')} must be a positive number of seconds, was {value}")
-    given.chosen = names if given.stages is None else [one.strip() for one in given.stages.split(",")]
-    if unknown := [one for one in given.chosen if one not in names]:
-        parser.error(f"--stages must be among {', '.join(names)}, was {', '.join(unknown)}")
-    return given
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    given = parse(arguments)
-    with tempfile.TemporaryDirectory(prefix="andfast-gpu-check-") as folder:
-        run = Run(given, Path(folder))
-        stages = gpu_check_stages.ordered(given.apply_tuning)
-        first, *others = [one for one in stages if one.name in given.chosen or one.name == "environment"]
-        # The machine names the folder, and the later stages ask for it.
-        if not prepare(first, run):
-            return 1
-        try:
-            run_all(others, run)
-        except KeyboardInterrupt:
-            print("error: interrupted", file=sys.stderr)
-            return 130
-        finally:
-            place = write(run)
-        _figure(run, place)
-        return _last_words(run, place)
-
-
-def _figure(run: Run, place: Path) -> None:
-    try:
-        from benchmarks.figure import draw  # noqa: PLC0415
-
-        draw(report.load(place / "results.json"), place / "roofline.png")
-    except ImportError as error:
-        print(f"no roofline.png: {error}")
-
-
-def _last_words(run: Run, place: Path) -> int:
-    found = json.loads((place / "summary.json").read_text())
-    print()
-    for name in summary.TARGETS:
-        value = found[name]
-        print(f"{name:38s} {value:.3g}" if value is not None else f"{name:38s} - {found['reasons'][name]}")
-    bad = [name for name, one in run.outcomes.items() if one.status in ("failed", "timed out")]
-    skipped = [name for name, one in run.outcomes.items() if one.status == "skipped"]
-    if skipped:
-        print(f"skipped: {', '.join(skipped)}")
-    print(f"{time.monotonic() - run.begun:.0f} s; results in {place}")
-    if bad:
-        print(f"error: {', '.join(bad)} did not pass", file=sys.stderr)
-    return 1 if bad else 0
-
-
-if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    sys.exit(main())

@@ -12,7 +12,7 @@ COLORS = mpl.color_sequences["tab10"]
 
 
 def draw(results: dict[str, Any], path: Path) -> None:
-    """Write the picture of results of :func:`benchmarks.report.load`; what was not measured is left out."""
+    """Write the picture of results of :func:`benchmarks.report.pages.load`; what was not measured is left out."""
     steps = [row for row in results["rows"] if row["extra_info"].get("parts")]
     kernels = [row for row in results["rows"] if row["extra_info"].get("tflop_per_s")]
     figure = Figure(figsize=(9, 6 + (0.35 * len(steps) + 1.5 if steps else 0)), layout="constrained")

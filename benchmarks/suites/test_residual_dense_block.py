@@ -1,6 +1,6 @@
 """The residual dense block against what PyTorch offers, at the shape of G in training.
 
-    python -m pytest benchmarks/test_residual_dense_block.py --benchmark-group-by=group --benchmark-columns=median
+    python -m pytest benchmarks/suites/test_residual_dense_block.py --benchmark-group-by=group
 
 Rows of a group, at one precision:
 

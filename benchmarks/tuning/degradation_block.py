@@ -1,9 +1,9 @@
 """Which configurations of the degradation block's Triton kernels are fastest: the table in kernels/, measured.
 
-    python -m benchmarks.tune_degradation_block                       on a GPU: all candidates, as long as it takes
-    python -m benchmarks.tune_degradation_block --seconds 90 --reduced --json tuning.json --table configs.py
-    python -m benchmarks.tune_degradation_block --apply               and write the winners to kernels/
-    python -m benchmarks.tune_degradation_block --compile-only --architecture 9.0      no GPU: registers, shared memory
+    python -m benchmarks.tuning.degradation_block                       on a GPU: all candidates, as long as it takes
+    python -m benchmarks.tuning.degradation_block --seconds 90 --reduced --json tuning.json --table configs.py
+    python -m benchmarks.tuning.degradation_block --apply               and write the winners to kernels/
+    python -m benchmarks.tuning.degradation_block --compile-only --architecture 9.0   no GPU: registers, shared memory
 
 Candidates differ from the table's entry in tile, reduction step, warps, stages, registers and programs; those that
 differ in least come first, so a time budget looks around the present choice. All are compiled first, in parallel; what
@@ -24,15 +24,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.append(str(ROOT))  # when run as a file
+import torch
 
-import torch  # noqa: E402
-
-from andfast.kernels.degradation_block.configs import PRECISIONS, TABLE, Config  # noqa: E402
-from andfast.kernels.degradation_block.configs import architecture as architecture_of  # noqa: E402
-from benchmarks import config_table  # noqa: E402
-from benchmarks.tuning_candidates import (  # noqa: E402
+from andfast.kernels.degradation_block.configs import PRECISIONS, TABLE, Config
+from andfast.kernels.degradation_block.configs import architecture as architecture_of
+from benchmarks.tuning import config_table
+from benchmarks.tuning.candidates import (
     KERNELS,
     Candidate,
     candidates,
@@ -42,6 +39,8 @@ from benchmarks.tuning_candidates import (  # noqa: E402
     in_turns,
     layers,
 )
+
+ROOT = Path(__file__).resolve().parents[2]
 
 MARGIN: Final = 0.02
 """By what fraction a candidate must beat the table's entry."""
@@ -202,7 +201,7 @@ def tuned(
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.tune_degradation_block", description="Tune the table.")
+    parser = argparse.ArgumentParser(prog="benchmarks.tuning.degradation_block", description="Tune the table.")
     parser.add_argument("--compile-only", action="store_true", help="list what candidates take; needs no GPU")
     parser.add_argument("--architecture", choices=TABLE, help="default: the GPU's")
     parser.add_argument("--kernel", choices=KERNELS, action="append", help="one or more; default: all")
@@ -214,7 +213,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=48)
     parser.add_argument("--hr-size", type=int, default=256)
     parser.add_argument("--json", type=Path, help="where all timings go")
-    parser.add_argument("--table", type=Path, help="where degradation_block_configs.py goes with the winners")
+    parser.add_argument("--table", type=Path, help="where configs.py goes with the winners")
     parser.add_argument("--apply", action="store_true", help="write the winners to kernels/")
     return parser.parse_args(arguments)
 

@@ -1,4 +1,4 @@
-"""The variants of a training step that benchmarks/test_step.py times, and the sizes that it times them at.
+"""The variants of a training step that benchmarks/suites/test_step.py times, and the sizes that it times them at.
 
 Each variant gives the gradients of a plain ESRGAN step and of an AND step, from the same weights, on the same images.
 The first three are plain PyTorch (naive.py), from what one writes first to the best that torch.compile makes of it.
@@ -8,7 +8,6 @@ import functools
 import os
 from dataclasses import dataclass, replace
 
-import naive
 import torch
 
 from andfast.adversary import PRESETS
@@ -22,6 +21,7 @@ from andfast.training.cuda_graph import Captured, CudaGraphs
 from andfast.training.profiling import Stopwatch
 from andfast.training.step import TrainingStep
 from andfast.training.step_settings import Adversary, Place, Sharing
+from benchmarks.baselines import naive
 
 TORCHVISION = {"conv1_1": 0, "conv1_2": 2, "conv2_2": 7, "conv3_4": 16, "conv4_4": 25, "conv5_4": 34}
 """Where torchvision's ``vgg19().features`` has these layers."""

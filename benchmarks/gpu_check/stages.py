@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 BENCHMARKS = ROOT / "benchmarks"
 RATES = "rates.json"
 """The measured rates, which the suites then need not measure again."""
-PRODUCTS = ("tuning.json", "degradation_block_configs.py")
+PRODUCTS = ("tuning.json", "configs.py")
 """Files that stages leave in the scratch folder and that belong to the results."""
 PYTEST = ("-p", "no:cacheprovider", "-v", "--tb=short", "-W", "default")
 """A warning, which is an error where the tests are developed, is none on a machine that nobody knows."""
@@ -60,7 +60,7 @@ class Stage:
 
 
 def environment(run: Any, limit: float) -> list[str]:
-    return [sys.executable, "-m", "benchmarks.gpu_environment", str(run.scratch), str(ROOT / "wheels")]
+    return [sys.executable, "-m", "benchmarks.gpu_check.environment", str(run.scratch), str(ROOT / "wheels")]
 
 
 def keep_machine(run: Any, code: int, said: str) -> Verdict:
@@ -100,7 +100,7 @@ def kernels(run: Any, limit: float) -> list[str]:
     return [
         sys.executable,
         "-m",
-        "benchmarks.compile_kernels",
+        "benchmarks.gpu_check.compile_kernels",
         "--architecture",
         run.machine["capability"],
         "--seconds",
@@ -157,7 +157,7 @@ def _last(said: str) -> str:
 
 
 def sanitizer(run: Any, limit: float) -> list[str]:
-    script = BENCHMARKS / "sanitize_blur_pool.py"
+    script = BENCHMARKS / "gpu_check" / "sanitize_blur_pool.py"
     if run.machine.get("device") != "cuda":
         raise Skip("no CUDA device")
     if not script.is_file():
@@ -187,9 +187,9 @@ def suite(file: str) -> Callable[[Any, float], list[str]]:
     """The command of one file of benchmarks."""
 
     def command(run: Any, limit: float) -> list[str]:
-        path = BENCHMARKS / file
+        path = BENCHMARKS / "suites" / file
         if not path.is_file():
-            raise Skip(f"there is no benchmarks/{file}")
+            raise Skip(f"there is no benchmarks/suites/{file}")
         if not _have(run, "pytest_benchmark"):
             raise Skip("pytest-benchmark is not installed, and not in wheels/")
         return [sys.executable, "-m", "pytest", str(path), "--benchmark-columns=median", *PYTEST]
@@ -200,7 +200,7 @@ def suite(file: str) -> Callable[[Any, float], list[str]]:
 def tune(run: Any, limit: float) -> list[str]:
     if run.machine.get("device") != "cuda":
         raise Skip("no CUDA device")
-    script = [sys.executable, "-m", "benchmarks.tune_degradation_block", "--reduced"]
+    script = [sys.executable, "-m", "benchmarks.tuning.degradation_block", "--reduced"]
     files = ["--json", str(run.scratch / PRODUCTS[0]), "--table", str(run.scratch / PRODUCTS[1])]
     return [
         *script,

@@ -1,6 +1,6 @@
 """The ascent's step over all of theta, and the first pass's gradients: andfast's implementations against PyTorch.
 
-    python -m pytest benchmarks/test_ascent.py --benchmark-group-by=group --benchmark-columns=min,median,rounds
+    python -m pytest benchmarks/suites/test_ascent.py --benchmark-group-by=group
 
 On a GPU theta is that of F for 48 images of 256x256 (1.07e9 noise values), on a CPU a small one. "first" is the step
 from the identity, whose noises are one expanded zero; "later" any other. ``bytes`` is what two passes have to move: the

@@ -1,23 +1,13 @@
-"""Tables and figures of measured results: JSON in, Markdown and a picture out. Nothing in them is typed by hand.
+"""Measured rows as Markdown: tables by group, figures against their targets, docs/results.md."""
 
-    python -m benchmarks.report runs/benchmarks.json --markdown runs/benchmarks.md --figure runs/benchmarks.png
-    python -m benchmarks.report --docs                   docs/results.md from benchmarks/results/*/
-
-The JSON is pytest-benchmark's, or the results.json of ``make gpu-check``. The figure has every kernel on the roofline
-and, where rows of the training step tell their parts, bars of a step by part.
-"""
-
-import argparse
 import json
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.append(str(ROOT))  # when run as a file
+from benchmarks.report import summary
 
-from benchmarks import summary  # noqa: E402
+ROOT = Path(__file__).resolve().parents[2]
 
 RESULTS = ROOT / "benchmarks" / "results"
 DOCS = ROOT / "docs" / "results.md"
@@ -167,7 +157,7 @@ def gaps_table(results: Results) -> str | None:
     """Parts of the step beside their floors; None where no step of the counted networks was measured."""
     if not any(row["extra_info"].get("parts") for row in results["rows"]):
         return None
-    from benchmarks.gaps import gaps  # noqa: PLC0415  # torch is slow to import, and most pages do without
+    from benchmarks.report.gaps import gaps  # noqa: PLC0415  # torch is slow to import, and most pages do without
 
     found = gaps(results)
     lines = [
@@ -235,39 +225,3 @@ def docs_page(folder: Path = RESULTS) -> str:
             f"All rows: [report](../benchmarks/results/{file.parent.name}/report.md).",
         ]
     return "\n\n".join(parts) + "\n"
-
-
-# ------------------------------------------------------------------------------------------------------ command line
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__.splitlines()[0])
-    parser.add_argument("json", nargs="?", type=Path, help="pytest-benchmark's JSON, or a results.json")
-    parser.add_argument("--markdown", type=Path, help="where the tables go; printed if not given")
-    parser.add_argument("--figure", type=Path, help="where the picture goes (.png, .svg, .pdf)")
-    parser.add_argument("--docs", action="store_true", help=f"write {DOCS.relative_to(ROOT)} from benchmarks/results/")
-    given = parser.parse_args(arguments)
-    if given.docs == (given.json is not None):
-        parser.error("either a JSON file or --docs must be given")
-    if given.docs:
-        DOCS.write_text(docs_page(), encoding="utf-8")
-        return 0
-    try:
-        results = load(given.json)
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    page = f"# Benchmarks\n\n{machine_text(results)}\n\n{tables(results)}\n"
-    if given.markdown:
-        given.markdown.write_text(page, encoding="utf-8")
-    else:
-        print(page, end="")
-    if given.figure:
-        from benchmarks.figure import draw  # noqa: PLC0415  # matplotlib is of the extra "demo"
-
-        draw(results, given.figure)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

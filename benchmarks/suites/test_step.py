@@ -1,6 +1,6 @@
 """A training step of every variant in step_variants.py: the plain ESRGAN step and the AND step, of both stages.
 
-    python -m pytest benchmarks/test_step.py --benchmark-group-by=group --benchmark-columns=median,rounds
+    python -m pytest benchmarks/suites/test_step.py --benchmark-group-by=group
 
 On a GPU at the paper's size (batch 48, HR 256, 23 blocks; a smaller batch where memory is short, with the reason), on a
 CPU at a tiny one, which says nothing about a GPU. A row is a whole step, zero_grad to the optimizers, on images that
@@ -24,12 +24,12 @@ import statistics
 
 import pytest
 import torch
-from step_variants import FULL, TINY, VARIANTS, Step, Variant, compile_options, loss_error
 from torch.utils.flop_counter import FlopCounterMode
 
 from andfast.functional import dispatch as _dispatch
 from andfast.functional.residual_dense_block_fp8 import NAME as FP8
 from andfast.training.profiling import Stopwatch
+from benchmarks.suites.step_variants import FULL, TINY, VARIANTS, Step, Variant, compile_options, loss_error
 
 CUDA = torch.cuda.is_available()
 DEVICE = "cuda" if CUDA else "cpu"

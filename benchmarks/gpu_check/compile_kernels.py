@@ -1,6 +1,6 @@
 """Compile every Triton kernel that the launchers can ask for, in parallel, into Triton's cache; needs no GPU.
 
-    python -m benchmarks.compile_kernels --architecture 9.0
+    python -m benchmarks.gpu_check.compile_kernels --architecture 9.0
 
 A launch of the same architecture then finds its kernel compiled: tests and benchmarks do not wait for the compiler one
 kernel at a time. Fails where a kernel spills or takes too much shared memory.
@@ -15,11 +15,10 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.append(str(ROOT))  # when run as a file
+from andfast.kernels.degradation_block.configs import TABLE
+from benchmarks.tuning.candidates import compilers, in_parallel
 
-from andfast.kernels.degradation_block.configs import TABLE  # noqa: E402
-from benchmarks.tuning_candidates import compilers, in_parallel  # noqa: E402
+ROOT = Path(__file__).resolve().parents[2]
 
 Task = tuple[str, Any]
 """A test module's name and one of its variants."""
@@ -51,7 +50,7 @@ def compile_one(task: Task) -> tuple[str, dict[str, int] | None, str | None]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.compile_kernels", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="benchmarks.gpu_check.compile_kernels", description=__doc__.splitlines()[0])
     parser.add_argument("--architecture", choices=TABLE, default=max(TABLE))
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--seconds", type=float, default=float("inf"), help="what is not compiled then is left out")

@@ -1,6 +1,6 @@
 """Anti-aliased pooling: andfast's implementations against what plain PyTorch offers. One group a shape and direction.
 
-    python -m pytest benchmarks/test_blur_pool.py --benchmark-group-by=group --benchmark-columns=median,rounds
+    python -m pytest benchmarks/suites/test_blur_pool.py --benchmark-group-by=group
 
 Rows of a group do the same work but for two: F.avg_pool2d (box filter, aliases more) and F.interpolate(antialias=True)
 (triangle filter of the same width, other border handling). The depthwise convolution is what an anti-aliased pooling is

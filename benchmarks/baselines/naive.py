@@ -4,7 +4,7 @@ Nothing of andfast is used but the clock that callers may hand in. The networks 
 a grouped convolution over the images of the batch, and each ascent pass is one ``backward`` through everything, which
 leaves gradients of G's and D's weights that are thrown away (the paper's 57.85 TFLOP a step count them). Losses, ball
 and identity networks are those that docs/method.md describes, so that the same seed, weights and theta give the same
-numbers as the package, up to rounding; tests/benchmarks/test_naive.py holds that.
+numbers as the package, up to rounding; tests/benchmarks/suites/test_naive.py holds that.
 
 ``frozen=True`` is the other baseline, the best that plain PyTorch can do: G and D frozen in the ascent, gradients to
 theta alone, HR's features once a step; its caller compiles G, D and VGG.

@@ -14,7 +14,7 @@ def gaps(results: dict[str, Any]) -> list[dict[str, Any]]:
     """Of andfast's fastest row of each step and stage: its parts, measured and floor seconds, None where not counted.
 
     Args:
-        results: of :func:`benchmarks.report.load`.
+        results: of :func:`benchmarks.report.pages.load`.
     """
     rates = results.get("rates")
     rows = [row for row in results["rows"] if row.get("passed", True) and _comparable(row["extra_info"])]

@@ -1,6 +1,6 @@
 """G's tail, upsampling + convolution + LeakyReLU, against what PyTorch offers, at the shapes of training.
 
-    python -m pytest benchmarks/test_upsampled_convolution.py --benchmark-group-by=group --benchmark-columns=median
+    python -m pytest benchmarks/suites/test_upsampled_convolution.py --benchmark-group-by=group
 
 Layers are conv_up1 and conv_up2 (x2) and conv_hr (x1) of a batch of 48 at 64 x 64. Rows of a group, at one precision:
 

@@ -1,8 +1,8 @@
 """Launches every CUDA kernel of blur_pool at small and odd sizes, for compute-sanitizer to watch.
 
-    compute-sanitizer --tool memcheck --error-exitcode 1 python benchmarks/sanitize_blur_pool.py
-    compute-sanitizer --tool racecheck --error-exitcode 1 python benchmarks/sanitize_blur_pool.py
-    compute-sanitizer --tool initcheck --error-exitcode 1 python benchmarks/sanitize_blur_pool.py
+    compute-sanitizer --tool memcheck --error-exitcode 1 python benchmarks/gpu_check/sanitize_blur_pool.py
+    compute-sanitizer --tool racecheck --error-exitcode 1 python benchmarks/gpu_check/sanitize_blur_pool.py
+    compute-sanitizer --tool initcheck --error-exitcode 1 python benchmarks/gpu_check/sanitize_blur_pool.py
 
 Results are compared with the reference implementation's on the CPU; a difference ends it with exit code 1.
 """

@@ -1,6 +1,6 @@
 """The perceptual loss's distance of two features: andfast's implementations against composed and compiled PyTorch.
 
-    python -m pytest benchmarks/test_mean_distance.py --benchmark-group-by=group --benchmark-columns=median,rounds
+    python -m pytest benchmarks/suites/test_mean_distance.py --benchmark-group-by=group
 
 On a GPU features are VGG's conv1_2 (the largest), conv3_4 and an SR image, 48 of 256x256; on a CPU smaller ones.
 "composed" is the loss as one writes it, in fp32 by two casts. ``bytes`` are the op's: both tensors read forward, and

@@ -1,6 +1,6 @@
 """What reduced precision costs the adversary's strength: noise maps in a half type, F or G in bf16, G's blocks in fp8.
 
-    python benchmarks/ascent_precision.py --weights runs/demo/weights/andnet_best.safetensors
+    python -m benchmarks.strength --weights runs/demo/weights/andnet_best.safetensors
 
 Strength is the loss gain that the ascent reaches over the clean loss, divided by the gain that the same ascent reaches
 in float32: on the same G, photographs and identity networks, an image at a time. The gains themselves are always taken

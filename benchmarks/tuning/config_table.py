@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from andfast.kernels.degradation_block.configs import Config
 
-FILE: Final = Path(__file__).resolve().parents[1] / "kernels" / "degradation_block" / "configs.py"
+FILE: Final = Path(__file__).resolve().parents[2] / "kernels" / "degradation_block" / "configs.py"
 PROGRAMS: Final = "programs"
 """The first field with a default."""
 _SECTION: Final = re.compile(r"(?<=# fmt: off\n)TABLE: .*?(?=# fmt: on\n)", re.DOTALL)
@@ -37,7 +37,7 @@ def table_text(table: Table) -> str:
 
 
 def rewritten(source: str, table: Table) -> str:
-    """The source of degradation_block_configs.py with another table.
+    """The source of configs.py with another table.
 
     Raises:
         ValueError: the source has no table between ``# fmt: off`` and ``# fmt: on``.

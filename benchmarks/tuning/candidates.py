@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from andfast.kernels.degradation_block.configs import MAX_REGISTERS, TABLE, Config, channel_block
-from benchmarks import config_table
+from benchmarks.tuning import config_table
 
 KERNELS: Final = ("forward", "grad_input", "grad_weight")
 LAYERS: Final = {(3, 64, "hr"): 1, (64, 64, "hr"): 4, (64, 64, "lr"): 5, (64, 3, "lr"): 1}
@@ -85,7 +85,7 @@ def layers(kernel: str) -> dict[tuple[int, int, str], int]:
 
 def compilers() -> tuple[Any, Any]:
     """The modules in tests/ that know how to compile the kernels: the block's compile test, and kernel_resources."""
-    tests = Path(__file__).resolve().parents[1] / "tests"
+    tests = Path(__file__).resolve().parents[2] / "tests"
     for folder in (tests / "helpers", tests / "ops" / "degradation_block"):
         if str(folder) not in sys.path:
             sys.path.append(str(folder))

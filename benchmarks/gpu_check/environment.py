@@ -1,6 +1,6 @@
 """gpu-check's first stage: install what is missing from wheels/ into a temporary folder, and describe the machine.
 
-python -m benchmarks.gpu_environment SCRATCH WHEELS
+python -m benchmarks.gpu_check.environment SCRATCH WHEELS
 """
 
 import importlib.metadata
