@@ -32,11 +32,11 @@ def resolve(op: str, impl: str, device_type: str, dtype: torch.dtype | None = No
     return "cpp" if op == "blur_pool" else "triton"
 
 
-def ascent(images_at_once: int, size: Size = NARROW, rounds: int = ROUNDS) -> tuple[float, int]:
+def ascent(chunk_size: int, size: Size = NARROW, rounds: int = ROUNDS) -> tuple[float, int]:
     """Median seconds and Triton launches of the host's part of an ascent of stage net, under bf16."""
     step = Step(Variant("andfast", 4, bf16=True, degradation_fp32=True), size, "net", "cpu").ours
     step.generator.to(memory_format=torch.channels_last)
-    step.adversary = replace(step.adversary, images_at_once=images_at_once)
+    step.adversary = replace(step.adversary, chunk_size=chunk_size)
     hr = torch.rand(size.batch, 3, size.hr, size.hr).contiguous(memory_format=torch.channels_last)
     launches = 0
 
@@ -61,8 +61,8 @@ def main() -> None:
     torch.set_num_threads(1)
     print(f"{cpu_name()}, one thread, torch {torch.__version__}, median of {ROUNDS}\n")
     print("| groups of images | host, ms | Triton launches left out |\n|---|---|---|")
-    for images_at_once, groups in ((0, 1), (1, 2)):
-        seconds, launches = ascent(images_at_once)
+    for chunk_size, groups in ((0, 1), (1, 2)):
+        seconds, launches = ascent(chunk_size)
         print(f"| {groups} | {1e3 * seconds:.0f} | {launches} |")
 
 

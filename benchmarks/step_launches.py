@@ -47,7 +47,7 @@ NO_LAUNCH = (
     "promote_types",
 )
 ROW = {"launches": 0, "casts": 0, "andfast": 0, "bytes": 0, "peak": 0}
-NOTHING = Sharing(identity_pass=False, hr_features=False, cast_weights=False, discriminator_pass=False)
+NOTHING = Sharing(closed_form_first_step=False, hr_features=False, cast_weights=False, discriminator_pass=False)
 
 
 class Parts:

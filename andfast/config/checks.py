@@ -150,9 +150,9 @@ def _run(config: TrainConfig) -> None:
     _at_least("log_every", config.log_every, 1)
     _at_least("checkpoint_every", config.checkpoint_every, 1)
     _at_least("keep_checkpoints", config.keep_checkpoints, 1)
-    if config.sharing.discriminator_pass and config.compile:
+    if config.reuse.discriminator_pass and config.compile:
         raise ValueError(
-            "sharing.discriminator_pass must be false or null with compile, was true: "
+            "reuse.discriminator_pass must be false or null with compile, was true: "
             "a compiled D cannot go backward twice"
         )
 
@@ -187,7 +187,7 @@ def _adversary(config: TrainConfig) -> None:
             "'bf16' or 'fp16'"
         )
     _number("adversary.step_size", adversary.step_size, lambda size: size > 0, "a number above 0 or null")
-    _at_least("adversary.images_at_once", adversary.images_at_once, 0)
+    _at_least("adversary.chunk_size", adversary.chunk_size, 0)
     separate = {
         "adversary.radius_convolution": adversary.radius_convolution,
         "adversary.radius_noise": adversary.radius_noise,

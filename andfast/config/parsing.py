@@ -19,6 +19,7 @@ from typing import Any, Final, Literal, NoReturn, get_args, get_origin, get_type
 import jsonargparse
 
 from andfast.config.checks import choices_text, nearest, validate, validate_machine
+from andfast.config.renames import original_name, renamed, translate
 from andfast.config.schema import RunOptions, TrainConfig
 from andfast.config.yaml_files import ConfigError, means_null, one_line, read_yaml, write_yaml
 
@@ -26,8 +27,8 @@ PROGRAM: Final = "python -m andfast.train"
 COMMAND_LINE_ONLY: Final = ("config", "resume", "overwrite", "steps", "help")
 
 FREE_ON_RESUME: Final = (
-    "output", "device", "channels_last", "compile", "cuda_graph", "sharing.identity_pass", "sharing.hr_features",
-    "sharing.cast_weights", "net.steps", "gan.steps", "data.pack", "data.workers", "validation", "log_every",
+    "output", "device", "channels_last", "compile", "cuda_graph", "reuse.closed_form_first_step", "reuse.hr_features",
+    "reuse.cast_weights", "net.steps", "gan.steps", "data.pack", "data.workers", "validation", "log_every",
     "tensorboard", "checkpoint_every", "keep_checkpoints",
 )  # fmt: skip
 """Settings, or groups of them, that may change when a run is resumed: what is computed stays the same."""
@@ -76,15 +77,16 @@ def read_command_line(argv: Sequence[str]) -> tuple[TrainConfig, RunOptions]:
     first, others = _first_look(argv)
     _check_options(others)
     source: Path | None = first.config
+    command = others
     if first.resume and source is None and first.output is not None:
         source = first.output / "config.yaml"
         if not source.is_file():
             raise ConfigError(f"--resume must find a run in --output, but {str(source)!r} does not exist")
-    if source is not None:
+        command = [*_from_run(source), *others]
+    elif source is not None:
         found = read_yaml(source)
         check_names(found, str(source))
-        source = source if found else None  # jsonargparse takes no file without settings
-    command = [*(["--config", str(source)] if source is not None else []), *others]
+        command = [*(["--config", str(source)] if found else []), *others]  # jsonargparse takes no empty file
     if first.output is not None:
         command.append(f"--output={first.output}")
     config = _parse(command)
@@ -100,19 +102,24 @@ def read_command_line(argv: Sequence[str]) -> tuple[TrainConfig, RunOptions]:
 
 
 def load(path: str | Path) -> TrainConfig:
-    """Read a configuration file, such as the config.yaml of a run folder; it has to name its ``output``.
+    """Read the config.yaml that a run has written; old names of settings are translated.
 
     Raises:
         ConfigError: the file cannot be read, or a name or a value in it is not valid.
     """
-    found = read_yaml(path)
-    check_names(found, str(path))
-    config = _parse(["--config", str(path)] if found else [])
+    config = _parse(_from_run(path))
     try:
         validate(config)
     except ValueError as error:
         raise ConfigError(one_line(str(error))) from error
     return config
+
+
+def _from_run(path: str | Path) -> list[str]:
+    """Arguments that give jsonargparse the settings of a run's config.yaml."""
+    settings = translate(read_yaml(path))
+    check_names(settings, str(path))
+    return ["--config", write_yaml(settings)] if settings else []
 
 
 def dump(config: TrainConfig) -> str:
@@ -137,7 +144,7 @@ def tree(config: object) -> dict[str, Any]:
 
 def digest(config: TrainConfig) -> str:
     """SHA-256 (hexadecimal) of the settings that decide what is computed, without :data:`FREE_ON_RESUME`."""
-    kept = {name: value for name, value in _leaves(tree(config)).items() if not _free(name)}
+    kept = {original_name(name): value for name, value in _leaves(tree(config)).items() if not _free(name)}
     return hashlib.sha256(repr(sorted(kept.items())).encode()).hexdigest()
 
 
@@ -158,7 +165,8 @@ def check_names(found: Mapping[Any, Any], where: str, group: type = TrainConfig,
     for key, value in found.items():
         name = f"{prefix}{key}"
         if key not in hints:
-            raise ConfigError(f"{where}: {_unknown(name)}")
+            inner = f"{name}.{next(iter(value))}" if isinstance(value, Mapping) and value else name
+            raise ConfigError(f"{where}: {renamed(inner) or _unknown(name)}")
         if is_dataclass(hints[key]):
             if not isinstance(value, Mapping):
                 raise ConfigError(f"{where}: {name} must be a group of settings, was {value!r}")
@@ -179,6 +187,8 @@ def setting_types(group: type = TrainConfig, prefix: str = "") -> Iterator[tuple
 
 def _unknown(name: str) -> str:
     """The error for an unknown setting."""
+    if (message := renamed(name)) is not None:
+        return message
     if name in COMMAND_LINE_ONLY:
         return f"{name!r} is not a setting, it is given on the command line only: --{name}"
     known = [setting for setting, hint in setting_types() if not is_dataclass(hint)]

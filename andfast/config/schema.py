@@ -83,7 +83,7 @@ class AdversaryConfig:
     """Radius of the slopes' ball; null: the preset's; not with preset paper."""
     radius_joint: float | None = None
     """Radius of the joint ball; null: the preset's, 20; only with preset paper."""
-    images_at_once: int | None = None
+    chunk_size: int | None = None
     """Images whose worst cases are searched together, by which a step's memory goes; 0: a whole micro batch; null: 24
     (with cuda_graph 8) of 256x256, more of smaller ones, in stage net, where it changes nothing but rounding, and all
     in stage gan, where D would see batches of so many."""
@@ -180,10 +180,10 @@ class ValidationConfig:
 
 
 @dataclass
-class SharingConfig:
+class ReuseConfig:
     """What a step computes once and uses again; without effect on the results but for rounding"""
 
-    identity_pass: bool = True
+    closed_form_first_step: bool = True
     """The first ascent pass, at the identity networks, takes F's output and gradients in closed form, without a
     convolution."""
     hr_features: bool = True
@@ -237,7 +237,7 @@ class TrainConfig:
     net: NetConfig = field(default_factory=NetConfig)
     gan: GanConfig = field(default_factory=GanConfig)
     data: DataConfig = field(default_factory=DataConfig)
-    sharing: SharingConfig = field(default_factory=SharingConfig)
+    reuse: ReuseConfig = field(default_factory=ReuseConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
     log_every: int = 100
     """Steps between lines of metrics.jsonl."""

@@ -55,7 +55,7 @@ def build_discriminator(config: DiscriminatorConfig, patch_size: int) -> nn.Modu
     return UNetDiscriminator(features=config.features)
 
 
-IMAGES_AT_ONCE = 24
+CHUNK_SIZE = 24
 """Of 256x256: the ascent then needs no more memory than the training pass, and each launch still fills a GPU."""
 IMAGES_IN_A_GRAPH = 8
 """A graph keeps its memory from the training pass, and more launches cost it nothing."""
@@ -69,14 +69,14 @@ def records_ascent(config: TrainConfig, stage: Stage, device: str) -> bool:
     return device == "cuda" and stage == "net" if config.cuda_graph is None else config.cuda_graph
 
 
-def images_at_once(stage: Stage, side: int, cuda_graph: bool) -> int:
+def default_chunk_size(stage: Stage, side: int, cuda_graph: bool) -> int:
     """How many images of ``side`` pixels square have their ascent together by default; 0: all of a micro batch.
 
     In stage gan all of them, as D would see batches of so many: another loss.
     """
     if stage == "gan":
         return 0
-    return max((IMAGES_IN_A_GRAPH if cuda_graph else IMAGES_AT_ONCE) * 256**2 // side**2, 1)
+    return max((IMAGES_IN_A_GRAPH if cuda_graph else CHUNK_SIZE) * 256**2 // side**2, 1)
 
 
 def build_adversary(config: TrainConfig, stage: Stage, *, recorded: bool = False) -> Adversary:
@@ -98,7 +98,7 @@ def build_adversary(config: TrainConfig, stage: Stage, *, recorded: bool = False
         radius = getattr(settings, f"radius_{group}")
         if radius is not None:
             ball = replace(ball, **{group: radius})
-    at_once = settings.images_at_once
+    at_once = settings.chunk_size
     return Adversary(
         ball=ball,
         steps=settings.steps,
@@ -108,7 +108,7 @@ def build_adversary(config: TrainConfig, stage: Stage, *, recorded: bool = False
         noise_dtype=NOISE_DTYPES[config.degradation.noise_dtype],
         slope=config.degradation.slope,
         images_per_network=config.degradation.images_per_network,
-        images_at_once=images_at_once(stage, size, recorded) if at_once is None else at_once,
+        chunk_size=default_chunk_size(stage, size, recorded) if at_once is None else at_once,
         precision=settings.precision,
     )
 
@@ -131,11 +131,11 @@ def compile_networks(generator: nn.Module, discriminator: nn.Module | None, **op
 
 def build_sharing(config: TrainConfig) -> Sharing:
     """What a step computes once; D's pass only where that is exact, unless the configuration insists."""
-    settings = config.sharing
+    settings = config.reuse
     shared = settings.discriminator_pass
     if shared is None:
         shared = config.discriminator.kind == "vgg" and not config.compile
-    return Sharing(settings.identity_pass, settings.hr_features, settings.cast_weights, shared)
+    return Sharing(settings.closed_form_first_step, settings.hr_features, settings.cast_weights, shared)
 
 
 def build_step(config: TrainConfig, stage: Stage, generator: nn.Module, group: Processes) -> TrainingStep:

@@ -194,7 +194,9 @@ class TrainingStep:
             steps=self.adversary.steps,
             step_size=self.adversary.step_size,
             loss_scale=FP16_ASCENT_SCALE if half else 1.0,
-            first=partial(objective, degrade=self.degradation.at_identity) if self.sharing.identity_pass else None,
+            first=partial(objective, degrade=self.degradation.at_identity)
+            if self.sharing.closed_form_first_step
+            else None,
             impl=self.degradation.impl,
         )
 

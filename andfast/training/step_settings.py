@@ -16,7 +16,7 @@ class Adversary:
         ball, steps, step_size: as of :func:`andfast.adversary.ascend`.
         channels, noise, noise_dtype, slope: of F's parameters, as of :func:`andfast.adversary.sample_identity`.
         images_per_network: images that share one F; 0: one F for the whole micro batch.
-        images_at_once: the most images whose worst cases are searched together; 0: all of a micro batch.
+        chunk_size: the most images whose worst cases are searched together; 0: all of a micro batch.
         precision: "same" as the step's, or "fp8" in the dense blocks of G; see :class:`andfast.nn.fp8_body.Fp8Body`.
     """
 
@@ -28,12 +28,12 @@ class Adversary:
     noise_dtype: torch.dtype = torch.float32
     slope: str = "layer"
     images_per_network: int = 1
-    images_at_once: int = 0
+    chunk_size: int = 0
     precision: str = "same"
 
     def groups(self, images: int) -> list[range]:
         """The images of a micro batch in consecutive groups, as equal as whole networks allow."""
-        most = self.images_at_once if self.images_per_network else images
+        most = self.chunk_size if self.images_per_network else images
         if not 0 < most < images or images % self.images_per_network:
             return [range(images)]
         networks = images // self.images_per_network
@@ -44,16 +44,16 @@ class Adversary:
 
 @dataclass(frozen=True)
 class Sharing:
-    """What a step computes once and uses again; see :class:`andfast.config.schema.SharingConfig`.
+    """What a step computes once and uses again; see :class:`andfast.config.schema.ReuseConfig`.
 
     Attributes:
-        identity_pass: the first ascent pass is at the identity: F in closed form.
+        closed_form_first_step: the first ascent pass is at the identity: F in closed form.
         hr_features: HR's features and logits serve all passes.
         cast_weights: G's weights are cast to the autocast dtype once for all ascent passes.
         discriminator_pass: one pass of D over SR serves G's loss and D's.
     """
 
-    identity_pass: bool = True
+    closed_form_first_step: bool = True
     hr_features: bool = True
     cast_weights: bool = True
     discriminator_pass: bool = False

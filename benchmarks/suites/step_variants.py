@@ -16,7 +16,7 @@ from andfast.functional import blur_pool
 from andfast.losses import REAL_ESRGAN_LAYERS, GANLoss, PerceptualLoss
 from andfast.nn import DegradationNetwork, RRDBNet, VGGDiscriminator, frozen
 from andfast.nn.interpolation_start import start_as_interpolation
-from andfast.training.build import compile_networks, images_at_once
+from andfast.training.build import compile_networks, default_chunk_size
 from andfast.training.cuda_graph import Captured, CudaGraphs
 from andfast.training.profiling import Stopwatch
 from andfast.training.step import TrainingStep
@@ -203,7 +203,7 @@ def package_step(size, stage, device, seed=0, *, graph=False):
         generator=generator.to(device),
         objective=objective,
         adversary=Adversary(
-            ball, steps=size.steps, channels=size.channels, images_at_once=images_at_once(stage, size.hr, graph)
+            ball, steps=size.steps, channels=size.channels, chunk_size=default_chunk_size(stage, size.hr, graph)
         ),
         patch_size=size.hr,
         place=Place(seed, int(stage == "gan")),
@@ -245,7 +245,7 @@ def naive_step(ours, variant, size, stopwatch):
 def reference_losses(kind, stage, device):
     """What all variants have to give in fp32: the package's losses, with nothing shared; and its identity networks."""
     step = Step(Variant("reference", 4), PARITY, stage, device, seed=PARITY_SEED)
-    step.ours.sharing = Sharing(identity_pass=False, hr_features=False, cast_weights=False)
+    step.ours.sharing = Sharing(closed_form_first_step=False, hr_features=False, cast_weights=False)
     theta = [[one.clone() for one in group] for group in step.ours.draw_identity(step.hr, 0)]
     return step.gradients(kind), theta
 

@@ -39,7 +39,7 @@ def pair(
             other.data.copy_(one.data)
         objective = Objective(1.0, 1.0, 0.1, vgg, d, GANLoss("vanilla"))
     adversary = Adversary(ball, steps=steps, channels=16)
-    sharing = Sharing(identity_pass=False, hr_features=False, cast_weights=False)
+    sharing = Sharing(closed_form_first_step=False, hr_features=False, cast_weights=False)
     step = TrainingStep(DegradationNetwork(), ours, objective, adversary, size, Place(1, 0), d, sharing=sharing)
     other = naive.NaiveStep(theirs, theirs_d, theirs_vgg, radii=ball.radii, steps=steps, channels=16, frozen=frozen)
     networks = ours, d, objective.vgg, theirs, theirs_d, theirs_vgg

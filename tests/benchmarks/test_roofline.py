@@ -189,7 +189,7 @@ def test_a_whole_step(stage: str) -> None:
         objective = Objective(1.0, 1.0, 0.1, vgg, discriminator, GANLoss("vanilla"))
     adversary = Adversary(PRESETS["calibrated"].ball, steps=2)
     step = TrainingStep(DegradationNetwork(), generator, objective, adversary, 128, Place(0, 0), discriminator)
-    step.sharing = Sharing(identity_pass=False, discriminator_pass=False)
+    step.sharing = Sharing(closed_form_first_step=False, discriminator_pass=False)
     entries = counts.step(stage, N, ascent_steps=2, hr_size=128, blocks=1)
     found = sum(entry.times * entry.work.flops for entry in entries)
     pooling = counts.blur_pool((N, 64, 128, 128), 4, size=4)[0].flops * (2 + 2 + 1)

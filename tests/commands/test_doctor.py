@@ -272,7 +272,7 @@ def test_groups_of_images_and_a_theta_that_goes_keep_the_ascent_small() -> None:
     """At the paper's size in stage net; counted as a CPU runs it, whose ascent step has temporaries."""
     paper = TrainConfig(output=Path("x"), device="cpu")
     grouped, together, fewer = (
-        step_memory(replace(paper, adversary=replace(paper.adversary, images_at_once=most)), "net")
+        step_memory(replace(paper, adversary=replace(paper.adversary, chunk_size=most)), "net")
         for most in (None, 0, 16)
     )
     assert grouped.peak == max(grouped.parts.values())

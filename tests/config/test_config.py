@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from andfast.config import parsing, yaml_files
 from andfast.config.checks import VGG_LAYERS, validate
 from andfast.config.parsing import ConfigError, differences, digest, dump, load, parse_train, read_command_line
+from andfast.config.renames import RENAMED
 from andfast.config.schema import STAGES, LossConfig, RunOptions, TrainConfig
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -396,3 +397,40 @@ def test_digest_and_differences_see_what_matters_and_nothing_else() -> None:
 
 def test_stages_are_ordered() -> None:
     assert STAGES == ("net", "gan")
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [("sharing.identity_pass", "reuse.closed_form_first_step"), ("sharing.hr_features", "reuse.hr_features")],
+)
+def test_old_name_raises_with_the_new_one(old: str, new: str, tmp_path: Path) -> None:
+    assert refused(f"--{old}=false") == f"{old} was renamed to {new}"
+    group, _, name = old.partition(".")
+    path = written(tmp_path, f"{group}: {{{name}: false}}\n")
+    assert refused("--config", path) == f"{path}: {old} was renamed to {new}"
+
+
+def test_old_name_of_a_group_raises_with_the_new_one(tmp_path: Path) -> None:
+    path = written(tmp_path, "sharing: {}\n")
+    assert refused("--config", path) == f"{path}: sharing was renamed to reuse"
+
+
+def test_new_names_of_renamed_settings_exist() -> None:
+    names = {name for name, _ in parsing.setting_types()}
+    assert set(RENAMED.values()) <= names
+    assert not set(RENAMED) & names
+
+
+def test_resume_translates_old_names(tmp_path: Path) -> None:
+    config = config_of("--reuse.closed_form_first_step=false", "--adversary.chunk_size=3", "--reuse.cast_weights=false")
+    text = dump(dataclasses.replace(config, output=tmp_path))
+    for new, old in (
+        ("reuse:", "sharing:"),
+        ("closed_form_first_step", "identity_pass"),
+        ("chunk_size", "images_at_once"),
+    ):
+        assert new in text
+        text = text.replace(new, old)
+    (tmp_path / "config.yaml").write_text(text)
+    resumed, _ = read_command_line(["--output", str(tmp_path), "--resume"])
+    assert resumed == load(tmp_path / "config.yaml") == dataclasses.replace(config, output=tmp_path)

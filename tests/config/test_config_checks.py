@@ -50,7 +50,7 @@ GAN = ["--stages", "[net, gan]"]
             "degradation.images_per_network must divide batch_size, 48, or be 0, was 5; the nearest is 4",
         ),
         (["--adversary.steps", "0"], "adversary.steps must be at least 1, was 0"),
-        (["--adversary.images_at_once", "-1"], "adversary.images_at_once must be at least 0, was -1"),
+        (["--adversary.chunk_size", "-1"], "adversary.chunk_size must be at least 0, was -1"),
         (["--adversary.step_size", "0"], "adversary.step_size must be a number above 0 or null, was 0.0"),
         (
             ["--adversary.radius_noise=-1"],
@@ -79,8 +79,8 @@ GAN = ["--stages", "[net, gan]"]
         ),
         (["--adversary.precision=fp4"], "adversary.precision must be 'same' or 'fp8', was 'fp4'"),
         (
-            ["--compile=true", "--sharing.discriminator_pass=true"],
-            "sharing.discriminator_pass must be false or null with compile, was true",
+            ["--compile=true", "--reuse.discriminator_pass=true"],
+            "reuse.discriminator_pass must be false or null with compile, was true",
         ),
         (
             ["--adversary.preset=strong", "--adversary.radius_joint", "3"],

@@ -44,7 +44,7 @@ def batch(step: int, size: int) -> Tensor:
 PHOTOGRAPHS = (skimage.data.astronaut(), skimage.data.coffee(), skimage.data.chelsea())
 
 
-NOTHING = Sharing(identity_pass=False, hr_features=False, cast_weights=False, discriminator_pass=False)
+NOTHING = Sharing(closed_form_first_step=False, hr_features=False, cast_weights=False, discriminator_pass=False)
 """What is stored was computed the long way."""
 
 
@@ -71,12 +71,12 @@ def train(
         }
 
 
-def train_net_in_groups(images_at_once: int) -> dict[str, list[float]]:
+def train_net_in_groups(chunk_size: int) -> dict[str, list[float]]:
     """Stage net alone, with the ascents of so many images together; losses by name."""
     with _one_thread():
         torch.manual_seed(0)
         generator = RRDBNet(features=8, blocks=1, growth=4)
-        return _stage(generator, None, Objective(1.0), 0, Sharing(), images_at_once)
+        return _stage(generator, None, Objective(1.0), 0, Sharing(), chunk_size)
 
 
 def train_against_batch_statistics(sharing: Sharing = NOTHING) -> dict[str, list[float]]:
@@ -110,7 +110,7 @@ def _stage(
     objective: Objective,
     stage: int,
     sharing: Sharing,
-    images_at_once: int = 0,
+    chunk_size: int = 0,
     *,
     size: int = SIZE,
     ascent_steps: int = 5,
@@ -118,7 +118,7 @@ def _stage(
 ) -> dict[str, list[float]]:
     average = WeightAverage(generator, 0.9)
     ball = PRESETS["calibrated"].ball_for(size, size)
-    adversary = Adversary(ball, steps=ascent_steps, channels=8, images_at_once=images_at_once)
+    adversary = Adversary(ball, steps=ascent_steps, channels=8, chunk_size=chunk_size)
     dtype = next(generator.parameters()).dtype
     step = TrainingStep(
         degradation=DegradationNetwork(smallest_slope=ball.smallest_slope if recovered else 0),

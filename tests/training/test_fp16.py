@@ -14,7 +14,7 @@ from andfast.config.schema import (
     DiscriminatorConfig,
     GeneratorConfig,
     LossConfig,
-    SharingConfig,
+    ReuseConfig,
     TrainConfig,
 )
 from andfast.training.build import build_generator
@@ -54,8 +54,8 @@ def step(one: StageState) -> dict[str, Tensor]:
 @pytest.mark.parametrize("shared", [False, True])
 def test_stage_gan_trains_as_in_fp32(shared: bool) -> None:
     """Losses within fp16's digits, and gradients in one direction; one pass of D over SR or two."""
-    sharing = SharingConfig(discriminator_pass=shared)
-    half, single = state("gan", sharing=sharing), state("gan", sharing=sharing, precision="fp32")
+    reuse = ReuseConfig(discriminator_pass=shared)
+    half, single = state("gan", reuse=reuse), state("gan", reuse=reuse, precision="fp32")
     assert half.scaler.is_enabled()
     half.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**8)  # at the default's 2**16 a second step overflows here
     half.step.scale_loss = half.scaler.scale

@@ -11,12 +11,12 @@ from small_steps import assert_close, crops, gradients, make
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from andfast.config.schema import SharingConfig, TrainConfig
+from andfast.config.schema import ReuseConfig, TrainConfig
 from andfast.training.build import build_sharing
 from andfast.training.step import TrainingStep
 from andfast.training.step_settings import Place, Sharing
 
-NOTHING = Sharing(identity_pass=False, hr_features=False, cast_weights=False, discriminator_pass=False)
+NOTHING = Sharing(closed_form_first_step=False, hr_features=False, cast_weights=False, discriminator_pass=False)
 SWITCHES = [one.name for one in dataclasses.fields(Sharing)]
 
 
@@ -46,7 +46,7 @@ def unshared(gan: str) -> tuple[TrainingStep, Any]:
     return run(NOTHING, gan)
 
 
-@pytest.mark.parametrize("switch", ["identity_pass", "hr_features", "discriminator_pass", "all"])
+@pytest.mark.parametrize("switch", ["closed_form_first_step", "hr_features", "discriminator_pass", "all"])
 @pytest.mark.parametrize("gan", ["vanilla", "relativistic"])
 def test_a_switch_changes_no_more_than_rounding(switch: str, gan: str) -> None:
     on = Sharing(*[True] * len(SWITCHES)) if switch == "all" else dataclasses.replace(NOTHING, **{switch: True})
@@ -65,7 +65,7 @@ def test_a_switch_changes_no_more_than_rounding(switch: str, gan: str) -> None:
         assert torch.equal(found["lr_psnr"], expected["lr_psnr"])
 
 
-@pytest.mark.parametrize("switch", ["identity_pass", "hr_features", "cast_weights"])
+@pytest.mark.parametrize("switch", ["closed_form_first_step", "hr_features", "cast_weights"])
 def test_stage_net(switch: str) -> None:
     on = dataclasses.replace(NOTHING, **{switch: True})
     (plain, expected), (step, found) = (run(one, stage="net") for one in (NOTHING, on))
@@ -129,8 +129,8 @@ def test_what_the_switches_save() -> None:
     def saved(name: str, **switch: bool) -> int:
         return plain[name] - counted(dataclasses.replace(NOTHING, **switch)).get(name, 0)
 
-    assert saved("degradation_block", identity_pass=True) == 11
-    assert saved("degradation_block_backward", identity_pass=True) == 11
+    assert saved("degradation_block", closed_form_first_step=True) == 11
+    assert saved("degradation_block_backward", closed_form_first_step=True) == 11
     assert saved("convolution", hr_features=True) == 2 * 2
     d = sum(isinstance(one, torch.nn.Conv2d) for one in make("vgg", size=128).discriminator.modules())  # type: ignore[union-attr]
     assert saved("convolution", discriminator_pass=True) == d
@@ -144,7 +144,7 @@ def test_cast_weights_saves_casts() -> None:
 
 
 def config(**sharing: Any) -> TrainConfig:
-    return TrainConfig(output=Path("x"), sharing=SharingConfig(**sharing))
+    return TrainConfig(output=Path("x"), reuse=ReuseConfig(**sharing))
 
 
 def test_the_shared_pass_is_on_where_it_is_exact() -> None:
@@ -155,7 +155,7 @@ def test_the_shared_pass_is_on_where_it_is_exact() -> None:
     compiled = config()
     compiled.compile = True
     assert not build_sharing(compiled).discriminator_pass
-    unet.sharing.discriminator_pass = True
+    unet.reuse.discriminator_pass = True
     assert build_sharing(unet).discriminator_pass
     assert not build_sharing(config(discriminator_pass=False)).discriminator_pass
 

@@ -385,7 +385,7 @@ def test_operations_of_a_step(stage: str, count: float, plain_count: float, rati
     step, hr = full_size(stage, 5)
     counts = []
     for shared in (False, True):
-        step.sharing = Sharing(identity_pass=shared, discriminator_pass=shared)
+        step.sharing = Sharing(closed_form_first_step=shared, discriminator_pass=shared)
         with FlopCounterMode(display=False) as counter:
             step.gradients([hr], 0)
         counts.append(counter.get_total_flops() / 2e9)

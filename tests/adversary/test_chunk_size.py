@@ -13,7 +13,7 @@ from andfast.training.step_settings import Adversary, Place
 
 
 def groups_of(step: TrainingStep, most: int) -> TrainingStep:
-    step.adversary = replace(step.adversary, images_at_once=most)
+    step.adversary = replace(step.adversary, chunk_size=most)
     return step
 
 
@@ -35,7 +35,7 @@ def groups_of(step: TrainingStep, most: int) -> TrainingStep:
 )
 def test_groups_hold_whole_networks(images: int, per_network: int, most: int, sizes: list[int]) -> None:
     ball = make().adversary.ball
-    found = Adversary(ball, images_per_network=per_network, images_at_once=most).groups(images)
+    found = Adversary(ball, images_per_network=per_network, chunk_size=most).groups(images)
     assert [len(one) for one in found] == sizes
     assert [image for one in found for image in one] == list(range(images))
 
