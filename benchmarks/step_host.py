@@ -15,11 +15,11 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from machine import cpu_name
 from triton.runtime.jit import JITFunction
 
 from andfast.functional import dispatch as _dispatch
 from andfast.nn import frozen
+from benchmarks.machine import cpu_name
 from benchmarks.suites.step_variants import FULL, Size, Step, Variant
 
 ROUNDS = 9

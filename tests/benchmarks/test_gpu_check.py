@@ -161,7 +161,7 @@ def test_stages_without_what_they_need_say_so(run: Run, monkeypatch: pytest.Monk
         (stage,) = (one for one in STAGES if one.name == name)
         with pytest.raises(Skip, match="no CUDA device"):
             stage.command(run, 10)
-    with pytest.raises(Skip, match=r"there is no benchmarks/no\.py"):
+    with pytest.raises(Skip, match=r"there is no benchmarks/suites/no\.py"):
         stages.suite("no.py")(run, 10)
     monkeypatch.setattr(stages, "BENCHMARKS", tmp_path)
     (tmp_path / "sanitize_blur_pool.py").touch()
