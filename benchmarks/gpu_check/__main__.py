@@ -80,7 +80,7 @@ def _figure(run: Run, place: Path) -> None:
 def _last_words(run: Run, place: Path) -> int:
     found = json.loads((place / "summary.json").read_text())
     print()
-    for name in summary.TARGETS:
+    for name in summary.FIGURES:
         value = found[name]
         print(f"{name:38s} {value:.3g}" if value is not None else f"{name:38s} - {found['reasons'][name]}")
     bad = [name for name, one in run.outcomes.items() if one.status in ("failed", "timed out")]

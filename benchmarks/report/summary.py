@@ -1,43 +1,17 @@
-"""The figures of a run by name, from its rows; a figure whose rows are missing is None, with the reason."""
+"""Figures of a run by name, computed from its rows; a figure whose rows are missing is None, with the reason.
+
+This is the one place that holds the targets: one H100 or H200, batch 48, HR 256, full RRDBNet, bf16.
+"""
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Final
-
-TARGETS: Final = {
-    "overhead_exact_l1": ("at most", 3.5),
-    "overhead_exact_gan": ("at most", 3.2),
-    "speedup_vs_fp32_eager": ("at least", 8.0),
-    "speedup_vs_bf16_eager": ("at least", 3.0),
-    "speedup_vs_compile": ("at least", 1.6),
-    "peak_memory_ratio": ("at most", 1.15),
-    "degradation_block_roofline_forward": ("at least", 0.70),
-    "degradation_block_roofline_training": ("at least", 0.55),
-    "degradation_block_vs_grouped": ("at least", 3.0),
-    "blur_pool_bandwidth_forward": ("at least", 0.90),
-    "blur_pool_bandwidth_backward": ("at least", 0.90),
-    "rdb_frozen_vs_compile": ("at least", 1.5),
-}
-"""The figures' names and the targets on one H100, batch 48, HR 256, full RRDBNet, bf16."""
-
-MEANINGS: Final = {
-    "overhead_exact_l1": "fastest exact AND step over the fastest plain ESRGAN step of any variant, stage net",
-    "overhead_exact_gan": "the same, stage gan",
-    "speedup_vs_fp32_eager": "AND step of baseline 1 over andfast's fastest, the smaller of the two stages",
-    "speedup_vs_bf16_eager": "the same, baseline 2",
-    "speedup_vs_compile": "the same, baseline 3",
-    "peak_memory_ratio": "andfast's fastest AND step over its fastest plain step, the larger of the two stages",
-    "degradation_block_roofline_forward": "floor over time, bf16, per-image weights, F's layers as often as F has them",
-    "degradation_block_roofline_training": "the same, forward and backward with all gradients",
-    "degradation_block_vs_grouped": "time of cuDNN's bare grouped convolution over the block's, forward and backward",
-    "blur_pool_bandwidth_forward": "bytes a second over the measured copy bandwidth, x4, the first shape of the suite",
-    "blur_pool_bandwidth_backward": "the same, backward",
-    "rdb_frozen_vs_compile": "time under torch.compile over the fused block's, frozen weights, forward and backward",
-}
+from typing import Any, Final, Literal, NamedTuple
 
 FUSED: Final = ("triton", "cuda", "cpp")
 """andfast's fast implementations; "reference" is not one."""
 ANDFAST: Final = 4
-"""andfast's number among the baselines of the step's suite."""
+"""andfast's number among the baselines of the step suite."""
+BLOCK_SHAPE: Final = "48x64->64x256x256"
+"""The degradation block's shape that has targets in seconds."""
 
 Row = dict[str, Any]
 
@@ -46,33 +20,34 @@ class Missing(Exception):
     """A figure's rows were not measured."""
 
 
+class Figure(NamedTuple):
+    """A figure of the summary.
+
+    Attributes:
+        bound, target: the target is met "at most" or "at least" at this value.
+        meaning: one line for the report.
+        value: computes the figure from rows that passed; raises Missing.
+    """
+
+    bound: Literal["at most", "at least"]
+    target: float
+    meaning: str
+    value: Callable[[Sequence[Row]], float]
+
+
 def figures(rows: Iterable[Row]) -> tuple[dict[str, float | None], dict[str, str]]:
-    """All figures by name, and for each that is None the reason.
+    """All figures by name, and the reason for each that is None.
 
     Args:
         rows: from :func:`benchmarks.report.pages.load`: group, name, median (seconds), passed, extra_info. Rows that
             did not pass are ignored.
     """
-    used = [row for row in rows if row.get("passed", True)]
-    makers: dict[str, Callable[[], float]] = {
-        "overhead_exact_l1": lambda: _overhead(used, "net"),
-        "overhead_exact_gan": lambda: _overhead(used, "gan"),
-        "speedup_vs_fp32_eager": lambda: _speedup(used, 1),
-        "speedup_vs_bf16_eager": lambda: _speedup(used, 2),
-        "speedup_vs_compile": lambda: _speedup(used, 3),
-        "peak_memory_ratio": lambda: _peak(used),
-        "degradation_block_roofline_forward": lambda: _block_roofline(used, "forward"),
-        "degradation_block_roofline_training": lambda: _block_roofline(used, "forward+backward"),
-        "degradation_block_vs_grouped": lambda: _block_against_grouped(used),
-        "blur_pool_bandwidth_forward": lambda: _bandwidth(used, "forward"),
-        "blur_pool_bandwidth_backward": lambda: _bandwidth(used, "backward"),
-        "rdb_frozen_vs_compile": lambda: _dense_block(used),
-    }
+    passed = [row for row in rows if row.get("passed", True)]
     values: dict[str, float | None] = {}
     reasons: dict[str, str] = {}
-    for name in TARGETS:
+    for name, figure in FIGURES.items():
         try:
-            values[name] = makers[name]()
+            values[name] = figure.value(passed)
         except Missing as missing:
             values[name], reasons[name] = None, str(missing)
     return values, reasons
@@ -80,41 +55,63 @@ def figures(rows: Iterable[Row]) -> tuple[dict[str, float | None], dict[str, str
 
 def met(name: str, value: float) -> bool:
     """Whether a figure's value meets its target."""
-    kind, target = TARGETS[name]
-    return value >= target if kind == "at least" else value <= target
+    figure = FIGURES[name]
+    return value >= figure.target if figure.bound == "at least" else value <= figure.target
 
 
-def _select(rows: Sequence[Row], what: str, **wanted: Any) -> list[Row]:
-    found = [row for row in rows if all(row["extra_info"].get(key) == value for key, value in wanted.items())]
-    if not found:
+def _select(rows: Sequence[Row], what: str, **facts: Any) -> list[Row]:
+    """Rows whose extra_info has these facts."""
+    selected = [row for row in rows if all(row["extra_info"].get(key) == value for key, value in facts.items())]
+    if not selected:
         raise Missing(f"no row of {what} was measured")
-    return found
+    return selected
 
 
 # ------------------------------------------------------------------------------------------------------------ step
 
 
 def _steps(rows: Sequence[Row], kind: str, stage: str, baseline: int | None = None) -> list[Row]:
-    """Rows of benchmarks/suites/test_step.py, the fastest an image first."""
-    wanted: dict[str, Any] = {"step": kind, "stage": stage} | ({} if baseline is None else {"baseline": baseline})
+    """Rows of benchmarks/suites/test_step.py, the fastest per image first."""
+    facts: dict[str, Any] = {"step": kind, "stage": stage} | ({} if baseline is None else {"baseline": baseline})
     whose = "" if baseline is None else f", baseline {baseline}"
-    found = _select(rows, f"the {kind} step, stage {stage}{whose}", **wanted)
-    return sorted(found, key=_an_image)
+    return sorted(_select(rows, f"the {kind} step, stage {stage}{whose}", **facts), key=_per_image)
 
 
-def _an_image(row: Row) -> float:
+def _per_image(row: Row) -> float:
     return float(row["median"] / row["extra_info"]["batch"])
 
 
 def _overhead(rows: Sequence[Row], stage: str) -> float:
-    return _an_image(_steps(rows, "and", stage, ANDFAST)[0]) / _an_image(_steps(rows, "plain", stage)[0])
+    return _per_image(_steps(rows, "and", stage, ANDFAST)[0]) / _per_image(_steps(rows, "plain", stage)[0])
 
 
 def _speedup(rows: Sequence[Row], baseline: int) -> float:
     return min(
-        _an_image(_steps(rows, "and", stage, baseline)[0]) / _an_image(_steps(rows, "and", stage, ANDFAST)[0])
+        _per_image(_steps(rows, "and", stage, baseline)[0]) / _per_image(_steps(rows, "and", stage, ANDFAST)[0])
         for stage in ("net", "gan")
     )
+
+
+def _plain_speedup(rows: Sequence[Row]) -> float:
+    return min(
+        _per_image(_steps(rows, "plain", stage, 2)[0]) / _per_image(_steps(rows, "plain", stage, ANDFAST)[0])
+        for stage in ("net", "gan")
+    )
+
+
+def _host_share(rows: Sequence[Row], stage: str) -> float:
+    """Of andfast's fastest AND step at each batch that was measured, the largest share."""
+    steps = _steps(rows, "and", stage, ANDFAST)
+    fastest: dict[int, Row] = {}
+    for row in steps:
+        fastest.setdefault(row["extra_info"]["batch"], row)
+    shares = []
+    for batch, row in fastest.items():
+        host = row["extra_info"].get("host_seconds")
+        if host is None:
+            raise Missing(f"host time of the AND step, stage {stage}, batch {batch} was not measured")
+        shares.append(host / row["median"])
+    return float(max(shares))
 
 
 def _peak(rows: Sequence[Row]) -> float:
@@ -132,11 +129,11 @@ def _peak(rows: Sequence[Row]) -> float:
 # ------------------------------------------------------------------------------------------------------------- ops
 
 
-def _fused(rows: Sequence[Row], what: str, **wanted: Any) -> list[Row]:
+def _fused(rows: Sequence[Row], what: str, **facts: Any) -> list[Row]:
     """The rows of the first of FUSED that has any."""
     for name in FUSED:
         try:
-            return _select(rows, what, implementation=name, **wanted)
+            return _select(rows, what, implementation=name, **facts)
         except Missing:
             continue
     raise Missing(f"no fused implementation of {what} was measured")
@@ -144,12 +141,12 @@ def _fused(rows: Sequence[Row], what: str, **wanted: Any) -> list[Row]:
 
 def _layers(rows: Sequence[Row], direction: str, convolution: bool = False) -> list[tuple[int, Row]]:
     """F's layers at the suite's shapes, with how many of each F has."""
-    wanted = {"op": "degradation_block", "direction": direction, "weights": "per image", "precision": "bf16"}
+    facts = {"op": "degradation_block", "direction": direction, "weights": "per image", "precision": "bf16"}
     what = f"degradation_block, {direction}, bf16"
     found = (
-        _select(rows, f"{what}, the convolution alone", implementation="convolution", **wanted)
+        _select(rows, f"{what}, the convolution alone", implementation="convolution", **facts)
         if convolution
-        else _fused(rows, what, **wanted)
+        else _fused(rows, what, **facts)
     )
     by_shape = {row["extra_info"]["shape"]: row for row in found}
     sides = sorted({int(shape.rpartition("x")[2]) for shape in by_shape})
@@ -186,6 +183,81 @@ def _bandwidth(rows: Sequence[Row], direction: str) -> float:
 
 def _dense_block(rows: Sequence[Row]) -> float:
     what = "residual_dense_block, frozen forward+backward, bf16"
-    wanted = {"op": "residual_dense_block", "direction": "frozen forward+backward", "precision": "bf16"}
-    compiled = _select(rows, f"{what}, compiled", implementation="compiled", **wanted)
-    return float(min(row["median"] for row in compiled) / min(row["median"] for row in _fused(rows, what, **wanted)))
+    facts = {"op": "residual_dense_block", "direction": "frozen forward+backward", "precision": "bf16"}
+    compiled = _select(rows, f"{what}, compiled", implementation="compiled", **facts)
+    return float(min(row["median"] for row in compiled) / min(row["median"] for row in _fused(rows, what, **facts)))
+
+
+def _block_seconds(rows: Sequence[Row], direction: str) -> float:
+    """The layer with 64 channels in and out at HR size."""
+    facts = {"op": "degradation_block", "direction": direction, "weights": "per image", "precision": "bf16"}
+    what = f"degradation_block, {direction}, bf16, {BLOCK_SHAPE}"
+    return float(min(row["median"] for row in _fused(rows, what, shape=BLOCK_SHAPE, **facts)))
+
+
+def _dense_block_seconds(rows: Sequence[Row]) -> float:
+    facts = {"op": "residual_dense_block", "direction": "frozen forward+backward", "precision": "bf16"}
+    return float(min(row["median"] for row in _fused(rows, "residual_dense_block, frozen, bf16", **facts)))
+
+
+FIGURES: Final[dict[str, Figure]] = {
+    "overhead_exact_l1": Figure(
+        "at most", 3.5, "fastest exact AND step over the fastest plain ESRGAN step of any variant, stage net",
+        lambda rows: _overhead(rows, "net"),
+    ),
+    "overhead_exact_gan": Figure("at most", 3.2, "the same, stage gan", lambda rows: _overhead(rows, "gan")),
+    "speedup_vs_fp32_eager": Figure(
+        "at least", 10.0, "AND step of baseline 1 over andfast's fastest, the smaller of the two stages",
+        lambda rows: _speedup(rows, 1),
+    ),
+    "speedup_vs_bf16_eager": Figure("at least", 5.0, "the same, baseline 2", lambda rows: _speedup(rows, 2)),
+    "speedup_vs_compile": Figure("at least", 2.0, "the same, baseline 3", lambda rows: _speedup(rows, 3)),
+    "plain_speedup_vs_bf16_eager": Figure(
+        "at least", 2.0, "plain ESRGAN step of baseline 2 over andfast's fastest, the smaller of the two stages",
+        _plain_speedup,
+    ),
+    "host_share_net": Figure(
+        "at most", 0.1, "host time over the whole time of andfast's fastest AND step, the larger of the batches, net",
+        lambda rows: _host_share(rows, "net"),
+    ),
+    "host_share_gan": Figure("at most", 0.1, "the same, stage gan", lambda rows: _host_share(rows, "gan")),
+    "peak_memory_ratio": Figure(
+        "at most", 1.15, "andfast's fastest AND step over its fastest plain step, the larger of the two stages", _peak
+    ),
+    "degradation_block_forward_seconds": Figure(
+        "at most", 0.45e-3, "48 x 64 -> 64 x 256 x 256, bf16, per-image weights",
+        lambda rows: _block_seconds(rows, "forward"),
+    ),
+    "degradation_block_training_seconds": Figure(
+        "at most", 1.8e-3, "the same, forward and backward with all gradients",
+        lambda rows: _block_seconds(rows, "forward+backward"),
+    ),
+    "degradation_block_roofline_forward": Figure(
+        "at least", 0.70, "floor over time, bf16, per-image weights, F's layers as often as F has them",
+        lambda rows: _block_roofline(rows, "forward"),
+    ),
+    "degradation_block_roofline_training": Figure(
+        "at least", 0.50, "the same, forward and backward with all gradients",
+        lambda rows: _block_roofline(rows, "forward+backward"),
+    ),
+    "degradation_block_vs_grouped": Figure(
+        "at least", 2.0, "time of cuDNN's bare grouped convolution over the block's, forward and backward",
+        _block_against_grouped,
+    ),
+    "blur_pool_bandwidth_forward": Figure(
+        "at least", 0.90, "bytes per second over the measured copy bandwidth, x4, the first shape of the suite",
+        lambda rows: _bandwidth(rows, "forward"),
+    ),
+    "blur_pool_bandwidth_backward": Figure(
+        "at least", 0.90, "the same, backward", lambda rows: _bandwidth(rows, "backward")
+    ),
+    "rdb_frozen_seconds": Figure(
+        "at most", 0.45e-3, "dense block with frozen weights, forward and backward, 48 x 64 x 64 x 64",
+        _dense_block_seconds,
+    ),
+    "rdb_frozen_vs_compile": Figure(
+        "at least", 1.5, "time under torch.compile over the fused block's, frozen weights, forward and backward",
+        _dense_block,
+    ),
+}  # fmt: skip
+"""The figures by name, in the order of the report."""

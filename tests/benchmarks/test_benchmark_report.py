@@ -9,7 +9,7 @@ import pytest
 from benchmarks import roofline
 from benchmarks.rates import Rates
 from benchmarks.report import __main__ as command_line
-from benchmarks.report import figure, gaps, pages, summary
+from benchmarks.report import figure, gaps, pages, profile, summary
 
 Row = dict[str, Any]
 
@@ -57,7 +57,7 @@ def test_figures_of_the_step() -> None:
     assert reasons["speedup_vs_bf16_eager"] == "no row of the and step, stage gan, baseline 2 was measured"
     assert values["peak_memory_ratio"] == 1.1
     assert reasons["rdb_frozen_vs_compile"].startswith("no row of residual_dense_block")
-    assert values.keys() == summary.TARGETS.keys() == summary.MEANINGS.keys()
+    assert values.keys() == summary.FIGURES.keys()
 
 
 def test_steps_at_different_batches() -> None:
@@ -107,8 +107,8 @@ def test_figures_of_blur_pool_and_of_the_dense_block() -> None:
 def test_targets() -> None:
     assert summary.met("overhead_exact_l1", 3.5)
     assert not summary.met("overhead_exact_l1", 3.6)
-    assert summary.met("speedup_vs_compile", 1.7)
-    assert not summary.met("speedup_vs_compile", 1.5)
+    assert summary.met("speedup_vs_compile", 2.1)
+    assert not summary.met("speedup_vs_compile", 1.9)
 
 
 RATES = {"name": "toy", "source": "measured", "bandwidth": 1e9, "matrix": {"bf16": 1e12, "fp32": 1e11}}
@@ -122,6 +122,39 @@ def results() -> dict[str, Any]:
         *STEPS,
     ]
     return pages.collect(rows, {"name": "toy device", "commit": "abc", "packages": {"torch": "1.0", "triton": None}})
+
+
+def test_shares_of_the_host() -> None:
+    rows = [step("and", "net", 4, 2.0, batch=48), step("and", "net", 4, 0.5, batch=6)]
+    _, reasons = summary.figures(rows)
+    assert "batch 48 was not measured" in reasons["host_share_net"]
+    for row, host in zip(rows, (0.1, 0.2), strict=True):
+        row["extra_info"]["host_seconds"] = host
+    values, _ = summary.figures(rows)
+    assert values["host_share_net"] == 0.4  # batch 6, the larger share
+
+
+def test_kernels_are_grouped_by_name() -> None:
+    kernels = [("_convolution_kernel", 10, 5e3), ("void cudnn::engine", 2, 1e3), ("mystery", 1, 1.0)]
+    groups = profile.grouped([*kernels, ("_convolution_kernel", 1, 1e3)])
+    assert [(entry["group"], entry["launches"]) for entry in groups] == [
+        ("dense blocks and tail (Triton)", 11),
+        ("cuDNN convolutions", 2),
+        ("other", 1),
+    ]
+    assert groups[0]["seconds"] == pytest.approx(6e-3)
+    found = {"variant": "toy", "step": "and", "stage": "net", "batch": 2, "device_seconds": 0.01, "host_seconds": 0.02}
+    page = profile.markdown([found | {"launches": 14, "groups": groups}])
+    assert "| dense blocks and tail (Triton) | 11 | 6 | 60% |" in page
+    assert "enqueued by the host in 20 ms" in page
+
+
+def test_the_section_of_the_readme() -> None:
+    begin, end = pages.SPEED_MARKERS
+    assert pages.with_speed_section(f"a\n{begin}\nold\n{end}\nz", "new") == f"a\n{begin}\nnew\n{end}\nz"
+    with pytest.raises(ValueError, match="must hold"):
+        pages.with_speed_section("no markers", "new")
+    assert pages.README.read_text() == pages.with_speed_section(pages.README.read_text(), pages.speed_section())
 
 
 def test_tables() -> None:
@@ -181,7 +214,7 @@ def test_report_against_targets() -> None:
     found = values | {"reasons": reasons, "stages": {"step": {"status": "failed", "seconds": 3.2, "reason": "exit 1"}}}
     page = pages.gpu_report(found, results())
     assert "| `overhead_exact_l1` | 3 | at most 3.5 | met |" in page
-    assert "| `speedup_vs_bf16_eager` |  | at least 3 | no row of the and step" in page
+    assert "| `speedup_vs_bf16_eager` |  | at least 5 | no row of the and step" in page
     assert "| step | failed | 3 | exit 1 |" in page
 
 

@@ -119,7 +119,7 @@ def test_later_stages_keep_their_reserves(run: Run) -> None:
 def test_the_reserves_fit_into_the_budget() -> None:
     assert sum(stage.reserve for stage in STAGES) + runner.WRITING <= runner.BUDGET <= 540
     assert all(stage.reserve <= stage.limit for stage in STAGES)
-    assert {stages.stage_of(name) for name in summary.TARGETS} <= {stage.name for stage in STAGES}
+    assert {stages.stage_of(name) for name in summary.FIGURES} <= {stage.name for stage in STAGES}
     names = [one.name for one in stages.ordered(True)]
     assert names.index("tune") < names.index("degradation_block")
     assert sorted(names) == sorted(one.name for one in STAGES)
@@ -131,7 +131,7 @@ def test_summary_names_every_figure(run: Run) -> None:
     runner.write(run)
     assert run.output is not None
     found = json.loads((run.output / "summary.json").read_text())
-    for name in summary.TARGETS:
+    for name in summary.FIGURES:
         assert found[name] is None
         assert found["reasons"][name]
     assert found["reasons"]["overhead_exact_l1"].endswith("(its stage: timed out, killed after 3 s)")
@@ -164,7 +164,8 @@ def test_stages_without_what_they_need_say_so(run: Run, monkeypatch: pytest.Monk
     with pytest.raises(Skip, match=r"there is no benchmarks/suites/no\.py"):
         stages.suite("no.py")(run, 10)
     monkeypatch.setattr(stages, "BENCHMARKS", tmp_path)
-    (tmp_path / "sanitize_blur_pool.py").touch()
+    (tmp_path / "gpu_check").mkdir()
+    (tmp_path / "gpu_check" / "sanitize_blur_pool.py").touch()
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(stages.glob, "glob", lambda pattern: [])
     monkeypatch.delenv("CUDA_HOME", raising=False)
