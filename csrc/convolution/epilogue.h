@@ -76,6 +76,9 @@ ANDFAST_DEVICE uint32_t sign_bits(const float (&value)[8], int q) {
 template <Dtype kDtype>
 ANDFAST_DEVICE void finish(const Problem& p, float (&value)[8], const Place& place) {
   const int q = place.quad_lane;
+  if (place.channel >= p.out.count) {
+    return;  // padding, for the whole warp
+  }
   if (p.bias != nullptr) {
 #pragma unroll
     for (int v = 0; v < 8; ++v) {
