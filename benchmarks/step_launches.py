@@ -31,7 +31,7 @@ from andfast.functional import dispatch as _dispatch
 from andfast.kernels.ascent_step import kernels as ascent_kernels
 from andfast.kernels.ascent_step import launch as _ascent_step_triton
 from andfast.kernels.ascent_step.kernels import Batch
-from andfast.training.step_settings import Sharing
+from andfast.training.step_settings import ReuseOptions
 from benchmarks.suites.step_variants import FULL, VARIANTS, Size, Step
 
 NO_LAUNCH = (
@@ -47,7 +47,7 @@ NO_LAUNCH = (
     "promote_types",
 )
 ROW = {"launches": 0, "casts": 0, "andfast": 0, "bytes": 0, "peak": 0}
-NOTHING = Sharing(closed_form_first_step=False, hr_features=False, cast_weights=False, discriminator_pass=False)
+NOTHING = ReuseOptions(closed_form_first_step=False, hr_features=False, cast_weights=False, discriminator_pass=False)
 
 
 class Parts:
@@ -128,7 +128,9 @@ def _bytes(x: Tensor) -> int:
     return elements * x.element_size() if x.numel() else 0
 
 
-def count(variant: str, kind: str, stage: str, size: Size = FULL, sharing: Sharing | None = None) -> dict[str, Any]:
+def count(
+    variant: str, kind: str, stage: str, size: Size = FULL, sharing: ReuseOptions | None = None
+) -> dict[str, Any]:
     """Launches, casts, andfast's ops and bytes of a step by part; ``variant`` is a name of VARIANTS."""
     parts = Parts()
     chosen = next(one for one in VARIANTS if one.name == variant)

@@ -1,6 +1,6 @@
 """The gradients of degradation networks at the identity, from which the first ascent pass is made.
 
-At the identity a network acts on each pixel alone (:mod:`andfast.nn.identity_pass` derives it). The pre-activation of
+At the identity a network acts on each pixel alone (:mod:`andfast.nn.closed_form` derives it). The pre-activation of
 layer k is B_k^T x, and the gradient that arrives at its output A_k^T g, with matrices B_k and A_k, (3, C), of each
 image's own. So for image n, channel c and pixel p, with colours i and j, and d one of nine taps::
 

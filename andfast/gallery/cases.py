@@ -13,7 +13,7 @@ from andfast.adversary.objective import Objective
 from andfast.losses import l1_loss
 from andfast.nn import DegradationNetwork, Theta, frozen
 from andfast.training.step import FP16_ASCENT_SCALE, TrainingStep, psnr, seeded_generator
-from andfast.training.step_settings import Adversary, Place
+from andfast.training.step_settings import AttackSettings, RankInfo
 from andfast.training.validation import values
 
 _DRAW, _RANDOM = 0, 1
@@ -70,7 +70,7 @@ class Degrader:
 
     generator: nn.Module
     hr: Tensor
-    adversary: Adversary
+    adversary: AttackSettings
     patch_size: int
     scale: int
     padding: str = "replicate"
@@ -89,7 +89,7 @@ class Degrader:
             objective=Objective(l1=1.0),
             adversary=replace(self.adversary, images_per_network=1),
             patch_size=self.patch_size,
-            place=Place(self.seed, 0),
+            place=RankInfo(self.seed, 0),
             autocast=self.autocast,
         )
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from andfast.functional import blur_pool, degradation_block
-from andfast.nn.identity_pass import IdentityLayers, merged
+from andfast.nn.closed_form import ClosedFormIdentity, merged
 
 BLOCKS_EACH_SIDE = 5
 """Basic blocks before, and after, the pooling."""
@@ -114,10 +114,10 @@ class DegradationNetwork(nn.Module):
         one = torch.ones((), device=x.device)
         return degradation_block(x, theta.weights[layers], one, padding=self.padding, impl=self.impl)
 
-    def at_identity(self, hr: Tensor, theta: Theta) -> Tensor:
+    def closed_form_first_step(self, hr: Tensor, theta: Theta) -> Tensor:
         """The same as :meth:`forward` where theta is a fresh identity, without a convolution, forward or backward.
 
-        LR is ``blur_pool(hr)``, and the gradients come in closed form, see :mod:`andfast.nn.identity_pass`. That theta
+        LR is ``blur_pool(hr)``, and the gradients come in closed form, see :mod:`andfast.nn.closed_form`. That theta
         is one that :func:`andfast.adversary.sample_identity` drew is not checked: the host would wait for the device.
 
         Args:
@@ -131,7 +131,7 @@ class DegradationNetwork(nn.Module):
             if part.start:
                 x = blur_pool(x, self.scale, impl=self.impl)
             weights, noises, slopes = (group[part] for group in theta)
-            x = IdentityLayers.apply(
+            x = ClosedFormIdentity.apply(
                 x,
                 self.padding,
                 self.impl,

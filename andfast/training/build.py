@@ -14,12 +14,12 @@ from andfast.losses import GANLoss, PerceptualLoss
 from andfast.nn import DegradationNetwork, RRDBNet, UNetDiscriminator, VGGDiscriminator
 from andfast.nn.interpolation_start import start_as_interpolation
 from andfast.nn.weights import generator_from_weights
-from andfast.training.cuda_graph import Captured, CudaGraphs
+from andfast.training.cuda_graph import CUDAGraphBackend, CUDAGraphCallable
 from andfast.training.distributed import Processes
 from andfast.training.logging import say
-from andfast.training.profiling import Stopwatch
+from andfast.training.profiling import StepTimer
 from andfast.training.step import TrainingStep
-from andfast.training.step_settings import Adversary, Place, Sharing
+from andfast.training.step_settings import AttackSettings, RankInfo, ReuseOptions
 
 NOISE_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -79,7 +79,7 @@ def default_chunk_size(stage: Stage, side: int, cuda_graph: bool) -> int:
     return max((IMAGES_IN_A_GRAPH if cuda_graph else CHUNK_SIZE) * 256**2 // side**2, 1)
 
 
-def build_adversary(config: TrainConfig, stage: Stage, *, recorded: bool = False) -> Adversary:
+def build_adversary(config: TrainConfig, stage: Stage, *, recorded: bool = False) -> AttackSettings:
     """The search of the worst case: the preset, with the radii that the configuration replaces.
 
     Args:
@@ -99,7 +99,7 @@ def build_adversary(config: TrainConfig, stage: Stage, *, recorded: bool = False
         if radius is not None:
             ball = replace(ball, **{group: radius})
     at_once = settings.chunk_size
-    return Adversary(
+    return AttackSettings(
         ball=ball,
         steps=settings.steps,
         step_size=preset.step_size if settings.step_size is None else settings.step_size,
@@ -129,13 +129,13 @@ def compile_networks(generator: nn.Module, discriminator: nn.Module | None, **op
             module.compile(**options)
 
 
-def build_sharing(config: TrainConfig) -> Sharing:
+def build_sharing(config: TrainConfig) -> ReuseOptions:
     """What a step computes once; D's pass only where that is exact, unless the configuration insists."""
     settings = config.reuse
     shared = settings.discriminator_pass
     if shared is None:
         shared = config.discriminator.kind == "vgg" and not config.compile
-    return Sharing(settings.closed_form_first_step, settings.hr_features, settings.cast_weights, shared)
+    return ReuseOptions(settings.closed_form_first_step, settings.hr_features, settings.cast_weights, shared)
 
 
 def build_step(config: TrainConfig, stage: Stage, generator: nn.Module, group: Processes) -> TrainingStep:
@@ -184,19 +184,19 @@ def build_step(config: TrainConfig, stage: Stage, generator: nn.Module, group: P
         objective=objective,
         adversary=adversary,
         patch_size=config.data.patch_size,
-        place=Place(config.seed, STAGES.index(stage), group.rank, group.world_size, config.accumulate),
+        place=RankInfo(config.seed, STAGES.index(stage), group.rank, group.world_size, config.accumulate),
         autocast=AUTOCAST[config.precision],
         degradation_autocast=config.degradation.precision == "mixed",
         round_lr=config.degradation.round_lr,
         sharing=build_sharing(config),
         generator_parallel=group.parallel(generator),
         discriminator_parallel=None if discriminator is None else group.parallel(discriminator),
-        stopwatch=Stopwatch(device),
+        stopwatch=StepTimer(device),
     )
     if recorded:
-        step.capture = Captured(
+        step.capture = CUDAGraphCallable(
             step.find,
-            CudaGraphs(),
+            CUDAGraphBackend(),
             watch=step.frozen_tensors,
             check=True,
             required=config.cuda_graph is True,

@@ -35,7 +35,7 @@ class Backend(Protocol):
         ...
 
 
-class CudaGraphs:
+class CUDAGraphBackend:
     """CUDA graphs of one memory pool: they never run at the same time, so that one may use what another has freed."""
 
     def __init__(self) -> None:
@@ -65,7 +65,7 @@ class _Recording:
     results: Any
 
 
-class Captured:
+class CUDAGraphCallable:
     """A function of tensors that runs as a recording of itself.
 
     The function must be one that can be recorded: no randomness, no host synchronisation, no shapes that depend on

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import torch
 
 
-class Stopwatch:
+class StepTimer:
     """Adds up the time of named parts: CUDA events on a GPU, the host's clock elsewhere.
 
     Reading the totals waits for the device; measuring does not.

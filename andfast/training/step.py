@@ -23,9 +23,9 @@ from andfast.functional import blur_pool
 from andfast.nn import DegradationNetwork, RRDBNet, Theta, frozen
 from andfast.nn.fp8_body import Fp8Body
 from andfast.nn.frozen import copies
-from andfast.training.cuda_graph import Captured
-from andfast.training.profiling import Stopwatch
-from andfast.training.step_settings import Adversary, Place, Sharing
+from andfast.training.cuda_graph import CUDAGraphCallable
+from andfast.training.profiling import StepTimer
+from andfast.training.step_settings import AttackSettings, RankInfo, ReuseOptions
 
 FP16_ASCENT_SCALE = 2.0**16
 """Factor on the ascent's loss where its gradients are fp16; they are normalised, so nothing has to be undone."""
@@ -72,19 +72,19 @@ class TrainingStep:
     degradation: DegradationNetwork
     generator: nn.Module
     objective: Objective
-    adversary: Adversary
+    adversary: AttackSettings
     patch_size: int
-    place: Place
+    place: RankInfo
     discriminator: nn.Module | None = None
     autocast: torch.dtype | None = None
     degradation_autocast: bool = False
     round_lr: bool = False
-    sharing: Sharing = field(default_factory=Sharing)
+    sharing: ReuseOptions = field(default_factory=ReuseOptions)
     generator_parallel: nn.Module | None = None
     discriminator_parallel: nn.Module | None = None
     scale_loss: Callable[[Tensor], Tensor] = field(default=lambda loss: loss)
-    stopwatch: Stopwatch | None = None
-    capture: Captured | None = None
+    stopwatch: StepTimer | None = None
+    capture: CUDAGraphCallable | None = None
 
     def gradients(self, batches: Sequence[Tensor], step: int) -> dict[str, Tensor]:
         """Accumulate the gradients of G (and D) over micro batches of HR; the host never waits for the device.
@@ -194,7 +194,7 @@ class TrainingStep:
             steps=self.adversary.steps,
             step_size=self.adversary.step_size,
             loss_scale=FP16_ASCENT_SCALE if half else 1.0,
-            first=partial(objective, degrade=self.degradation.at_identity)
+            first=partial(objective, degrade=self.degradation.closed_form_first_step)
             if self.sharing.closed_form_first_step
             else None,
             impl=self.degradation.impl,

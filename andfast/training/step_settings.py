@@ -9,7 +9,7 @@ from andfast.adversary import Ball
 
 
 @dataclass(frozen=True)
-class Adversary:
+class AttackSettings:
     """How the worst case is searched.
 
     Attributes:
@@ -43,7 +43,7 @@ class Adversary:
 
 
 @dataclass(frozen=True)
-class Sharing:
+class ReuseOptions:
     """What a step computes once and uses again; see :class:`andfast.config.schema.ReuseConfig`.
 
     Attributes:
@@ -60,7 +60,7 @@ class Sharing:
 
 
 @dataclass(frozen=True)
-class Place:
+class RankInfo:
     """Which part of the global batch this process works on, and where its randomness starts."""
 
     seed: int

@@ -17,10 +17,10 @@ from andfast.losses import REAL_ESRGAN_LAYERS, GANLoss, PerceptualLoss
 from andfast.nn import DegradationNetwork, RRDBNet, VGGDiscriminator, frozen
 from andfast.nn.interpolation_start import start_as_interpolation
 from andfast.training.build import compile_networks, default_chunk_size
-from andfast.training.cuda_graph import Captured, CudaGraphs
-from andfast.training.profiling import Stopwatch
+from andfast.training.cuda_graph import CUDAGraphBackend, CUDAGraphCallable
+from andfast.training.profiling import StepTimer
 from andfast.training.step import TrainingStep
-from andfast.training.step_settings import Adversary, Place, Sharing
+from andfast.training.step_settings import AttackSettings, RankInfo, ReuseOptions
 from benchmarks.baselines import naive
 
 TORCHVISION = {"conv1_1": 0, "conv1_2": 2, "conv2_2": 7, "conv3_4": 16, "conv4_4": 25, "conv5_4": 34}
@@ -137,7 +137,7 @@ class Step:
             self.ours.sharing = replace(self.ours.sharing, discriminator_pass=False)
             self._compile(owner, vgg)
         if variant.graph:
-            self.ours.capture = Captured(self.ours.find, CudaGraphs(), watch=self.ours.frozen_tensors)
+            self.ours.capture = CUDAGraphCallable(self.ours.find, CUDAGraphBackend(), watch=self.ours.frozen_tensors)
         fused = {"fused": True} if device == "cuda" else {}
         self.optimizers = [torch.optim.Adam(one.parameters(), 1e-4, (0.9, 0.99), **fused) for one in self.networks]
         generator = None if device == "meta" else torch.Generator(device).manual_seed(seed)
@@ -202,14 +202,14 @@ def package_step(size, stage, device, seed=0, *, graph=False):
         degradation=DegradationNetwork(smallest_slope=ball.smallest_slope),
         generator=generator.to(device),
         objective=objective,
-        adversary=Adversary(
+        adversary=AttackSettings(
             ball, steps=size.steps, channels=size.channels, chunk_size=default_chunk_size(stage, size.hr, graph)
         ),
         patch_size=size.hr,
-        place=Place(seed, int(stage == "gan")),
+        place=RankInfo(seed, int(stage == "gan")),
         discriminator=discriminator,
-        sharing=Sharing(discriminator_pass=True),
-        stopwatch=Stopwatch(torch.device("cpu" if device == "meta" else device)),
+        sharing=ReuseOptions(discriminator_pass=True),
+        stopwatch=StepTimer(torch.device("cpu" if device == "meta" else device)),
     )
 
 
@@ -245,7 +245,7 @@ def naive_step(ours, variant, size, stopwatch):
 def reference_losses(kind, stage, device):
     """What all variants have to give in fp32: the package's losses, with nothing shared; and its identity networks."""
     step = Step(Variant("reference", 4), PARITY, stage, device, seed=PARITY_SEED)
-    step.ours.sharing = Sharing(closed_form_first_step=False, hr_features=False, cast_weights=False)
+    step.ours.sharing = ReuseOptions(closed_form_first_step=False, hr_features=False, cast_weights=False)
     theta = [[one.clone() for one in group] for group in step.ours.draw_identity(step.hr, 0)]
     return step.gradients(kind), theta
 

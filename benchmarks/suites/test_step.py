@@ -28,7 +28,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from andfast.functional import dispatch as _dispatch
 from andfast.functional.residual_dense_block_fp8 import NAME as FP8
-from andfast.training.profiling import Stopwatch
+from andfast.training.profiling import StepTimer
 from benchmarks.suites.step_variants import FULL, TINY, VARIANTS, Step, Variant, compile_options, loss_error
 
 CUDA = torch.cuda.is_available()
@@ -77,7 +77,7 @@ def largest(variant, kind, stage):
     """The step at the largest batch that fits, after its first run, and why it is not the wanted one."""
     note = None
     for batch in BATCHES:
-        stopwatch = Stopwatch(torch.device(DEVICE))
+        stopwatch = StepTimer(torch.device(DEVICE))
         size = SIZE.__class__(**{**vars(SIZE), "batch": batch})
         try:
             step = Step(variant, size, stage, DEVICE, stopwatch=stopwatch)

@@ -7,9 +7,9 @@ import torch
 from rerun import Rerun
 from small_steps import assert_close, crops, gradients, make
 
-from andfast.training.cuda_graph import Captured
+from andfast.training.cuda_graph import CUDAGraphCallable
 from andfast.training.step import TrainingStep
-from andfast.training.step_settings import Adversary, Place
+from andfast.training.step_settings import AttackSettings, RankInfo
 
 
 def groups_of(step: TrainingStep, most: int) -> TrainingStep:
@@ -35,14 +35,16 @@ def groups_of(step: TrainingStep, most: int) -> TrainingStep:
 )
 def test_groups_hold_whole_networks(images: int, per_network: int, most: int, sizes: list[int]) -> None:
     ball = make().adversary.ball
-    found = Adversary(ball, images_per_network=per_network, chunk_size=most).groups(images)
+    found = AttackSettings(ball, images_per_network=per_network, chunk_size=most).groups(images)
     assert [len(one) for one in found] == sizes
     assert [image for one in found for image in one] == list(range(images))
 
 
 @pytest.mark.parametrize(("per_network", "most"), [(1, 1), (1, 2), (1, 3), (2, 2)])
-@pytest.mark.parametrize("place", [Place(1, 0), Place(1, 0, rank=1, world_size=3)], ids=["alone", "second of three"])
-def test_stage_net_is_the_same_but_for_rounding(per_network: int, most: int, place: Place) -> None:
+@pytest.mark.parametrize(
+    "place", [RankInfo(1, 0), RankInfo(1, 0, rank=1, world_size=3)], ids=["alone", "second of three"]
+)
+def test_stage_net_is_the_same_but_for_rounding(per_network: int, most: int, place: RankInfo) -> None:
     whole, parts = (make(images_per_network=per_network, place=place) for _ in range(2))
     expected = whole.gradients([crops()], 5)
     found = groups_of(parts, most).gradients([crops()], 5)
@@ -78,7 +80,7 @@ def test_batch_statistics_are_those_of_a_group_in_the_ascent_alone() -> None:
 
 def test_groups_share_one_recording() -> None:
     plain, captured = (groups_of(make(), 2) for _ in range(2))
-    captured.capture = Captured(captured.find, Rerun(), watch=captured.frozen_tensors)
+    captured.capture = CUDAGraphCallable(captured.find, Rerun(), watch=captured.frozen_tensors)
     for step in range(2):
         for one in (plain, captured):
             one.generator.zero_grad()

@@ -13,7 +13,7 @@ from andfast.functional import blur_pool
 from andfast.losses import GANLoss, PerceptualLoss
 from andfast.nn import DegradationNetwork, RRDBNet, VGGDiscriminator
 from andfast.training.step import TrainingStep
-from andfast.training.step_settings import Adversary, Place, Sharing
+from andfast.training.step_settings import AttackSettings, RankInfo, ReuseOptions
 from benchmarks.baselines import naive
 
 LAYERS = {"conv1_2": 0.1, "conv2_2": 0.5}
@@ -38,9 +38,9 @@ def pair(
         for one, other in zip(vgg.vgg.parameters(), theirs_vgg.features.parameters(), strict=True):
             other.data.copy_(one.data)
         objective = Objective(1.0, 1.0, 0.1, vgg, d, GANLoss("vanilla"))
-    adversary = Adversary(ball, steps=steps, channels=16)
-    sharing = Sharing(closed_form_first_step=False, hr_features=False, cast_weights=False)
-    step = TrainingStep(DegradationNetwork(), ours, objective, adversary, size, Place(1, 0), d, sharing=sharing)
+    adversary = AttackSettings(ball, steps=steps, channels=16)
+    sharing = ReuseOptions(closed_form_first_step=False, hr_features=False, cast_weights=False)
+    step = TrainingStep(DegradationNetwork(), ours, objective, adversary, size, RankInfo(1, 0), d, sharing=sharing)
     other = naive.NaiveStep(theirs, theirs_d, theirs_vgg, radii=ball.radii, steps=steps, channels=16, frozen=frozen)
     networks = ours, d, objective.vgg, theirs, theirs_d, theirs_vgg
     for module in networks:

@@ -15,7 +15,7 @@ from andfast.functional.identity_gradients import identity_gradients
 from andfast.losses import GANLoss, PerceptualLoss
 from andfast.nn import DegradationNetwork, RRDBNet, VGGDiscriminator
 from andfast.training.step import TrainingStep
-from andfast.training.step_settings import Adversary, Place, Sharing
+from andfast.training.step_settings import AttackSettings, RankInfo, ReuseOptions
 from benchmarks import counts, roofline
 from benchmarks.counts import Work
 from benchmarks.rates import NOMINAL, PRECISIONS, Rates, measured
@@ -187,9 +187,9 @@ def test_a_whole_step(stage: str) -> None:
     if stage == "gan":
         vgg = PerceptualLoss({"conv5_4": 1.0}, weights="random").to("meta")
         objective = Objective(1.0, 1.0, 0.1, vgg, discriminator, GANLoss("vanilla"))
-    adversary = Adversary(PRESETS["calibrated"].ball, steps=2)
-    step = TrainingStep(DegradationNetwork(), generator, objective, adversary, 128, Place(0, 0), discriminator)
-    step.sharing = Sharing(closed_form_first_step=False, discriminator_pass=False)
+    adversary = AttackSettings(PRESETS["calibrated"].ball, steps=2)
+    step = TrainingStep(DegradationNetwork(), generator, objective, adversary, 128, RankInfo(0, 0), discriminator)
+    step.sharing = ReuseOptions(closed_form_first_step=False, discriminator_pass=False)
     entries = counts.step(stage, N, ascent_steps=2, hr_size=128, blocks=1)
     found = sum(entry.times * entry.work.flops for entry in entries)
     pooling = counts.blur_pool((N, 64, 128, 128), 4, size=4)[0].flops * (2 + 2 + 1)

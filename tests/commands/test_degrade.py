@@ -23,7 +23,7 @@ from andfast.nn import RRDBNet
 from andfast.nn.interpolation_start import start_as_interpolation
 from andfast.nn.weights import save_weights
 from andfast.training.build import build_adversary
-from andfast.training.step_settings import Adversary
+from andfast.training.step_settings import AttackSettings
 
 SMALL = ["--crop", "32", "--degradation.channels", "8", "--factors", "0.5", "--quiet"]
 
@@ -51,7 +51,7 @@ def degrader() -> Degrader:
     return Degrader(
         generator=generator.eval(),
         hr=torch.rand(1, 3, 32, 40),
-        adversary=Adversary(Ball(convolution=0.004, noise=0.1, slope=0.02), steps=3, channels=8),
+        adversary=AttackSettings(Ball(convolution=0.004, noise=0.1, slope=0.02), steps=3, channels=8),
         patch_size=32,
         scale=4,
         networks=2,

@@ -20,7 +20,7 @@ from andfast.nn import DegradationNetwork, RRDBNet, UNetDiscriminator, VGGDiscri
 from andfast.training.build import compile_networks
 from andfast.training.ema import WeightAverage
 from andfast.training.step import TrainingStep
-from andfast.training.step_settings import Adversary, Place, Sharing
+from andfast.training.step_settings import AttackSettings, RankInfo, ReuseOptions
 
 FILE = Path(__file__).with_name("losses.json")
 STEPS = 50
@@ -44,12 +44,12 @@ def batch(step: int, size: int) -> Tensor:
 PHOTOGRAPHS = (skimage.data.astronaut(), skimage.data.coffee(), skimage.data.chelsea())
 
 
-NOTHING = Sharing(closed_form_first_step=False, hr_features=False, cast_weights=False, discriminator_pass=False)
+NOTHING = ReuseOptions(closed_form_first_step=False, hr_features=False, cast_weights=False, discriminator_pass=False)
 """What is stored was computed the long way."""
 
 
 def train(
-    sharing: Sharing = NOTHING, *, compiler: str | None = None, recovered: bool = False
+    sharing: ReuseOptions = NOTHING, *, compiler: str | None = None, recovered: bool = False
 ) -> dict[str, dict[str, list[float]]]:
     """Both stages in float32 on the CPU, ANDGAN from ANDNet's averaged weights; losses by stage and name.
 
@@ -76,10 +76,10 @@ def train_net_in_groups(chunk_size: int) -> dict[str, list[float]]:
     with _one_thread():
         torch.manual_seed(0)
         generator = RRDBNet(features=8, blocks=1, growth=4)
-        return _stage(generator, None, Objective(1.0), 0, Sharing(), chunk_size)
+        return _stage(generator, None, Objective(1.0), 0, ReuseOptions(), chunk_size)
 
 
-def train_against_batch_statistics(sharing: Sharing = NOTHING) -> dict[str, list[float]]:
+def train_against_batch_statistics(sharing: ReuseOptions = NOTHING) -> dict[str, list[float]]:
     """Stage gan with ESRGAN's D, for which one pass over SR can serve both losses; losses by name.
 
     In float64: units of D within rounding of their kink move gradients of float32 by 1e-2, by chance. D sees 128x128 at
@@ -109,7 +109,7 @@ def _stage(
     discriminator: nn.Module | None,
     objective: Objective,
     stage: int,
-    sharing: Sharing,
+    sharing: ReuseOptions,
     chunk_size: int = 0,
     *,
     size: int = SIZE,
@@ -118,7 +118,7 @@ def _stage(
 ) -> dict[str, list[float]]:
     average = WeightAverage(generator, 0.9)
     ball = PRESETS["calibrated"].ball_for(size, size)
-    adversary = Adversary(ball, steps=ascent_steps, channels=8, chunk_size=chunk_size)
+    adversary = AttackSettings(ball, steps=ascent_steps, channels=8, chunk_size=chunk_size)
     dtype = next(generator.parameters()).dtype
     step = TrainingStep(
         degradation=DegradationNetwork(smallest_slope=ball.smallest_slope if recovered else 0),
@@ -126,7 +126,7 @@ def _stage(
         objective=objective,
         adversary=adversary,
         patch_size=size,
-        place=Place(seed=0, stage=stage),
+        place=RankInfo(seed=0, stage=stage),
         discriminator=discriminator,
         sharing=sharing,
     )

@@ -7,12 +7,12 @@ import pytest
 import torch
 from regenerate import FILE, NOTHING, STEPS, differences, train, train_against_batch_statistics, train_net_in_groups
 
-from andfast.training.step_settings import Sharing
+from andfast.training.step_settings import ReuseOptions
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "as stored": {"sharing": NOTHING},
-    "shared": {"sharing": Sharing()},
-    "shared and compiled": {"sharing": Sharing(), "compiler": "aot_eager"},
+    "shared": {"sharing": ReuseOptions()},
+    "shared and compiled": {"sharing": ReuseOptions(), "compiler": "aot_eager"},
 }
 """All that claim to compute the same but for rounding. D's shared pass is not exact for the U-Net that is used here;
 it and groups of images have tests of their own below. A captured ascent is tested bit for bit, in
@@ -41,7 +41,7 @@ def test_losses_are_reproduced(name: str) -> None:
 @pytest.mark.slow
 def test_slopes_recovered_from_results_reproduce_a_kept_z() -> None:
     """As a training run has it: 20 steps of net to rounding, seen 1e-7, then the kinks; gan starts where net ended."""
-    stored, found = json.loads(FILE.read_text())["losses"], train(Sharing(), recovered=True)
+    stored, found = json.loads(FILE.read_text())["losses"], train(ReuseOptions(), recovered=True)
     by_step = {stage: differences(found[stage], stored[stage]) for stage in ("net", "gan")}
     assert max(by_step["net"][:20]) < 1e-5, by_step
     assert max(by_step["net"]) < 1e-3, by_step
@@ -52,7 +52,7 @@ def test_slopes_recovered_from_results_reproduce_a_kept_z() -> None:
 def test_one_pass_of_d_reproduces_two() -> None:
     """What is stored are two passes of ESRGAN's D over SR, in float64, in which 50 steps of both agree to 1e-9."""
     stored = json.loads(FILE.read_text())["losses"]["gan, batch statistics"]
-    by_step = differences(train_against_batch_statistics(Sharing(discriminator_pass=True)), stored)
+    by_step = differences(train_against_batch_statistics(ReuseOptions(discriminator_pass=True)), stored)
     assert len(by_step) == STEPS
     assert max(by_step) < 1e-6, by_step
 

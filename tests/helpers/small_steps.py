@@ -13,7 +13,7 @@ from andfast.adversary.objective import Objective
 from andfast.losses import GANLoss, PerceptualLoss
 from andfast.nn import DegradationNetwork, RRDBNet, UNetDiscriminator, VGGDiscriminator
 from andfast.training.step import TrainingStep
-from andfast.training.step_settings import Adversary, Place
+from andfast.training.step_settings import AttackSettings, RankInfo
 
 SIZE = 32
 
@@ -35,7 +35,7 @@ def make(
     gan: Any = "vanilla",
     *,
     size: int = SIZE,
-    place: Place | None = None,
+    place: RankInfo | None = None,
     steps: int = 3,
     images_per_network: int = 1,
     perceptual: bool = True,
@@ -50,10 +50,10 @@ def make(
         d = VGGDiscriminator(size, features=4) if discriminator == "vgg" else UNetDiscriminator(features=4)
         vgg = PerceptualLoss({"conv1_2": 1.0}, weights="random") if perceptual else None
         objective = Objective(1.0, 1.0, 0.1, vgg, d, GANLoss(gan))
-    adversary = Adversary(
+    adversary = AttackSettings(
         PRESETS["calibrated"].ball_for(size, size), steps=steps, channels=8, images_per_network=images_per_network
     )
-    place = place or Place(seed=1, stage=0)
+    place = place or RankInfo(seed=1, stage=0)
     return TrainingStep(DegradationNetwork(), generator, objective, adversary, size, place, d, **options)
 
 

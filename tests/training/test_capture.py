@@ -1,4 +1,4 @@
-"""Captured: buffers, shapes and weights of recordings; on the CPU with a backend that runs the function again."""
+"""CUDAGraphCallable: static inputs, shapes and weights; on the CPU with a backend that reruns the function."""
 
 import re
 from collections.abc import Callable
@@ -16,14 +16,14 @@ from torch.utils._pytree import tree_flatten
 from andfast.adversary import sample_identity
 from andfast.config.schema import TrainConfig
 from andfast.training.build import records_ascent
-from andfast.training.cuda_graph import Backend, Captured, CaptureError, CudaGraphs
+from andfast.training.cuda_graph import Backend, CaptureError, CUDAGraphBackend, CUDAGraphCallable
 from andfast.training.step import TrainingStep
-from andfast.training.step_settings import Place
+from andfast.training.step_settings import RankInfo
 
 
 def test_replays_read_new_arguments() -> None:
     backend = Rerun()
-    double = Captured(lambda x, others: {"sum": x + others[0], "none": None}, backend)
+    double = CUDAGraphCallable(lambda x, others: {"sum": x + others[0], "none": None}, backend)
     first = double(torch.ones(3), [torch.tensor(1.0)])
     assert first["sum"].tolist() == [2, 2, 2]
     assert first["none"] is None
@@ -35,7 +35,7 @@ def test_replays_read_new_arguments() -> None:
 
 
 def test_the_callers_tensors_are_not_the_buffers() -> None:
-    double = Captured(lambda x: x * 2, Rerun())
+    double = CUDAGraphCallable(lambda x: x * 2, Rerun())
     x = torch.ones(2)
     double(x)
     x.fill_(7)
@@ -54,7 +54,7 @@ def test_the_callers_tensors_are_not_the_buffers() -> None:
     ids=["shape", "dtype", "strides", "expanded"],
 )
 def test_another_kind_of_tensor_is_another_recording(other: Tensor) -> None:
-    double = Captured(lambda x: x + 1, Rerun())
+    double = CUDAGraphCallable(lambda x: x + 1, Rerun())
     for x in (torch.zeros(3, 2), other, torch.ones(3, 2), other + 1 if other.stride() == (2, 1) else other):
         found = double(x)
         assert torch.equal(found, x + 1)
@@ -63,7 +63,7 @@ def test_another_kind_of_tensor_is_another_recording(other: Tensor) -> None:
 
 
 def test_constants_and_structure_are_part_of_the_kind() -> None:
-    double = Captured(lambda x, by: x * (by if isinstance(by, int) else by[0]), Rerun())
+    double = CUDAGraphCallable(lambda x, by: x * (by if isinstance(by, int) else by[0]), Rerun())
     assert [double(torch.ones(()), by).item() for by in (2, 3, 2, (2,))] == [2, 3, 2, 2]
     assert double.recordings == 3
 
@@ -72,7 +72,7 @@ def test_expanded_arguments_take_no_memory() -> None:
     """A fresh identity's noise maps, 4 GB at the paper's size, are one number each."""
     theta = sample_identity(2, hr_size=16, channels=8)
     seen = []
-    identity = Captured(lambda theta: seen.append(theta) or theta.noises[0].sum(), Rerun())
+    identity = CUDAGraphCallable(lambda theta: seen.append(theta) or theta.noises[0].sum(), Rerun())
     identity(theta)
     identity(theta)
     for given, buffer in zip(theta.noises, seen[-1].noises, strict=True):
@@ -84,7 +84,7 @@ def test_expanded_arguments_take_no_memory() -> None:
 def test_weights_in_place_and_elsewhere() -> None:
     """Weights that change in place are seen; weights at another address make a new recording."""
     layer = torch.nn.Linear(2, 2)
-    run = Captured(layer, Rerun(), watch=layer.parameters)
+    run = CUDAGraphCallable(layer, Rerun(), watch=layer.parameters)
     x = torch.rand(1, 2)
     with torch.no_grad():
         for change in (lambda: None, lambda: layer.weight.add_(1), lambda: layer.weight.mul_(2)):
@@ -98,14 +98,16 @@ def test_weights_in_place_and_elsewhere() -> None:
 
 
 def captured(step: TrainingStep, backend: Backend) -> TrainingStep:
-    step.capture = Captured(step.find, backend, watch=step.frozen_tensors, check=isinstance(backend, CudaGraphs))
+    step.capture = CUDAGraphCallable(
+        step.find, backend, watch=step.frozen_tensors, check=isinstance(backend, CUDAGraphBackend)
+    )
     return step
 
 
 @pytest.mark.parametrize("gan", [None, "vanilla", "relativistic"])
 def test_steps_are_those_without_capture(gan: str | None) -> None:
     """Three steps with an optimizer, two micro batches each, then another size: bit for bit, buffers included."""
-    place = Place(seed=1, stage=0, accumulate=2)
+    place = RankInfo(seed=1, stage=0, accumulate=2)
     kind = None if gan is None else "unet"
     plain, replayed = (make(kind, gan or "vanilla", steps=2, place=place) for _ in range(2))
     captured(replayed, Rerun())
@@ -124,7 +126,7 @@ def test_steps_are_those_without_capture(gan: str | None) -> None:
         if step.discriminator is not None:
             assert_close(gradients(replayed.discriminator), gradients(plain.discriminator), 0)
     assert replayed.capture is not None
-    assert isinstance(replayed.capture, Captured)
+    assert isinstance(replayed.capture, CUDAGraphCallable)
     assert replayed.capture.recordings == 2
 
 
@@ -177,7 +179,7 @@ REASONS = {
 def test_a_recording_that_fails_is_said_and_done_without(fault: str) -> None:
     told: list[str] = []
     plain, replayed = (make(steps=2) for _ in range(2))
-    replayed.capture = Captured(replayed.find, Broken(fault), check=True, required=False, tell=told.append)
+    replayed.capture = CUDAGraphCallable(replayed.find, Broken(fault), check=True, required=False, tell=told.append)
     for number in range(2):
         values = [step.gradients([crops(2)], number) for step in (plain, replayed)]
         assert values[0] == values[1]
@@ -190,7 +192,7 @@ def test_a_recording_that_fails_is_said_and_done_without(fault: str) -> None:
 @pytest.mark.parametrize("fault", REASONS)
 def test_a_recording_that_was_asked_for_must_not_fail(fault: str) -> None:
     step = make(steps=2)
-    step.capture = Captured(step.find, Broken(fault), check=True)
+    step.capture = CUDAGraphCallable(step.find, Broken(fault), check=True)
     with pytest.raises(CaptureError, match=REASONS[fault]):
         step.gradients([crops(2)], 0)
 
@@ -200,7 +202,7 @@ def test_a_recording_that_is_right_is_said(kind: str | None) -> None:
     """With D and its buffers too: HR, which comes back among the targets, is an argument and stays as it is."""
     told: list[str] = []
     plain, replayed = (make(kind, steps=2) for _ in range(2))
-    replayed.capture = Captured(replayed.find, Rerun(), check=True, tell=told.append)
+    replayed.capture = CUDAGraphCallable(replayed.find, Rerun(), check=True, tell=told.append)
     for number in range(2):
         steps = (plain, replayed)
         values = [{k: v.item() for k, v in step.gradients([crops(2)], number).items()} for step in steps]
@@ -230,7 +232,7 @@ def test_when_an_ascent_is_recorded() -> None:
 def test_cuda_graphs(kind: str | None, autocast: torch.dtype | None) -> None:
     """Replayed ascents are eager ones: two shapes, weights that change between replays, buffers where they were."""
     steps = []
-    for backend in (None, CudaGraphs()):
+    for backend in (None, CUDAGraphBackend()):
         step = make(kind, "relativistic", size=128, steps=3, autocast=autocast)
         for module in (step.generator, step.discriminator, step.objective.vgg):
             if module is not None:
@@ -247,14 +249,14 @@ def test_cuda_graphs(kind: str | None, autocast: torch.dtype | None) -> None:
             optimizer.step()
         assert found[1] == pytest.approx(found[0], rel=tolerance, abs=1e-3)
     capture = steps[1].capture
-    assert isinstance(capture, Captured)
+    assert isinstance(capture, CUDAGraphCallable)
     assert capture.recordings == 2
 
 
 @pytest.mark.gpu
 def test_two_graphs_share_a_pool() -> None:
-    backend = CudaGraphs()
-    run = Captured(lambda x: (x @ x).relu().sum(1), backend)
+    backend = CUDAGraphBackend()
+    run = CUDAGraphCallable(lambda x: (x @ x).relu().sum(1), backend)
     big, small = torch.rand(512, 512, device="cuda"), torch.rand(64, 64, device="cuda")
     for x in (big, small, big * 2, small * 2):
         torch.testing.assert_close(run(x), (x @ x).relu().sum(1))

@@ -16,7 +16,7 @@ from andfast.nn import DegradationNetwork, RRDBNet
 from andfast.training.distributed import Processes, processes
 from andfast.training.logging import read_metrics
 from andfast.training.step import TrainingStep
-from andfast.training.step_settings import Adversary, Place, Sharing
+from andfast.training.step_settings import AttackSettings, RankInfo, ReuseOptions
 
 pytestmark = pytest.mark.slow
 
@@ -34,9 +34,9 @@ def gradients(group: Processes, batch: int) -> dict[str, torch.Tensor]:
         degradation=DegradationNetwork(4),
         generator=generator,
         objective=Objective(l1=1.0),
-        adversary=Adversary(PRESETS["calibrated"].ball_for(32, 32), steps=3, channels=8),
+        adversary=AttackSettings(PRESETS["calibrated"].ball_for(32, 32), steps=3, channels=8),
         patch_size=32,
-        place=Place(seed=5, stage=0, rank=group.rank, world_size=group.world_size),
+        place=RankInfo(seed=5, stage=0, rank=group.rank, world_size=group.world_size),
         generator_parallel=group.parallel(generator),
     )
     found = step.gradients([hr[group.rank * batch :][:batch]], step=7)
@@ -49,8 +49,8 @@ def shared_pass_error(group: Processes) -> torch.Tensor:
     """What D's shared pass changes in the gradients of two micro batches in each process, relative, in float64."""
     found = []
     for shared in (False, True):
-        place = Place(1, 0, group.rank, group.world_size, 2)
-        step = make("vgg", size=128, steps=1, place=place, sharing=Sharing(discriminator_pass=shared))
+        place = RankInfo(1, 0, group.rank, group.world_size, 2)
+        step = make("vgg", size=128, steps=1, place=place, sharing=ReuseOptions(discriminator_pass=shared))
         assert step.discriminator is not None
         assert step.objective.vgg is not None
         for module in (step.generator, step.discriminator, step.objective.vgg):

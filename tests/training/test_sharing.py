@@ -14,14 +14,19 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from andfast.config.schema import ReuseConfig, TrainConfig
 from andfast.training.build import build_sharing
 from andfast.training.step import TrainingStep
-from andfast.training.step_settings import Place, Sharing
+from andfast.training.step_settings import RankInfo, ReuseOptions
 
-NOTHING = Sharing(closed_form_first_step=False, hr_features=False, cast_weights=False, discriminator_pass=False)
-SWITCHES = [one.name for one in dataclasses.fields(Sharing)]
+NOTHING = ReuseOptions(closed_form_first_step=False, hr_features=False, cast_weights=False, discriminator_pass=False)
+SWITCHES = [one.name for one in dataclasses.fields(ReuseOptions)]
 
 
 def run(
-    sharing: Sharing, gan: str = "vanilla", *, stage: str = "gan", dtype: torch.dtype = torch.float64, **options: Any
+    sharing: ReuseOptions,
+    gan: str = "vanilla",
+    *,
+    stage: str = "gan",
+    dtype: torch.dtype = torch.float64,
+    **options: Any,
 ) -> tuple[TrainingStep, Any]:
     """A step with the paper's kind of discriminator, and its metrics.
 
@@ -49,7 +54,7 @@ def unshared(gan: str) -> tuple[TrainingStep, Any]:
 @pytest.mark.parametrize("switch", ["closed_form_first_step", "hr_features", "discriminator_pass", "all"])
 @pytest.mark.parametrize("gan", ["vanilla", "relativistic"])
 def test_a_switch_changes_no_more_than_rounding(switch: str, gan: str) -> None:
-    on = Sharing(*[True] * len(SWITCHES)) if switch == "all" else dataclasses.replace(NOTHING, **{switch: True})
+    on = ReuseOptions(*[True] * len(SWITCHES)) if switch == "all" else dataclasses.replace(NOTHING, **{switch: True})
     (plain, expected), (step, found) = unshared(gan), run(on, gan)
     assert found.keys() == expected.keys()
     for name in found:
@@ -88,7 +93,7 @@ def test_shared_pass_accumulates_and_scales_like_two() -> None:
     on = dataclasses.replace(NOTHING, discriminator_pass=True)
     found = []
     for sharing, scale in ((NOTHING, 1.0), (on, 1024.0)):
-        place = Place(seed=1, stage=0, accumulate=2)
+        place = RankInfo(seed=1, stage=0, accumulate=2)
         options: dict[str, Any] = {"sharing": sharing, "scale_loss": lambda loss, by=scale: loss * by}
         step = make("vgg", size=128, steps=1, place=place, **options)
         values = step.gradients([crops(2, 128), crops(2, 128).flip(0)], 0)
@@ -116,7 +121,7 @@ class Calls(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def counted(sharing: Sharing, **options: Any) -> dict[str, int]:
+def counted(sharing: ReuseOptions, **options: Any) -> dict[str, int]:
     with Calls() as calls:
         run(sharing, **options)
     return calls.counts
@@ -148,7 +153,7 @@ def config(**sharing: Any) -> TrainConfig:
 
 
 def test_the_shared_pass_is_on_where_it_is_exact() -> None:
-    assert build_sharing(config()) == Sharing(True, True, True, discriminator_pass=True)
+    assert build_sharing(config()) == ReuseOptions(True, True, True, discriminator_pass=True)
     unet = config()
     unet.discriminator.kind = "unet"
     assert not build_sharing(unet).discriminator_pass

@@ -18,9 +18,9 @@ from andfast.adversary.objective import Objective
 from andfast.functional import blur_pool
 from andfast.losses import GANLoss, PerceptualLoss
 from andfast.nn import DegradationNetwork, RRDBNet, VGGDiscriminator, frozen
-from andfast.training.profiling import Stopwatch
+from andfast.training.profiling import StepTimer
 from andfast.training.step import TrainingStep, first_nonfinite, psnr, seeded_generator
-from andfast.training.step_settings import Adversary, Place, Sharing
+from andfast.training.step_settings import AttackSettings, RankInfo, ReuseOptions
 
 PARTS = ["identity", "ascent", "restoration"]
 
@@ -34,7 +34,7 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-class Parts(Stopwatch):
+class Parts(StepTimer):
     """Knows in which sub-step the code is, and calls back at the end of each."""
 
     def __init__(self, after: Any = None) -> None:
@@ -189,7 +189,7 @@ def test_same_numbers_same_gradients() -> None:
     assert all(torch.equal(first[0][name], again[0][name]) for name in first[0])
     assert {k: v.item() for k, v in first[1].items()} == {k: v.item() for k, v in again[1].items()}
     assert not all(torch.equal(first[0][name], later[0][name]) for name in first[0])
-    for place in (Place(2, 0), Place(1, 1)):
+    for place in (RankInfo(2, 0), RankInfo(1, 1)):
         step = make(place=place)
         step.gradients([hr], 5)
         assert not all(torch.equal(first[0][name], one) for name, one in gradients(step.generator).items())
@@ -216,7 +216,7 @@ def test_splitting_a_batch_changes_nothing(world_size: int, accumulate: int) -> 
     totals: dict[str, Tensor] = {}
     metrics: dict[str, float] = {}
     for rank in range(world_size):
-        step = make(place=Place(1, 0, rank, world_size, accumulate))
+        step = make(place=RankInfo(1, 0, rank, world_size, accumulate))
         mine = [split(hr, micro * world_size + rank, parts) for micro in range(accumulate)]
         found = step.gradients(mine, 3)
         for name, one in gradients(step.generator).items():
@@ -234,7 +234,7 @@ def test_splitting_a_gan_batch_over_ranks_changes_nothing() -> None:
     generator: dict[str, Tensor] = {}
     discriminator: dict[str, Tensor] = {}
     for rank in range(2):
-        step = make("unet", perceptual=False, place=Place(1, 0, rank, 2))
+        step = make("unet", perceptual=False, place=RankInfo(1, 0, rank, 2))
         step.gradients([split(hr, rank, 2)], 3)
         for total, module in ((generator, step.generator), (discriminator, step.discriminator)):
             for name, one in gradients(module).items():
@@ -250,7 +250,7 @@ def test_images_that_share_a_network(images_per_network: int, networks: int) -> 
     values = step.gradients([hr], 0)
     assert values["loss_gain"] > 0
     ranks = [
-        make(images_per_network=images_per_network, place=Place(1, 0, rank, 2)).draw_identity(hr, 0).weights[0]
+        make(images_per_network=images_per_network, place=RankInfo(1, 0, rank, 2)).draw_identity(hr, 0).weights[0]
         for rank in range(2)
     ]
     assert not torch.equal(*ranks)
@@ -372,8 +372,8 @@ def full_size(stage: str, steps: int) -> tuple[TrainingStep, Tensor]:
     if stage == "gan":
         vgg = PerceptualLoss({"conv5_4": 1.0}, weights="random").to("meta")
         objective = Objective(1.0, 1.0, 0.1, vgg, discriminator, GANLoss("vanilla"))
-    adversary = Adversary(PRESETS["calibrated"].ball, steps=steps)
-    return TrainingStep(DegradationNetwork(), generator, objective, adversary, 256, Place(0, 0), discriminator), hr
+    adversary = AttackSettings(PRESETS["calibrated"].ball, steps=steps)
+    return TrainingStep(DegradationNetwork(), generator, objective, adversary, 256, RankInfo(0, 0), discriminator), hr
 
 
 @pytest.mark.slow
@@ -385,7 +385,7 @@ def test_operations_of_a_step(stage: str, count: float, plain_count: float, rati
     step, hr = full_size(stage, 5)
     counts = []
     for shared in (False, True):
-        step.sharing = Sharing(closed_form_first_step=shared, discriminator_pass=shared)
+        step.sharing = ReuseOptions(closed_form_first_step=shared, discriminator_pass=shared)
         with FlopCounterMode(display=False) as counter:
             step.gradients([hr], 0)
         counts.append(counter.get_total_flops() / 2e9)
@@ -409,7 +409,7 @@ def test_operations_of_a_step(stage: str, count: float, plain_count: float, rati
 def test_no_host_synchronisation() -> None:
     """Both stages run on the meta device, where .item(), a branch on a value or a copy to the host raises."""
     for kind in ("vgg", "unet"):
-        step = make(kind, "relativistic", size=128, place=Place(0, 1, 1, 2, 2), round_lr=True)
+        step = make(kind, "relativistic", size=128, place=RankInfo(0, 1, 1, 2, 2), round_lr=True)
         for module in (step.generator, step.discriminator, step.objective.vgg):
             assert module is not None
             module.to("meta")

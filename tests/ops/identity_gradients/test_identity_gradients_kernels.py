@@ -34,7 +34,7 @@ if not INTERPRETED:
             "from andfast.nn import DegradationNetwork\n"
             "theta = sample_identity(1, hr_size=8, channels=8)\n"
             "theta.weights[0].requires_grad_()\n"
-            "DegradationNetwork().at_identity(torch.rand(1, 3, 8, 8), theta).sum().backward()"
+            "DegradationNetwork().closed_form_first_step(torch.rand(1, 3, 8, 8), theta).sum().backward()"
         )
 
     def test_auto_takes_the_kernels_where_they_run(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,7 +123,7 @@ if INTERPRETED:
         grads = []
         for impl in ("auto", "reference"):  # auto: as the table says above, for this op alone
             leaves = theta.rebuild(one.detach().clone().requires_grad_() for one in theta.tensors())
-            lr = DegradationNetwork(impl=impl).at_identity(hr, leaves)
+            lr = DegradationNetwork(impl=impl).closed_form_first_step(hr, leaves)
             grads.append(torch.autograd.grad(lr.square().sum(), tuple(leaves.tensors())))
         for one, other in zip(*grads, strict=True):
             assert (one - other).norm() <= 1e-5 * other.norm()

@@ -47,7 +47,7 @@ def merged(kernels: Sequence[Tensor], dtype: torch.dtype) -> tuple[list[Tensor],
     return [one.to(dtype) for one in before], [one.to(dtype) for one in reversed(after)]
 
 
-class IdentityLayers(torch.autograd.Function):
+class ClosedFormIdentity(torch.autograd.Function):
     """Consecutive layers of identity networks as one map of images (N, 3, H, W) to themselves.
 
     Nothing looks at the values: that the layers are an identity is the caller's to know.

@@ -1,4 +1,4 @@
-"""DegradationNetwork.at_identity: F and its gradients at identity networks, in closed form, against F itself."""
+"""DegradationNetwork.closed_form_first_step against F itself, differentiated in float64."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ def gradients(hr: Tensor, theta: Theta, network: DegradationNetwork, *, closed: 
     """LR, and the gradients of a function of it that is not linear to HR and theta's tensors."""
     leaves = theta.rebuild(one.detach().clone().requires_grad_() for one in theta.tensors())
     hr = hr.detach().clone(memory_format=torch.preserve_format).requires_grad_()
-    lr = network.at_identity(hr, leaves) if closed else network(hr, leaves)
+    lr = network.closed_form_first_step(hr, leaves) if closed else network(hr, leaves)
     target = torch.linspace(-1, 1, lr.numel(), dtype=lr.dtype).view_as(lr)
     loss = ((lr - target).square() * torch.arange(1, 1 + len(lr)).view(-1, 1, 1, 1)).sum()
     return lr.detach(), list(torch.autograd.grad(loss, (hr, *leaves.tensors())))
@@ -76,7 +76,7 @@ def test_only_what_is_asked_for() -> None:
     theta = sample_identity(1, hr_size=8, channels=8)
     theta.weights[3].requires_grad_()
     theta.slopes[7].requires_grad_()
-    lr = DegradationNetwork().at_identity(hr, theta)
+    lr = DegradationNetwork().closed_form_first_step(hr, theta)
     lr.sum().backward()
     assert [one.grad is not None for one in theta.tensors()].count(True) == 2
 
@@ -98,7 +98,7 @@ def test_operations() -> None:
     theta = sample_identity(1, hr_size=256, device="meta")
     leaves = theta.rebuild(one.detach().requires_grad_() for one in theta.tensors())
     counts = []
-    for run in (DegradationNetwork().forward, DegradationNetwork().at_identity):
+    for run in (DegradationNetwork().forward, DegradationNetwork().closed_form_first_step):
         with FlopCounterMode(display=False) as counter:
             lr = run(hr, leaves.rebuild(one.view_as(one) for one in leaves.tensors()))
             torch.autograd.grad(lr.sum(), tuple(leaves.tensors()))
