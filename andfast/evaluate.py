@@ -1,4 +1,4 @@
-"""Judge super-resolution on pairs of real pictures: ``python -m andfast.evaluate --data DIR --weights FILE``."""
+"""Evaluate super-resolution on pairs of real images: ``python -m andfast.evaluate --data DIR --weights FILE``."""
 
 import argparse
 import sys
@@ -9,11 +9,11 @@ import torch
 from andfast.data.pack import printable
 from andfast.evaluation.fit import fit_niqe_to_folder
 from andfast.evaluation.layouts import find_pairs
-from andfast.evaluation.methods import load_weights, make_methods
+from andfast.evaluation.methods import build_methods, load_restorers
 from andfast.evaluation.options import parse
-from andfast.evaluation.report import images_table, leave_out, table, write_json
-from andfast.evaluation.run import Evaluation, check_pairs, judge_pairs
-from andfast.evaluation.scores import Judge
+from andfast.evaluation.report import images_table, remove_invalid, table, write_json
+from andfast.evaluation.run import Evaluation, check_pairs, score_pairs
+from andfast.evaluation.scores import Scorer
 from andfast.evaluation.sheet import Sheet
 from andfast.inference.models import find_device
 from andfast.metrics.lpips import LPIPS
@@ -21,23 +21,23 @@ from andfast.metrics.niqe import NIQE
 
 
 def evaluate(options: argparse.Namespace) -> None:
-    """Run what `andfast.evaluation.options.parse` returned."""
+    """Run an evaluation with the options returned by `andfast.evaluation.options.parse`."""
     if options.fit_niqe is not None:
         print(fit_niqe_to_folder(options.fit_niqe, options.niqe_parameters, protocol=options.protocol))
         if options.data is None:
             return
     for name, path in (("--json", options.json), ("--sheet", options.sheet)):
         if path is not None and not path.parent.is_dir():
-            raise FileNotFoundError(f"{name} must be in a folder that exists, {path.parent} does not")
+            raise FileNotFoundError(f"{name} must be in an existing folder, was {path}")
     device = str(find_device(options.device))
-    restorers = load_weights(options.sources, device=device, precision=options.precision)
+    restorers = load_restorers(options.sources, device=device, precision=options.precision)
     scale = options.scale or next((restorer.scale for restorer in restorers.values()), None)
     listing = find_pairs(options.data, layout=options.layout, scale=scale)
-    ignored = f", {listing.ignored} other pictures left out" if listing.ignored else ""
-    found = f"layout {listing.layout.name}, x{listing.scale}, {len(listing.pairs)} pairs{ignored}"
-    print(f"{printable(str(options.data))}: {found}")
+    ignored = f", {listing.ignored} other images ignored" if listing.ignored else ""
+    summary = f"layout {listing.layout.name}, x{listing.scale}, {len(listing.pairs)} pairs{ignored}"
+    print(f"{printable(str(options.data))}: {summary}")
 
-    judge = Judge(
+    scorer = Scorer(
         options.metrics,
         protocol=options.protocol,
         crop_border=options.crop_border,
@@ -46,42 +46,42 @@ def evaluate(options: argparse.Namespace) -> None:
         else None,
         niqe=NIQE(options.niqe_parameters) if "niqe" in options.metrics else None,
     )
-    methods, missing = make_methods(
+    methods, missing = build_methods(
         options.sources, restorers, listing, device=device, tile=options.tile, overlap=options.overlap
     )
-    unfit, reduced = check_pairs(listing, methods, max_shift=options.max_shift, progress=not options.quiet)
-    evaluation = Evaluation(listing, judge, methods, listing.problems | missing | unfit, reduced)
-    leave_out(listing, evaluation.left_out, allowed=options.skip_unfit)
-    if reduced:
-        print(f"{reduced} LR pictures have HR's size and are reduced by {listing.scale} (antialiased bicubic)")
+    invalid, downscaled = check_pairs(listing, methods, max_shift=options.max_shift, progress=not options.quiet)
+    evaluation = Evaluation(listing, scorer, methods, listing.problems | missing | invalid, downscaled)
+    remove_invalid(listing, evaluation.skipped, allowed=options.skip_invalid)
+    if downscaled:
+        print(f"{downscaled} LR images have HR's size and are downscaled by {listing.scale} (antialiased bicubic)")
 
     sheet = Sheet(rows=options.sheet_rows, scale=listing.scale) if options.sheet else None
-    evaluation.results = judge_pairs(
-        listing.pairs, listing.scale, methods, judge, sheet=sheet, progress=not options.quiet
+    evaluation.results = score_pairs(
+        listing.pairs, listing.scale, methods, scorer, sheet=sheet, progress=not options.quiet
     )
     if options.images:
-        print(images_table(evaluation.results, judge.metrics))
-    print(table(evaluation.results, evaluation.summaries, judge.metrics))
-    print(judge.sentence())
+        print(images_table(evaluation.results, scorer.metrics))
+    print(table(evaluation.results, evaluation.summaries, scorer.metrics))
+    print(scorer.summary())
     if options.json:
         write_json(options.json, evaluation.record(str(options.data), device))
     if sheet is not None:
-        sheet.write(options.sheet, f"x{listing.scale}, crops where the methods differ most ({judge.sentence()})")
+        sheet.write(options.sheet, f"x{listing.scale}, crops where the methods differ most ({scorer.summary()})")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; return its exit code: 0, 1 on an error, 130 when interrupted."""
+    """Run the command; returns the exit code: 0, 1 on error, 130 if interrupted."""
     options = parse(None if arguments is None else list(arguments))
     try:
         evaluate(options)
     except torch.OutOfMemoryError:
-        print("error: the device's memory does not hold a whole picture; try --tile 256", file=sys.stderr)
+        print("error: out of device memory; try --tile 256", file=sys.stderr)
         return 1
     except (ValueError, OSError, RuntimeError, ImportError) as error:
         print(f"error: {printable(' '.join(str(error).split()))}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("interrupted: what was written is complete, the rest is not there", file=sys.stderr)
+        print("interrupted: no partial results were written", file=sys.stderr)
         return 130
     return 0
 

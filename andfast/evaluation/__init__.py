@@ -1,1 +1,1 @@
-"""Judging restorers on pairs of real LR and HR pictures: layouts, pairs, methods, scores, reports."""
+"""Evaluation of restorers on LR/HR pairs: layouts, pairs, methods, scores and reports."""

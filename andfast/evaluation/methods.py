@@ -1,4 +1,4 @@
-"""What is judged: restorers (weights, bicubic), and folders of pictures that any other method made."""
+"""Evaluated methods: restorers (weights, bicubic) and folders of images produced by any other method."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ from torch import Tensor
 from andfast.data.pack import printable
 from andfast.data.sources import find_images
 from andfast.evaluation.layouts import Listing, PairFiles
-from andfast.evaluation.pairs import Pair, UnfitPairError, read_picture
+from andfast.evaluation.pairs import InvalidPairError, Pair, read_image
 from andfast.inference.models import Restorer, load_restorer
 from andfast.inference.tiles import check_tile, restore_tiled
 
@@ -20,22 +20,22 @@ BICUBIC = "bicubic"
 
 
 class Method(Protocol):
-    """Something that has an SR picture for a pair."""
+    """Anything that provides an SR image per pair."""
 
     name: str
     source: str
 
-    def picture(self, files: PairFiles, pair: Pair) -> Tensor:
-        """(3, H, W), uint8, as a file of it would hold."""
+    def sr(self, files: PairFiles, pair: Pair) -> Tensor:
+        """(3, H, W), uint8, of HR's size."""
         ...
 
 
 @dataclass(eq=False)
-class Restored:
-    """A restorer's own pictures, clamped to [0, 1] and rounded to 8 bits.
+class RestorerMethod:
+    """SR images computed by a restorer, clamped to [0, 1] and rounded to 8 bits.
 
     Attributes:
-        tile, overlap: LR pixels, see `restore_tiled`; tile 0 restores whole pictures.
+        tile, overlap: in LR pixels, see `restore_tiled`; tile 0 restores whole images.
     """
 
     name: str
@@ -44,74 +44,77 @@ class Restored:
     tile: int = 0
     overlap: int = 32
 
-    def picture(self, files: PairFiles, pair: Pair) -> Tensor:
+    def sr(self, files: PairFiles, pair: Pair) -> Tensor:
         lr = pair.lr[None].float() / 255
         if self.tile:
             sr = restore_tiled(self.restorer, lr, tile=self.tile, overlap=self.overlap)
         else:
             sr = self.restorer.restore(lr)
         if not sr.isfinite().all():
-            raise ValueError(f"{self.name} gave values that are not finite for {files.name}")
+            raise ValueError(f"{self.name}: output must be finite, was NaN or infinite for {files.name}")
         return (sr[0].float().clamp(0, 1) * 255).round().to(torch.uint8).cpu()
 
 
 @dataclass(eq=False)
-class Outputs:
-    """Pictures in a folder, found once by `outputs_of`."""
+class OutputFolder:
+    """SR images read from a folder, matched to the pairs by `match_outputs`."""
 
     name: str
     source: str
     files: dict[str, Path]
 
-    def picture(self, files: PairFiles, pair: Pair) -> Tensor:
+    def sr(self, files: PairFiles, pair: Pair) -> Tensor:
         path = self.files[files.name]
-        sr = read_picture(path, self.name)
-        if sr.shape != pair.hr.shape and not _cut_fits(sr, pair):
-            raise UnfitPairError(
-                f"picture {path.name} of {self.name} must be of HR's size, {pair.hr.shape[2]}x{pair.hr.shape[1]}, "
+        sr = read_image(path, self.name)
+        if sr.shape != pair.hr.shape and not _fits_after_crop(sr, pair):
+            raise InvalidPairError(
+                f"{self.name} image {path.name} must have HR's size, {pair.hr.shape[2]}x{pair.hr.shape[1]}, "
                 f"was {sr.shape[2]}x{sr.shape[1]}"
             )
         return sr[:, : pair.hr.shape[1], : pair.hr.shape[2]].contiguous()
 
 
-def _cut_fits(sr: Tensor, pair: Pair) -> bool:
-    """Whether SR has the few rows and columns that HR of a reduced pair lost."""
-    spare = [a - b for a, b in zip(sr.shape[1:], pair.hr.shape[1:], strict=True)]
-    return pair.reduced and all(0 <= side < pair.hr.shape[1] // pair.lr.shape[1] for side in spare)
+def _fits_after_crop(sr: Tensor, pair: Pair) -> bool:
+    """Whether SR only has the extra rows and columns that HR of a downscaled pair was cropped by."""
+    extra = [a - b for a, b in zip(sr.shape[1:], pair.hr.shape[1:], strict=True)]
+    return pair.downscaled and all(0 <= side < pair.hr.shape[1] // pair.lr.shape[1] for side in extra)
 
 
-def outputs_of(folder: Path, pairs: Sequence[PairFiles], *, name: str) -> tuple[Outputs, dict[str, str]]:
-    """The picture of each pair in a folder, searched in depth, and why some have none.
+def match_outputs(folder: Path, pairs: Sequence[PairFiles], *, name: str) -> tuple[OutputFolder, dict[str, str]]:
+    """Match the images of a folder, searched recursively, to pairs.
 
-    A picture belongs to a pair if its path is the pair's name (or that of its LR or HR file); failing that, if its
-    file name alone is; failing that, if its file name begins with that name, not followed by a letter or digit, as
-    in NAME_out.png. Of several names that a file begins with, the longest counts.
+    An image belongs to a pair if its path equals the pair's name (or that of its LR or HR file); otherwise if its file
+    name does; otherwise if its file name starts with that name followed by a non-alphanumeric character, as in
+    NAME_out.png. The longest matching name wins.
 
     Returns:
-        The method, and {pair's name: reason}.
+        The method, and {pair's name: reason} for pairs without exactly one image.
+
+    Raises:
+        ValueError: the folder contains no image.
     """
-    found = [PurePosixPath(file.name) for file in find_images([folder])]
-    if not found:
-        raise ValueError(f"outputs must be a folder of pictures, {folder} holds none")
-    names = {pair.name: {pair.name, pair.hr.stem, pair.lr.stem} for pair in pairs}
+    images = [PurePosixPath(file.name) for file in find_images([folder])]
+    if not images:
+        raise ValueError(f"outputs must be a folder with images, {folder} contains none")
+    aliases = {pair.name: {pair.name, pair.hr.stem, pair.lr.stem} for pair in pairs}
     owners: defaultdict[str, set[str]] = defaultdict(set)
     for pair in pairs:
-        for one in names[pair.name]:
-            owners[one.rpartition("/")[2]].add(pair.name)
-    begun: defaultdict[str, list[PurePosixPath]] = defaultdict(list)
-    for file in found:
+        for alias in aliases[pair.name]:
+            owners[alias.rpartition("/")[2]].add(pair.name)
+    by_prefix: defaultdict[str, list[PurePosixPath]] = defaultdict(list)
+    for file in images:
         ends = [end for end in range(len(file.stem), 0, -1) if not file.stem[end : end + 1].isalnum()]
-        longest = next((start for end in ends if (start := file.stem[:end]) in owners), "")
-        for owner in owners.get(longest, ()):
-            begun[owner].append(file)
+        prefix = next((prefix for end in ends if (prefix := file.stem[:end]) in owners), "")
+        for owner in owners.get(prefix, ()):
+            by_prefix[owner].append(file)
 
     files: dict[str, Path] = {}
     problems: dict[str, str] = {}
     for pair in pairs:
-        candidates = begun[pair.name]
+        candidates = by_prefix[pair.name]
         for exact in (
-            [file for file in candidates if file.with_suffix("").as_posix() in names[pair.name]],
-            [file for file in candidates if file.stem in names[pair.name]],
+            [file for file in candidates if file.with_suffix("").as_posix() in aliases[pair.name]],
+            [file for file in candidates if file.stem in aliases[pair.name]],
         ):
             if exact:
                 candidates = exact
@@ -119,27 +122,27 @@ def outputs_of(folder: Path, pairs: Sequence[PairFiles], *, name: str) -> tuple[
         if len(candidates) == 1:
             files[pair.name] = folder / candidates[0]
         elif candidates:
-            problems[pair.name] = f"{name} has several pictures: {', '.join(map(str, candidates[:3]))}"
+            problems[pair.name] = f"{name} has multiple images: {', '.join(map(str, candidates[:3]))}"
         else:
-            problems[pair.name] = f"{name} has no picture in {folder}"
-    return Outputs(name, str(folder), files), problems
+            problems[pair.name] = f"{name} has no image in {folder}"
+    return OutputFolder(name, str(folder), files), problems
 
 
-def load_weights(sources: Sequence[str], *, device: str, precision: str) -> dict[str, Restorer]:
-    """The restorers of those sources that are files of weights, by source.
+def load_restorers(sources: Sequence[str], *, device: str, precision: str) -> dict[str, Restorer]:
+    """Load the sources that are weight files: {source: restorer}.
 
     Raises:
-        FileNotFoundError: a source that is neither a file, a folder nor "bicubic".
-        ValueError: a file that holds no usable weights.
+        FileNotFoundError: a source is neither a file, a folder nor "bicubic".
+        ValueError: a file contains no usable weights.
     """
-    found = {}
-    for source in sources:
-        if source != BICUBIC and not Path(source).is_dir():
-            found[source] = load_restorer(source, device=device, precision=precision)
-    return found
+    return {
+        source: load_restorer(source, device=device, precision=precision)
+        for source in sources
+        if source != BICUBIC and not Path(source).is_dir()
+    }
 
 
-def make_methods(
+def build_methods(
     sources: Sequence[str],
     restorers: Mapping[str, Restorer],
     listing: Listing,
@@ -148,19 +151,19 @@ def make_methods(
     tile: int = 0,
     overlap: int = 32,
 ) -> tuple[list[Method], dict[str, str]]:
-    """The methods of sources, bicubic first, each under a name of its own.
+    """Build the method of each source, bicubic first, with unique names.
 
     Args:
-        sources: files of weights (those in `restorers`), folders of pictures, or "bicubic".
-        restorers: what `load_weights` found.
-        listing: the pairs that are judged, and their scale.
+        sources: weight files (keys of ``restorers``), folders of images, or "bicubic".
+        restorers: result of `load_restorers`.
+        listing: the pairs to evaluate and their scale.
         device, tile, overlap: see `load_restorer` and `restore_tiled`.
 
     Returns:
-        The methods, and why some pairs have no picture: {pair's name: reason}.
+        The methods, and {pair's name: reason} for pairs that a folder has no image for.
 
     Raises:
-        ValueError: weights for another scale, tiles that overlap too much, or a folder without pictures.
+        ValueError: weights for another scale, an overlap too large for the tile, or a folder without images.
     """
     problems: dict[str, str] = {}
     methods: list[Method] = []
@@ -169,22 +172,23 @@ def make_methods(
         path = Path(source)
         if source == BICUBIC:
             restorer = load_restorer(BICUBIC, device=device, scale=listing.scale)
-            methods.append(Restored(_unique(BICUBIC, path, names), BICUBIC, restorer))
+            methods.append(RestorerMethod(_unique_name(BICUBIC, path, names), BICUBIC, restorer))
         elif source in restorers:
             restorer = restorers[source]
             if restorer.scale != listing.scale:
-                raise ValueError(f"{source}: weights must be for scale {listing.scale}, are for {restorer.scale}")
+                raise ValueError(f"{source}: weights must be for scale {listing.scale}, was {restorer.scale}")
             check_tile(tile, overlap, restorer.multiple)
-            methods.append(Restored(_unique(path.stem, path, names), source, restorer, tile, overlap))
+            methods.append(RestorerMethod(_unique_name(path.stem, path, names), source, restorer, tile, overlap))
         else:
-            outputs, missing = outputs_of(path, listing.pairs, name=_unique(path.resolve().name, path, names))
+            name = _unique_name(path.resolve().name, path, names)
+            outputs, missing = match_outputs(path, listing.pairs, name=name)
             methods.append(outputs)
             problems = missing | problems
     return methods, problems
 
 
-def _unique(name: str, path: Path, taken: set[str]) -> str:
-    """The name, with as much of its path before it as tells it from those taken."""
+def _unique_name(name: str, path: Path, taken: set[str]) -> str:
+    """The name, prefixed by as many parent folders as make it unique."""
     parents = [part for part in path.absolute().parent.parts if part not in {"/", "weights"}]
     while name in taken and parents:
         name = f"{parents.pop()}/{name}"

@@ -1,4 +1,4 @@
-"""Reading a pair, and whether it is one: sizes that fit the scale, and no shift of a pixel or more."""
+"""Reading pairs and validating them: sizes that match the scale, and no shift of a pixel or more."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,125 +12,138 @@ from torch import Tensor
 from andfast.data.images import UnusableImageError, decode
 from andfast.evaluation.layouts import PairFiles
 from andfast.metrics import luma
-from andfast.training.validation import bicubic
 
-_LARGEST_WINDOW = 1024  # HR pixels of the middle that the shift is estimated on
-ACCURACY = 0.1
-"""HR pixels that the estimate of a shift may be off."""
-_GAIN = 0.95  # a shift is one if undoing it leaves less than this part of the squared error
+SHIFT_ACCURACY = 0.1
+"""Error of the shift estimate, in HR pixels."""
+_MAX_WINDOW = 1024  # side of the central HR window that the shift is estimated on
+_MAX_ERROR_RATIO = 0.95  # accept a shift only if undoing it reduces the squared error to less than this
 
 
-class UnfitPairError(ValueError):
-    """Two pictures that are no pair, or a picture that cannot be read; the message is the reason, in one line."""
+class InvalidPairError(ValueError):
+    """A pair that cannot be evaluated: mismatched or unreadable images. The message is one line."""
 
 
 @dataclass(frozen=True, eq=False)
 class Pair:
-    """A pair as it is judged.
+    """A decoded pair.
 
     Attributes:
         hr: (3, H, W), uint8.
-        lr: (3, H/scale, W/scale), uint8, what restorers are given.
-        reduced: LR came in HR's size (RealSR versions 1 and 2) and was reduced by the scale here; HR lost the
-            rows and columns beyond a multiple of the scale.
+        lr: (3, H / scale, W / scale), uint8; the restorers' input.
+        downscaled: LR was stored at HR size (RealSR versions 1 and 2) and has been downscaled by the scale; HR was
+            cropped to a multiple of the scale.
     """
 
     hr: Tensor
     lr: Tensor
-    reduced: bool
+    downscaled: bool
 
 
 def read_pair(files: PairFiles, scale: int) -> Pair:
     """Decode a pair.
 
     Raises:
-        UnfitPairError: a picture cannot be read, or HR is neither scale times LR's size nor of LR's size.
+        InvalidPairError: an image cannot be read, or HR has neither scale times LR's size nor LR's size.
     """
-    hr, lr = (read_picture(path, role) for path, role in ((files.hr, "HR"), (files.lr, "LR")))
+    hr, lr = (read_image(path, role) for path, role in ((files.hr, "HR"), (files.lr, "LR")))
     if hr.shape[1:] == tuple(scale * side for side in lr.shape[1:]):
-        return Pair(hr, lr, reduced=False)
+        return Pair(hr, lr, downscaled=False)
     if hr.shape != lr.shape or min(hr.shape[1:]) < scale:
-        raise UnfitPairError(
-            f"HR must be {scale} times LR's size (or of its size), was {hr.shape[2]}x{hr.shape[1]} "
+        raise InvalidPairError(
+            f"HR must have {scale} times LR's size (or LR's size), was {hr.shape[2]}x{hr.shape[1]} "
             f"and {lr.shape[2]}x{lr.shape[1]}"
         )
     height, width = (side // scale * scale for side in hr.shape[1:])
-    return Pair(hr[:, :height, :width].contiguous(), reduce(lr[:, :height, :width], scale), reduced=scale > 1)
+    return Pair(hr[:, :height, :width].contiguous(), downscale(lr[:, :height, :width], scale), downscaled=scale > 1)
 
 
-def read_picture(path: Path, role: str) -> Tensor:
-    """(3, H, W) uint8, or UnfitPairError."""
+def read_image(path: Path, role: str) -> Tensor:
+    """Decode a file to (3, H, W) uint8.
+
+    Raises:
+        InvalidPairError: it cannot be read; ``role`` ("HR", "LR" or a method's name) begins the message.
+    """
     try:
         return torch.from_numpy(decode(path).transpose(2, 0, 1).copy())
     except UnusableImageError as error:
-        raise UnfitPairError(f"{role} picture {path.name} cannot be used: {error}") from error
+        raise InvalidPairError(f"{role} image {path.name} cannot be read: {error}") from error
 
 
-def reduce(picture: Tensor, scale: int) -> Tensor:
-    """A (3, H, W) uint8 picture reduced by the scale, antialiased bicubic with a = -0.5, rounded to uint8."""
+def downscale(image: Tensor, scale: int) -> Tensor:
+    """Downscale (3, H, W) uint8 by the scale: antialiased bicubic with a = -0.5, rounded to uint8."""
     small = F.interpolate(
-        picture[None].double() / 255, scale_factor=1 / scale, mode="bicubic", align_corners=False, antialias=True
+        image[None].double() / 255, scale_factor=1 / scale, mode="bicubic", align_corners=False, antialias=True
     )
     return (small[0].clamp(0, 1) * 255).round().to(torch.uint8)
 
 
-def shift_of(pair: Pair, scale: int) -> tuple[float, float] | None:
-    """How far LR's content lies below and to the right of HR's, in HR pixels; None where nothing tells.
+def _upscale(image: Tensor, scale: int) -> Tensor:
+    """Bicubic upscaling of (3, H, W) uint8 to (3, H * scale, W * scale), fp32 in [0, 1]."""
+    # antialias=True only selects a = -0.5 here; without it PyTorch's cubic has a = -0.75.
+    large = F.interpolate(
+        image[None].float() / 255, scale_factor=float(scale), mode="bicubic", align_corners=False, antialias=True
+    )
+    return large[0].clamp(0, 1)
 
-    Phase correlation of Y of HR and of LR, bicubically enlarged, over the frequencies that LR can hold, on the middle
-    of the pictures; good to a tenth of a pixel on photographs. A shift of a pixel or more is believed only if undoing
-    it brings the pictures closer: repetitive and featureless scenes have peaks anywhere.
+
+def estimate_shift(pair: Pair, scale: int) -> tuple[float, float] | None:
+    """Shift (down, right) of LR's content relative to HR's, in HR pixels; None if it cannot be determined.
+
+    Phase correlation of the Y channels of HR and bicubically upscaled LR, restricted to the frequencies that LR can
+    hold, on the central window. Accurate to a tenth of a pixel on photographs. A shift of a pixel or more is accepted
+    only if undoing it reduces the error: repetitive and featureless scenes have spurious peaks.
     """
-    tall, wide = (min(side, _LARGEST_WINDOW // scale * scale) for side in pair.hr.shape[1:])
+    tall, wide = (min(side, _MAX_WINDOW // scale * scale) for side in pair.hr.shape[1:])
     top, left = ((side - cut) // 2 // scale * scale for side, cut in zip(pair.hr.shape[1:], (tall, wide), strict=True))
     hr = pair.hr[:, top : top + tall, left : left + wide]
     lr = pair.lr[:, top // scale : (top + tall) // scale, left // scale : (left + wide) // scale]
     a = luma(hr[None])[0, 0].numpy()
-    b = luma(bicubic(lr[None], scale))[0, 0].numpy()
+    b = luma(_upscale(lr, scale)[None])[0, 0].numpy()
     window = np.hanning(tall + 2)[1:-1, None] * np.hanning(wide + 2)[None, 1:-1]
     if min(a.std(), b.std()) < 0.5:
         return None
 
     spectrum = np.fft.rfft2((b - b.mean()) * window) * np.fft.rfft2((a - a.mean()) * window).conj()
     frequencies = np.hypot(np.fft.fftfreq(tall)[:, None], np.fft.rfftfreq(wide)[None])
-    # A Gaussian that is small at LR's Nyquist frequency: a smooth peak, little weight to what only HR has.
+    # A Gaussian that is small at LR's Nyquist frequency: smooth peak, little weight on frequencies only HR has.
     weight = np.exp(-0.5 * (frequencies * 4 * scale) ** 2)
     magnitude = np.abs(spectrum)
-    peak = np.fft.irfft2(spectrum / np.maximum(magnitude, 1e-9 * magnitude.max()) * weight, s=(tall, wide))
-    row, column = (int(place) for place in np.unravel_index(peak.argmax(), peak.shape))
-    found = tuple(_refined(line, at) for line, at in ((peak[:, column], row), (peak[row], column)))
-    if max(map(abs, found)) >= 1 - ACCURACY and not _closer(a, b, round(found[0]), round(found[1])):
+    correlation = np.fft.irfft2(spectrum / np.maximum(magnitude, 1e-9 * magnitude.max()) * weight, s=(tall, wide))
+    row, column = (int(index) for index in np.unravel_index(correlation.argmax(), correlation.shape))
+    down, right = _subpixel_peak(correlation[:, column], row), _subpixel_peak(correlation[row], column)
+    if max(abs(down), abs(right)) >= 1 - SHIFT_ACCURACY and not _reduces_error(a, b, round(down), round(right)):
         return None
-    return found[0], found[1]
+    return down, right
 
 
 def check_shift(pair: Pair, scale: int, limit: float) -> None:
-    """Refuse a pair whose pictures are shifted by `limit` HR pixels or more, less the estimate's own error.
+    """Raise if the images are shifted by ``limit`` HR pixels or more, allowing for the estimate's error.
 
     Raises:
-        UnfitPairError: it is.
+        InvalidPairError: they are.
     """
-    shift = shift_of(pair, scale)
-    if shift is not None and max(map(abs, shift)) >= limit - ACCURACY:
-        raise UnfitPairError(
-            f"LR is shifted against HR by {shift[0]:+.1f} pixels down and {shift[1]:+.1f} right (limit {limit:g})"
+    shift = estimate_shift(pair, scale)
+    if shift is not None and max(map(abs, shift)) >= limit - SHIFT_ACCURACY:
+        raise InvalidPairError(
+            f"LR is shifted relative to HR by {shift[0]:+.1f} pixels down and {shift[1]:+.1f} right (limit {limit:g})"
         )
 
 
-def _refined(line: NDArray[np.float64], at: int) -> float:
-    """The top of the parabola through a cyclic line's largest entry and its neighbours, as a signed shift."""
-    before, top, after = (line[(at + step) % len(line)] for step in (-1, 0, 1))
-    bend = before - 2 * top + after
-    place = at + (0.5 * (before - after) / bend if bend < 0 else 0.0)
-    return float(place - len(line) if place > len(line) / 2 else place)
+def _subpixel_peak(line: NDArray[np.float64], index: int) -> float:
+    """Vertex of the parabola through a cyclic line's maximum and its neighbours, as a signed shift."""
+    before, peak, after = (line[(index + step) % len(line)] for step in (-1, 0, 1))
+    curvature = before - 2 * peak + after
+    position = index + (0.5 * (before - after) / curvature if curvature < 0 else 0.0)
+    return float(position - len(line) if position > len(line) / 2 else position)
 
 
-def _closer(a: NDArray[np.float64], b: NDArray[np.float64], down: int, right: int) -> bool:
-    """Whether b is closer to a once it is moved back by that much."""
+def _reduces_error(a: NDArray[np.float64], b: NDArray[np.float64], down: int, right: int) -> bool:
+    """Whether moving b back by the shift brings it closer to a."""
     tall, wide = a.shape
     if abs(down) > tall // 2 or abs(right) > wide // 2:
         return False
     rows, columns = slice(max(0, -down), tall - max(0, down)), slice(max(0, -right), wide - max(0, right))
-    there = a[rows, columns]
-    moved = b[rows.start + down : rows.stop + down, columns.start + right : columns.stop + right]
-    return float(((there - moved) ** 2).mean()) < _GAIN * float(((there - b[rows, columns]) ** 2).mean())
+    target = a[rows, columns]
+    aligned = b[rows.start + down : rows.stop + down, columns.start + right : columns.stop + right]
+    error, original = (float(((target - image) ** 2).mean()) for image in (aligned, b[rows, columns]))
+    return error < _MAX_ERROR_RATIO * original

@@ -1,4 +1,4 @@
-"""What is handed over: which pairs do not fit, a table for the terminal, and JSON."""
+"""Evaluation output: pairs that cannot be evaluated, tables for the terminal, and JSON."""
 
 import json
 import sys
@@ -14,27 +14,27 @@ from andfast.files import atomic_file
 from andfast.training.logging import versions
 
 
-def leave_out(listing: Listing, problems: Mapping[str, str], *, allowed: bool) -> None:
-    """Name every pair that does not fit on stderr, and take it off the listing.
+def remove_invalid(listing: Listing, problems: Mapping[str, str], *, allowed: bool) -> None:
+    """Report invalid pairs on stderr and remove them from the listing.
 
     Raises:
-        ValueError: there is one, and that is not allowed; or no other pair is left.
+        ValueError: there are invalid pairs and ``allowed`` is False, or no valid pair is left.
     """
     for name, reason in sorted(problems.items()):
-        print(printable(f"does not fit: {name}: {reason}"), file=sys.stderr)
+        print(printable(f"invalid pair {name}: {reason}"), file=sys.stderr)
     listing.pairs = [pair for pair in listing.pairs if pair.name not in problems]
     if not listing.pairs:
-        raise ValueError("no pair fits")
+        raise ValueError("no valid pair")
     if problems and not allowed:
-        raise ValueError(f"{len(problems)} pairs do not fit; correct them, or leave them out with --skip-unfit")
+        raise ValueError(f"{len(problems)} invalid pairs; fix them, or skip them with --skip-invalid")
 
 
 def table(results: Mapping[str, Sequence[Score]], summaries: Mapping[str, Summary], metrics: Sequence[str]) -> str:
-    """One row a method: its mean of every metric, the best of a column starred, and the pictures left out."""
+    """One row per method with the mean of each metric; the best of a column is starred. Excluded images follow."""
     header = ["mean", *(f"{metric.upper()} " for metric in metrics)]
     best = {}
     for metric in metrics:
-        means = [mean for one in summaries.values() if (mean := one.mean[metric]) is not None]
+        means = [mean for summary in summaries.values() if (mean := summary.mean[metric]) is not None]
         best[metric] = (max if HIGHER_IS_BETTER[metric] else min)(means) if len(means) > 1 else None
     rows = [header]
     for name, summary in summaries.items():
@@ -56,18 +56,18 @@ def table(results: Mapping[str, Sequence[Score]], summaries: Mapping[str, Summar
         for metric, count in summary.left_out.items():
             if count:
                 reason = next(score.reasons[metric] for score in results[name] if score.values[metric] is None)
-                lines.append(f"{name}: {metric.upper()} leaves out {count} of {len(results[name])} ({reason})")
+                lines.append(f"{name}: {metric.upper()} excludes {count} of {len(results[name])} ({reason})")
     return "\n".join(lines)
 
 
 def images_table(results: Mapping[str, Sequence[Score]], metrics: Sequence[str]) -> str:
-    """One row a picture and method."""
+    """One row per image and method."""
     lines = []
     width = max(len(score.name) for scores in results.values() for score in scores)
     for scores in zip(*results.values(), strict=True):
         for name, score in zip(results, scores, strict=True):
             cells = [
-                "-".rjust(8) if (v := score.values[metric]) is None else f"{v:8.{DECIMALS[metric]}f}"
+                "-".rjust(8) if (value := score.values[metric]) is None else f"{value:8.{DECIMALS[metric]}f}"
                 for metric in metrics
             ]
             lines.append(f"{score.name.ljust(width)}  {'  '.join(cells)}  {name}")
@@ -75,7 +75,7 @@ def images_table(results: Mapping[str, Sequence[Score]], metrics: Sequence[str])
 
 
 def method_record(name: str, source: str, scores: Sequence[Score], summary: Summary) -> dict[str, Any]:
-    """A method's part of the JSON."""
+    """JSON record of a method."""
     images = []
     for score in scores:
         record: dict[str, Any] = {"name": score.name, **score.values}
@@ -93,18 +93,18 @@ def method_record(name: str, source: str, scores: Sequence[Score], summary: Summ
 
 
 def write_json(path: Path, record: Mapping[str, Any]) -> None:
-    """Write strict JSON (what has no value is null), complete or not at all."""
+    """Write strict JSON atomically; missing values are null."""
     text = json.dumps(record, indent=2, allow_nan=False) + "\n"
     with atomic_file(path) as file:
         file.write(text.encode())
 
 
 def evaluation_versions(device: str) -> dict[str, Any]:
-    """Versions of what the numbers depend on; None for what is not installed."""
-    found: dict[str, Any] = dict(versions(device if device.startswith("cuda") else "cpu"))
+    """Versions of the packages that the numbers depend on; None if not installed."""
+    record: dict[str, Any] = dict(versions(device if device.startswith("cuda") else "cpu"))
     for package in ("torchvision", "lpips", "scipy", "numpy", "pillow", "spandrel"):
         try:
-            found[package] = metadata.version(package)
+            record[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
-            found[package] = None
-    return found
+            record[package] = None
+    return record

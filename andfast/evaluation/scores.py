@@ -1,4 +1,4 @@
-"""The four metrics of the paper (section 4.2) on one picture, under a protocol that is stated with the result."""
+"""The paper's four metrics (section 4.2) on one image, under a protocol that every result states."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from torch import Tensor
 
-from andfast.metrics import psnr_y, ssim_y
+from andfast.metrics import protocol, psnr_y, ssim_y
 from andfast.metrics.color import YRange
 from andfast.metrics.lpips import LPIPS
 from andfast.metrics.niqe import BLOCK, NIQE
@@ -23,17 +23,17 @@ PROTOCOLS: Final[dict[str, tuple[YRange, bool]]] = {
     "full": ("full", False),
     "full-rounded": ("full", True),
 }
-"""Range of Y, and whether it is rounded to whole numbers, by name."""
+"""Y range, and whether Y is rounded to integers, by protocol name."""
 
 
 @dataclass(frozen=True)
 class Score:
-    """One picture's values.
+    """Metrics of one image.
 
     Attributes:
         name: of the pair.
-        values: by metric; None where it has none.
-        reasons: why a metric has none.
+        values: by metric; None if undefined.
+        reasons: by metric, why it is undefined.
     """
 
     name: str
@@ -41,15 +41,15 @@ class Score:
     reasons: dict[str, str] = field(default_factory=dict)
 
 
-class Judge:
-    """Takes metrics of SR pictures.
+class Scorer:
+    """Computes metrics of SR images under one protocol.
 
     Args:
-        metrics: of METRICS.
-        protocol: of PROTOCOLS.
-        crop_border: pixels that every metric leaves out on every side.
-        lpips: where "lpips" is among the metrics.
-        niqe: where "niqe" is.
+        metrics: from METRICS.
+        protocol: from PROTOCOLS.
+        crop_border: pixels excluded on each side, in all metrics.
+        lpips: required if "lpips" is among the metrics.
+        niqe: required if "niqe" is.
     """
 
     def __init__(
@@ -69,8 +69,8 @@ class Judge:
         self._niqe = niqe
 
     def describe(self) -> dict[str, Any]:
-        """The protocol, for beside the results."""
-        found: dict[str, Any] = {
+        """The protocol as a JSON record."""
+        record: dict[str, Any] = {
             "name": self.protocol,
             "y_range": self.y_range,
             "y_rounded": self.rounded,
@@ -80,22 +80,22 @@ class Judge:
             "bicubic": "Keys' cubic, a = -0.5, pixel centres aligned",
         }
         if "ssim" in self.metrics:
-            found["ssim"] = "11x11 Gaussian window, sigma 1.5, valid windows, K 0.01 and 0.03"
+            record["ssim"] = "11x11 Gaussian window, sigma 1.5, valid windows, K 0.01 and 0.03"
         if self._lpips is not None:
-            found["lpips"] = {"version": self._lpips.version, "net": self._lpips.net, "weights": self._lpips.weights}
+            record["lpips"] = {"version": self._lpips.version, "net": self._lpips.net, "weights": self._lpips.weights}
         if self._niqe is not None:
-            found["niqe"] = {
+            record["niqe"] = {
                 "parameters": self._niqe.parameters.source,
                 "block": BLOCK,
                 "y_rounded": True,
                 "y_range": self.y_range,
             }
-        return found
+        return record
 
-    def sentence(self) -> str:
+    def summary(self) -> str:
         """The protocol in one line."""
-        y = f"Y of {self.y_range}-range BT.601, {'rounded' if self.rounded else 'unrounded'}"
-        parts = [f"{y}, border {self.crop_border}, SR rounded to 8 bits"]
+        y = protocol(crop_border=self.crop_border, y_range=self.y_range, rounded=self.rounded)
+        parts = [f"{y}, SR rounded to 8 bits"]
         if self._lpips is not None:
             parts.append(f"LPIPS v{self._lpips.version} ({self._lpips.net})")
         if self._niqe is not None:
@@ -103,14 +103,14 @@ class Judge:
         return "; ".join(parts)
 
     def score(self, name: str, sr: Tensor, hr: Tensor) -> Score:
-        """Judge one picture, (3, H, W) uint8, against HR of its size."""
+        """Score one image, (3, H, W) uint8, against HR of the same size."""
         values: dict[str, float | None] = {}
         reasons: dict[str, str] = {}
         for metric in self.metrics:
-            take: Callable[[Tensor, Tensor], float] = getattr(self, f"_take_{metric}")
+            compute: Callable[[Tensor, Tensor], float] = getattr(self, f"_{metric}_value")
             values[metric] = None
             try:
-                value = take(sr, hr)
+                value = compute(sr, hr)
             except ValueError as error:  # too small for this metric, or flat
                 reasons[metric] = str(error)
             else:
@@ -120,32 +120,32 @@ class Judge:
                     reasons[metric] = "infinite: SR equals HR" if value > 0 else "not a number"
         return Score(name, values, reasons)
 
-    def _take_psnr(self, sr: Tensor, hr: Tensor) -> float:
+    def _psnr_value(self, sr: Tensor, hr: Tensor) -> float:
         return psnr_y(sr, hr, crop_border=self.crop_border, y_range=self.y_range, rounded=self.rounded).item()
 
-    def _take_ssim(self, sr: Tensor, hr: Tensor) -> float:
+    def _ssim_value(self, sr: Tensor, hr: Tensor) -> float:
         return ssim_y(sr, hr, crop_border=self.crop_border, y_range=self.y_range, rounded=self.rounded).item()
 
-    def _take_lpips(self, sr: Tensor, hr: Tensor) -> float:
+    def _lpips_value(self, sr: Tensor, hr: Tensor) -> float:
         assert self._lpips is not None
         return self._lpips(sr, hr, crop_border=self.crop_border).item()
 
-    def _take_niqe(self, sr: Tensor, hr: Tensor) -> float:
+    def _niqe_value(self, sr: Tensor, hr: Tensor) -> float:
         assert self._niqe is not None
         return self._niqe(sr, crop_border=self.crop_border, y_range=self.y_range)
 
 
 @dataclass(frozen=True)
 class Summary:
-    """A method's values over all pictures; what has no value is left out and counted."""
+    """Statistics over the images for which a metric is defined; ``left_out`` counts the others."""
 
     mean: dict[str, float | None]
     median: dict[str, float | None]
     left_out: dict[str, int]
 
 
-def summarise(scores: Sequence[Score], metrics: Sequence[str]) -> Summary:
-    """Means and medians over the pictures that have a value."""
+def summarize(scores: Sequence[Score], metrics: Sequence[str]) -> Summary:
+    """Mean and median of each metric over the images for which it is defined."""
     columns = {m: [v for score in scores if (v := score.values[m]) is not None] for m in metrics}
     return Summary(
         {m: fmean(column) if column else None for m, column in columns.items()},

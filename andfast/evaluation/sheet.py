@@ -1,4 +1,4 @@
-"""A sheet of crops, from the pictures and places where the methods differ most."""
+"""Contact sheet of crops, taken from the images and regions where the methods differ most."""
 
 import heapq
 from collections.abc import Mapping
@@ -16,22 +16,22 @@ from andfast.evaluation.scores import DECIMALS, Score
 from andfast.metrics import luma
 
 CROP = 128
-"""Side of a crop in HR pixels, less what is over a multiple of the scale."""
+"""Maximum side of a crop in HR pixels; crops are multiples of the scale."""
 
 
 @dataclass(frozen=True, eq=False)
 class _Row:
-    pictures: list[Tensor]
+    images: list[Tensor]
     captions: list[str]
 
 
 class Sheet:
-    """Collects the crops while pictures are judged; holds no more than its rows.
+    """Collects crops while images are scored, keeping the ``rows`` with the largest differences in memory.
 
-    Where two methods or more are compared, bicubic has no say in where they differ.
+    With two or more methods, bicubic is excluded from the difference.
 
     Args:
-        rows: how many pictures it shows, one crop each.
+        rows: maximum number of images, one crop each.
         scale: HR size over LR size.
     """
 
@@ -39,51 +39,51 @@ class Sheet:
         self.rows = rows
         self.scale = scale
         self.titles: list[str] = []
-        self._best: list[tuple[float, int, _Row]] = []  # a heap: the least difference first
-        self._seen = 0
+        self._best: list[tuple[float, int, _Row]] = []  # min-heap by difference
+        self._count = 0
 
-    def add(self, pair: Pair, pictures: Mapping[str, Tensor], scores: Mapping[str, Score]) -> None:
-        """Offer one pair's pictures, by method, (3, H, W) uint8."""
-        self.titles = ["HR", "LR", *pictures]
-        judged = [name for name in pictures if name != BICUBIC]
-        compared = judged if len(judged) > 1 else list(pictures)
-        difference, top, left, tall, wide = self._largest_difference([pictures[name] for name in compared])
-        self._seen += 1
+    def add(self, pair: Pair, images: Mapping[str, Tensor], scores: Mapping[str, Score]) -> None:
+        """Add a pair's SR images by method, (3, H, W) uint8."""
+        self.titles = ["HR", "LR", *images]
+        methods = [name for name in images if name != BICUBIC]
+        compared = methods if len(methods) > 1 else list(images)
+        difference, top, left, tall, wide = self._largest_difference([images[name] for name in compared])
+        self._count += 1
         if len(self._best) == self.rows and difference <= self._best[0][0]:
             return
         s = self.scale
 
-        def cut(image: Tensor) -> Tensor:
+        def crop(image: Tensor) -> Tensor:
             return image[:, top : top + tall, left : left + wide].clone()
 
         lr = pair.lr[:, top // s : (top + tall) // s, left // s : (left + wide) // s].clone()
         name = next(iter(scores.values())).name
         row = _Row(
-            [cut(pair.hr), lr, *(cut(picture) for picture in pictures.values())],
-            [name, f"{left},{top}", *(_caption(scores[method]) for method in pictures)],
+            [crop(pair.hr), lr, *(crop(image) for image in images.values())],
+            [name, f"{left},{top}", *(_caption(scores[method]) for method in images)],
         )
         push = heapq.heappushpop if len(self._best) == self.rows else heapq.heappush
-        push(self._best, (difference, -self._seen, row))
+        push(self._best, (difference, -self._count, row))
 
     def write(self, path: Path, heading: str) -> None:
-        """Write the PNG, the largest difference first; complete or not at all."""
-        rows = [row for _, _, row in sorted(self._best, key=lambda one: one[:2], reverse=True)]
+        """Write the PNG atomically, largest difference first."""
+        rows = [row for _, _, row in sorted(self._best, key=lambda entry: entry[:2], reverse=True)]
         sample_sheet(
-            [row.pictures for row in rows],
+            [row.images for row in rows],
             path,
             titles=self.titles,
             captions=[row.captions for row in rows],
             heading=heading,
         )
 
-    def _largest_difference(self, pictures: list[Tensor]) -> tuple[float, int, int, int, int]:
-        """The mean variance of Y between pictures in the window where it is largest, and that window."""
-        height, width = pictures[0].shape[1:]
+    def _largest_difference(self, images: list[Tensor]) -> tuple[float, int, int, int, int]:
+        """Window with the largest mean variance of Y across images: (variance, top, left, height, width)."""
+        height, width = images[0].shape[1:]
         s = self.scale
         tall, wide = (min(CROP, side) // s * s for side in (height, width))
-        y = torch.stack([luma(picture[None])[0, 0] for picture in pictures])
+        y = torch.stack([luma(image[None])[0, 0] for image in images])
         variance = y.var(dim=0, correction=0)[None, None]
-        # First over cells of one LR pixel: a crop begins and ends with whole ones. Then rows, then columns.
+        # Average per LR pixel first, as crops consist of whole LR pixels; then along rows and columns.
         cells = F.avg_pool2d(F.avg_pool2d(variance, s), (tall // s, 1), stride=1)
         windows = F.avg_pool2d(cells, (1, wide // s), stride=1)[0, 0]
         best = int(windows.argmax())

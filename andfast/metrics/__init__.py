@@ -1,4 +1,4 @@
-"""Image quality: PSNR and SSIM on the Y channel, the protocol of the SR field; LPIPS; NIQE."""
+"""Image quality metrics: PSNR and SSIM on the Y channel (the SR protocol), LPIPS and NIQE."""
 
 from andfast.metrics.color import YRange, luma, protocol
 from andfast.metrics.lpips import LPIPS

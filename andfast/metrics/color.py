@@ -1,18 +1,18 @@
-"""RGB to the Y (luma) that PSNR and SSIM are taken on, and what a result says of how it was taken."""
+"""RGB to BT.601 Y (luma), and validation of image pairs."""
 
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-from andfast import checks as _check
+from andfast import checks
 
 YRange = Literal["studio", "full"]
 
 PEAK = 255.0
 
-# BT.601: the weights of R, G and B in [0, 1], and the offset. Studio range, 16 to 235, is MATLAB's rgb2ycbcr
-# and the convention of the SR field; full range is JPEG's. 219 = 235 - 16.
+# BT.601: weights of R, G and B in [0, 1], and offset. Studio range, 16 to 235, is MATLAB's rgb2ycbcr and the SR
+# convention; full range is JPEG's. 219 = 235 - 16.
 _WEIGHTS: dict[YRange, tuple[tuple[float, float, float], float]] = {
     "studio": ((65.481, 128.553, 24.966), 16.0),
     "full": ((0.299 * PEAK, 0.587 * PEAK, 0.114 * PEAK), 0.0),
@@ -20,23 +20,22 @@ _WEIGHTS: dict[YRange, tuple[tuple[float, float, float], float]] = {
 
 
 def luma(images: Tensor, *, y_range: YRange = "studio", rounded: bool = False) -> Tensor:
-    """Y of RGB images, on the scale of 0 to 255, in float64.
+    """Y of RGB images on a scale of 0 to 255, in float64.
 
     Args:
-        images: (N, 3, H, W), uint8 or floating point in [0, 1]; floats are taken as they are, neither clamped
-            nor quantised.
+        images: (N, 3, H, W), uint8 or floating point in [0, 1]; floats are neither clamped nor quantized.
         y_range: "studio", 16 + 65.481 R + 128.553 G + 24.966 B; or "full", 255 (0.299 R + 0.587 G + 0.114 B).
-        rounded: round Y to whole numbers, half up, as MATLAB does for uint8 images.
+        rounded: round Y to integers, half up, as MATLAB does for uint8 images.
 
     Returns:
         (N, 1, H, W), float64.
     """
-    _check.one_of("y_range", y_range, get_args(YRange))
-    _check.tensor("images", images)
+    checks.one_of("y_range", y_range, get_args(YRange))
+    checks.tensor("images", images)
     if images.dim() != 4 or images.shape[1] != 3:
-        raise ValueError(f"images must have shape (N, 3, H, W), was {_check.shape(images)}")
+        raise ValueError(f"images must have shape (N, 3, H, W), was {checks.shape(images)}")
     if images.dtype != torch.uint8:
-        _check.floating("images", images)
+        checks.floating("images", images)
     rgb = images.double()
     if images.dtype == torch.uint8:
         rgb = rgb / PEAK
@@ -45,41 +44,44 @@ def luma(images: Tensor, *, y_range: YRange = "studio", rounded: bool = False) -
     return (y + 0.5).floor() if rounded else y
 
 
-def luma_pair(
-    sr: Tensor, hr: Tensor, *, crop_border: int, y_range: YRange, rounded: bool, smallest: int
-) -> tuple[Tensor, Tensor]:
-    """Checked Y of SR and HR, each (N, 1, h, w), without `crop_border` pixels on every side.
+def image_pair(sr: Tensor, hr: Tensor, *, crop_border: int, min_size: int) -> tuple[Tensor, Tensor]:
+    """Validate SR and HR and crop the border; each becomes (N, 3, h, w) in its own dtype.
 
-    Raises ValueError or TypeError for what is no pair of images, or is smaller than `smallest` pixels after
-    the cut.
+    Raises:
+        TypeError, ValueError: not RGB images of equal shape, or smaller than ``min_size`` after cropping.
     """
     for name, image in (("sr", sr), ("hr", hr)):
-        _check.tensor(name, image)
+        checks.tensor(name, image)
         if image.dim() not in {3, 4} or image.shape[-3] != 3:
-            raise ValueError(f"{name} must have shape (N, 3, H, W) or (3, H, W), was {_check.shape(image)}")
+            raise ValueError(f"{name} must have shape (N, 3, H, W) or (3, H, W), was {checks.shape(image)}")
         if image.dtype != torch.uint8 and not image.is_floating_point():
             raise TypeError(f"{name} must be uint8, or floating point in [0, 1], was {image.dtype}")
-    _check.has_shape("sr", sr, hr.shape, meaning="that of hr")
-    _check.like("sr", sr, "hr", hr, dtype=False)
+    checks.has_shape("sr", sr, hr.shape, meaning="that of hr")
+    checks.like("sr", sr, "hr", hr, dtype=False)
     if isinstance(crop_border, bool) or not isinstance(crop_border, int):
-        raise TypeError(f"crop_border must be a whole number of pixels, was {crop_border!r}")
+        raise TypeError(f"crop_border must be an integer, was {crop_border!r}")
     if crop_border < 0:
-        raise ValueError(f"crop_border must be 0 or more pixels, was {crop_border}")
+        raise ValueError(f"crop_border must be at least 0, was {crop_border}")
     height, width = hr.shape[-2:]
-    if min(height, width) - 2 * crop_border < smallest:
+    if min(height, width) - 2 * crop_border < min_size:
         raise ValueError(
-            f"sr and hr must be at least {smallest} pixels high and wide, not counting a crop_border of "
-            f"{crop_border} on each side, was {_check.shape(sr)}"
+            f"sr and hr must be at least {min_size} pixels high and wide after cropping {crop_border} on each side, "
+            f"was {checks.shape(sr)}"
         )
-    pair = []
-    for image in (sr, hr):
-        batch = image if image.dim() == 4 else image[None]
-        batch = batch[:, :, crop_border : height - crop_border, crop_border : width - crop_border]
-        pair.append(luma(batch, y_range=y_range, rounded=rounded))
-    return pair[0], pair[1]
+    window = (..., slice(crop_border, height - crop_border), slice(crop_border, width - crop_border))
+    a, b = (image if image.dim() == 4 else image[None] for image in (sr, hr))
+    return a[window], b[window]
+
+
+def luma_pair(
+    sr: Tensor, hr: Tensor, *, crop_border: int, y_range: YRange, rounded: bool, min_size: int
+) -> tuple[Tensor, Tensor]:
+    """Y of a validated and cropped pair, (N, 1, h, w) each; see `image_pair` and `luma`."""
+    a, b = image_pair(sr, hr, crop_border=crop_border, min_size=min_size)
+    return luma(a, y_range=y_range, rounded=rounded), luma(b, y_range=y_range, rounded=rounded)
 
 
 def protocol(*, crop_border: int = 0, y_range: YRange = "studio", rounded: bool = False) -> str:
-    """How a result was taken, for beside it: "Y of studio-range BT.601, unrounded, border 0"."""
-    _check.one_of("y_range", y_range, get_args(YRange))
+    """One-line description of the protocol: "Y of studio-range BT.601, unrounded, border 0"."""
+    checks.one_of("y_range", y_range, get_args(YRange))
     return f"Y of {y_range}-range BT.601, {'rounded' if rounded else 'unrounded'}, border {crop_border}"

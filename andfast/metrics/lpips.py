@@ -1,4 +1,4 @@
-"""LPIPS (Zhang et al. 2018), version 0.1, by the `lpips` package: full reference, lower is better."""
+"""LPIPS (Zhang et al. 2018), version 0.1, computed by the `lpips` package: full reference, lower is better."""
 
 import re
 import warnings
@@ -9,31 +9,31 @@ from typing import Any, Final, Literal, get_args
 import torch
 from torch import Tensor
 
-from andfast import checks as _check
-from andfast import torchvision_weights
+from andfast import checks, torchvision_weights
+from andfast.metrics.color import image_pair
 
 LPIPSNet = Literal["alex", "vgg", "squeeze"]
 
-SMALLEST: Final[Mapping[str, int]] = {"alex": 31, "vgg": 16, "squeeze": 17}
-"""The least height and width in pixels that each network's pooling layers leave something of."""
+MIN_SIZE: Final[Mapping[str, int]] = {"alex": 31, "vgg": 16, "squeeze": 17}
+"""Minimum height and width in pixels, by network: smaller images vanish in the pooling layers."""
 
 _MODELS: Final = {"alex": "AlexNet", "vgg": "VGG16", "squeeze": "SqueezeNet1_1"}  # torchvision's names
 _ENTRY = re.compile(r"(?:features\.)?(\d+\..+)")
 
 
 class LPIPS:
-    """The distance of two images in the features of a network trained on ImageNet.
+    """Learned perceptual distance between images, from features of a network trained on ImageNet.
 
     Args:
-        net: "alex" (the field's default for reporting), "vgg" or "squeeze".
-        weights: file of torchvision's ImageNet weights of that network, .pth or .safetensors; None takes
-            torch.hub's cache, downloading into it what is not there. The linear layers are the package's own.
-        device: where it runs, in fp32.
+        net: "alex" (the usual choice for reporting), "vgg" or "squeeze".
+        weights: file with torchvision's ImageNet weights of that network, .pth or .safetensors; None uses
+            torch.hub's cache and downloads the file if missing. The linear layers come with the package.
+        device: device to run on, in fp32.
 
     Raises:
-        ModuleNotFoundError: the `lpips` package is missing.
-        FileNotFoundError: no weights; the message says which file to put where.
-        ValueError: the file is of another network, or damaged.
+        ModuleNotFoundError: the `lpips` package is not installed.
+        FileNotFoundError: no weights; the message states which file to place where.
+        ValueError: the file is damaged or contains another network's weights.
     """
 
     version: Final = "0.1"
@@ -41,16 +41,16 @@ class LPIPS:
     def __init__(
         self, net: LPIPSNet = "alex", *, weights: str | Path | None = None, device: str | torch.device = "cpu"
     ) -> None:
-        _check.one_of("net", net, get_args(LPIPSNet))
+        checks.one_of("net", net, get_args(LPIPSNet))
         try:
             import lpips  # noqa: PLC0415
         except ModuleNotFoundError as error:
             raise ModuleNotFoundError(
-                f'LPIPS needs the lpips package, pip install "andfast[metrics]" ({error})'
+                f'LPIPS requires the lpips package, pip install "andfast[metrics]" ({error})'
             ) from error
         state, file = _backbone(net, weights)
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the package uses a deprecated argument of torchvision's
+            warnings.simplefilter("ignore")  # lpips uses a deprecated torchvision argument
             network = lpips.LPIPS(net=net, version=self.version, pnet_rand=True, verbose=False)
         _load(network.net, state, file, net)
         self.net = net
@@ -62,38 +62,23 @@ class LPIPS:
         """LPIPS of each pair: (N,), fp32, on the CPU.
 
         Args:
-            sr, hr: equal shapes, (N, 3, H, W) or (3, H, W), RGB, uint8 or floating point in [0, 1].
-            crop_border: pixels left out on every side.
+            sr, hr: equal shapes, (N, 3, H, W) or (3, H, W), RGB, each uint8 or floating point in [0, 1].
+            crop_border: pixels excluded on each side.
 
         Raises:
-            TypeError, ValueError: no such pair of images, or smaller than the network can take.
+            TypeError, ValueError: invalid images, mismatched shapes, or smaller than MIN_SIZE after cropping.
         """
-        pair = []
-        for name, image in (("sr", sr), ("hr", hr)):
-            _check.tensor(name, image)
-            if image.dim() not in {3, 4} or image.shape[-3] != 3:
-                raise ValueError(f"{name} must have shape (N, 3, H, W) or (3, H, W), was {_check.shape(image)}")
-            if image.dtype != torch.uint8:
-                _check.floating(name, image)
-            batch = image if image.dim() == 4 else image[None]
-            height, width = batch.shape[-2:]
-            least = SMALLEST[self.net]
-            if min(height, width) - 2 * crop_border < least:
-                raise ValueError(
-                    f"{name} must be at least {least} pixels high and wide for LPIPS ({self.net}), not counting a "
-                    f"crop_border of {crop_border} on each side, was {_check.shape(image)}"
-                )
-            batch = batch[..., crop_border : height - crop_border, crop_border : width - crop_border]
-            scaled = batch.float() / 255 if batch.dtype == torch.uint8 else batch.float()
-            pair.append(scaled.to(self.device) * 2 - 1)
-        _check.has_shape("sr", sr, hr.shape, meaning="that of hr")
+        inputs = []
+        for image in image_pair(sr, hr, crop_border=crop_border, min_size=MIN_SIZE[self.net]):
+            scaled = image.float() / 255 if image.dtype == torch.uint8 else image.float()
+            inputs.append(scaled.to(self.device) * 2 - 1)
         with torch.inference_mode():
-            found = self._network(*pair).flatten().cpu()
-        return found.clone()
+            distances = self._network(*inputs).flatten().cpu()
+        return distances.clone()
 
 
 def weights_file(net: LPIPSNet) -> tuple[str, Path]:
-    """The address of torchvision's weights of a network, and their place in torch.hub's cache."""
+    """URL of torchvision's weights of a network, and their path in torch.hub's cache."""
     from torchvision import models  # noqa: PLC0415 - takes a second
 
     url = getattr(models, f"{_MODELS[net]}_Weights").IMAGENET1K_V1.url
@@ -105,36 +90,37 @@ def _backbone(net: LPIPSNet, weights: str | Path | None) -> tuple[object, Path]:
         file = Path(weights).expanduser()
         if not file.is_file():
             raise FileNotFoundError(
-                f"LPIPS weights must be a file of torchvision's {_MODELS[net]}, there is none at {file}"
+                f"LPIPS weights must be a file with torchvision's {_MODELS[net]} weights, {file} does not exist"
             )
         return torchvision_weights.read(file), file
     file = torchvision_weights.fetch(
         weights_file(net)[0],
-        needed=f"LPIPS needs torchvision's {_MODELS[net]} weights",
-        instead="or give its path (--lpips-weights PATH).",
+        needed=f"LPIPS requires torchvision's {_MODELS[net]} weights",
+        instead="or pass its path (--lpips-weights PATH).",
         progress=False,
     )
     return torchvision_weights.read(file), file
 
 
 def _load(network: torch.nn.Module, state: object, file: Path, net: LPIPSNet) -> None:
-    """Give the package's slices, which keep torchvision's positions in `features`, their weights."""
+    """Load weights into the package's slices, which keep torchvision's layer indices."""
     entries: Mapping[Any, Any] = state if isinstance(state, Mapping) else {}
-    found = {
+    tensors = {
         match[1]: value
         for key, value in entries.items()
         if isinstance(value, Tensor) and (match := _ENTRY.fullmatch(str(key)))
     }
-    wanted = {name.partition(".")[2]: parameter for name, parameter in network.named_parameters()}
-    shapes = {name: tuple(value.shape) for name, value in found.items()}
-    wrong = [name for name, parameter in wanted.items() if shapes.get(name) != tuple(parameter.shape)]
-    # No others either: VGG16 and VGG19 begin alike.
-    wrong += [name for name in found if name not in wanted]
-    if wrong:
+    parameters = {name.partition(".")[2]: parameter for name, parameter in network.named_parameters()}
+    shapes = {name: tuple(value.shape) for name, value in tensors.items()}
+    mismatched = [name for name, parameter in parameters.items() if shapes.get(name) != tuple(parameter.shape)]
+    # Extra entries are errors too: VGG16 is a prefix of VGG19.
+    mismatched += [name for name in tensors if name not in parameters]
+    if mismatched:
+        more = f" and {len(mismatched) - 1} more" if len(mismatched) > 1 else ""
         raise ValueError(
-            f"{file} must hold the weights of torchvision's {_MODELS[net]} for LPIPS ({net}); missing or different: "
-            f"features.{wrong[0]}" + (f" and {len(wrong) - 1} more" if len(wrong) > 1 else "")
+            f"{file} must contain torchvision's {_MODELS[net]} weights for LPIPS ({net}); missing or mismatched: "
+            f"features.{mismatched[0]}{more}"
         )
     with torch.no_grad():
-        for name, parameter in wanted.items():
-            parameter.copy_(found[name])
+        for name, parameter in parameters.items():
+            parameter.copy_(tensors[name])

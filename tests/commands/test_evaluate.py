@@ -1,4 +1,4 @@
-"""The command: what networks and pictures are worth on pairs, its table, JSON and sheet."""
+"""The evaluate command: scores of networks and image folders; table, JSON and sheet."""
 
 import json
 import math
@@ -14,7 +14,7 @@ from skimage import data
 from skimage.color import rgb2ycbcr
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from andfast.evaluation.pairs import reduce
+from andfast.evaluation.pairs import downscale
 from andfast.metrics.niqe_parameters import NIQEParameters, write_niqe_parameters
 
 
@@ -25,7 +25,7 @@ def pairs(tmp_path):
 
 @pytest.fixture
 def outputs(tmp_path):
-    return make_outputs(tmp_path / "theirs")
+    return make_outputs(tmp_path / "external")
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def niqe_file(tmp_path):
     return str(tmp_path / "niqe.npz")
 
 
-def test_outputs_agree_with_scikit_image(pairs, outputs, tmp_path, capsys):
+def test_output_folder_scores_match_scikit_image(pairs, outputs, tmp_path, capsys):
     target = tmp_path / "scores.json"
     code, out, err = run(capsys, "--data", pairs, "--outputs", outputs, "--json", target, "--images")
     assert (code, err) == (0, "")
@@ -56,11 +56,11 @@ def test_outputs_agree_with_scikit_image(pairs, outputs, tmp_path, capsys):
         values = [image[metric] for image in record["images"]]
         assert record["mean"][metric] == pytest.approx(fmean(values))
         assert record["median"][metric] == median(values)
-    assert "theirs" in out
+    assert "external" in out
     assert "bicubic" in out
 
 
-def test_json_says_how_the_numbers_were_taken(pairs, outputs, niqe_file, tmp_path, capsys):
+def test_json_states_protocol_and_versions(pairs, outputs, niqe_file, tmp_path, capsys):
     target = tmp_path / "scores.json"
     arguments = ("--data", pairs, "--outputs", outputs, "--json", target, "--metrics", "niqe", "ssim", "psnr")
     code, out, _ = run(
@@ -76,17 +76,17 @@ def test_json_says_how_the_numbers_were_taken(pairs, outputs, niqe_file, tmp_pat
     assert protocol["lr"] == "as stored"
     assert "Y of full-range BT.601, rounded, border 4" in out
     assert {"andfast", "torch", "numpy", "pillow", "lpips", "python", "commit"} <= record["versions"].keys()
-    assert [method["method"] for method in record["methods"]] == ["bicubic", "theirs"]
-    assert record["method"] == "theirs"
+    assert [method["method"] for method in record["methods"]] == ["bicubic", "external"]
+    assert record["method"] == "external"
     assert record["images"] == record["methods"][1]["images"]
     for method in record["methods"]:
         for image in method["images"]:
             assert set(image) == {"name", "psnr", "ssim", "niqe"}
             assert all(math.isfinite(image[metric]) for metric in ("psnr", "ssim", "niqe"))
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["niqe.npz", "pairs", "scores.json", "theirs"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["external", "niqe.npz", "pairs", "scores.json"]
 
 
-def test_studio_is_1_32_db_above_full(pairs, outputs, tmp_path, capsys):
+def test_studio_psnr_is_1_32_db_above_full(pairs, outputs, tmp_path, capsys):
     means = {}
     for protocol in ("studio", "full"):
         target = tmp_path / f"{protocol}.json"
@@ -95,21 +95,22 @@ def test_studio_is_1_32_db_above_full(pairs, outputs, tmp_path, capsys):
     assert means["studio"] - means["full"] == pytest.approx(1.3220, abs=1e-4)
 
 
-def test_weights_whole_and_in_tiles(pairs, tmp_path, capsys):
+def test_weights_whole_and_tiled(pairs, tmp_path, capsys):
     file = weights(tmp_path / "net.safetensors")
-    found = []
+    records = []
     for extra in ((), ("--tile", 40, "--overlap", 20)):
         target = tmp_path / "scores.json"
         code, _, err = run(capsys, "--data", pairs, "--weights", file, "--json", target, *extra)
         assert (code, err) == (0, "")
-        found.append(json.loads(target.read_text()))
-    assert found[0]["method"] == "net"
-    assert found[0]["mean"]["psnr"] == pytest.approx(found[1]["mean"]["psnr"], abs=0.02)
-    assert found[0]["mean"]["psnr"] < found[0]["methods"][0]["mean"]["psnr"]  # an untrained network
+        records.append(json.loads(target.read_text()))
+    whole, tiled = records
+    assert whole["method"] == "net"
+    assert whole["mean"]["psnr"] == pytest.approx(tiled["mean"]["psnr"], abs=0.02)
+    assert whole["mean"]["psnr"] < whole["methods"][0]["mean"]["psnr"]  # untrained: worse than bicubic
 
 
 @pytest.mark.gpu
-def test_a_gpu_gives_the_same_numbers(pairs, tmp_path, capsys):
+def test_gpu_matches_cpu(pairs, tmp_path, capsys):
     file = weights(tmp_path / "net.safetensors")
     means = []
     for device in ("cpu", "cuda"):
@@ -120,7 +121,7 @@ def test_a_gpu_gives_the_same_numbers(pairs, tmp_path, capsys):
     assert means[0] == pytest.approx(means[1], abs=0.01)
 
 
-def test_comparison_of_networks_and_folders(pairs, outputs, tmp_path, capsys):
+def test_compare_networks_and_folders(pairs, outputs, tmp_path, capsys):
     first, second = weights(tmp_path / "a" / "net.safetensors"), weights(tmp_path / "b" / "net.safetensors", seed=1)
     sheet, target = tmp_path / "sheet.png", tmp_path / "scores.json"
     code, out, err = run(
@@ -140,11 +141,11 @@ def test_comparison_of_networks_and_folders(pairs, outputs, tmp_path, capsys):
     )
     assert (code, err) == (0, "")
     names = [method["method"] for method in json.loads(target.read_text())["methods"]]
-    assert names == ["bicubic", "net", "b/net", "theirs"]
+    assert names == ["bicubic", "net", "b/net", "external"]
     lines = out.splitlines()
     assert [line.split()[0] for line in lines[2:6]] == names
     assert lines[1].split() == ["mean", "PSNR", "SSIM"]
-    assert lines[5].count("*") == 2  # HR with a little noise is the best of these by far
+    assert lines[5].count("*") == 2  # HR plus noise is by far the best
     assert not any("*" in line for line in lines[2:5])
     with Image.open(sheet) as picture:
         assert picture.format == "PNG"
@@ -153,7 +154,7 @@ def test_comparison_of_networks_and_folders(pairs, outputs, tmp_path, capsys):
     assert 2 * 224 < height < 3 * 256 + 200
 
 
-def test_the_sheet_shows_where_methods_differ(pairs, tmp_path, capsys):
+def test_sheet_shows_the_crop_with_the_largest_difference(pairs, tmp_path, capsys):
     for name in NAMES:
         sr = photograph(name)
         if name == "coffee":
@@ -184,7 +185,7 @@ def test_the_sheet_shows_where_methods_differ(pairs, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("metric", ["psnr", "niqe", "ssim"])
-def test_what_has_no_value_is_null_with_a_reason_and_counted(metric, pairs, tmp_path, niqe_file, capsys):
+def test_undefined_metric_is_null_with_a_reason_and_excluded(metric, pairs, tmp_path, niqe_file, capsys):
     for name in NAMES:
         save(photograph(name), tmp_path / "copies" / f"{name}.png")
     flat = torch.full((3, 208, 200), 99, dtype=torch.uint8)
@@ -193,7 +194,7 @@ def test_what_has_no_value_is_null_with_a_reason_and_counted(metric, pairs, tmp_
     save(flat, tmp_path / "copies" / "flat.png")
     tiny = photograph("coffee")[:, :8, :8]
     save(tiny, pairs / "HR" / "tiny.png")
-    save(reduce(tiny, 4), pairs / "LR" / "tiny.png")
+    save(downscale(tiny, 4), pairs / "LR" / "tiny.png")
     save(tiny + 1, tmp_path / "copies" / "tiny.png")
     target = tmp_path / "scores.json"
     code, out, _ = run(
@@ -215,7 +216,7 @@ def test_what_has_no_value_is_null_with_a_reason_and_counted(metric, pairs, tmp_
     else:
         assert "at least 11 pixels" in images["tiny"]["reasons"]["ssim"]
         assert record["mean"]["ssim"] == 1
-    assert f"copies: {metric.upper()} leaves out" in out
+    assert f"copies: {metric.upper()} excludes" in out
 
 
 @pytest.mark.parametrize(
@@ -228,11 +229,11 @@ def test_what_has_no_value_is_null_with_a_reason_and_counted(metric, pairs, tmp_
         ("imagepairs", "ImagePairs_Test/0001_gt.png", "ImagePairs_Test/0001.png", None),
     ],
 )
-def test_benchmarks_in_their_own_layouts(layout, hr_file, lr_file, scale, tmp_path, capsys):
+def test_benchmark_layouts_end_to_end(layout, hr_file, lr_file, scale, tmp_path, capsys):
     hr = photograph("coffee", 204, 216)
     save(hr, tmp_path / "data" / hr_file)
-    save(reduce(hr, scale or 2), tmp_path / "data" / lr_file)
-    save(hr, tmp_path / "out" / hr_file)  # somebody's pictures under HR's names
+    save(downscale(hr, scale or 2), tmp_path / "data" / lr_file)
+    save(hr, tmp_path / "out" / hr_file)  # outputs under HR's names
     options = ("--scale", scale) if scale else ()
     code, out, err = run(
         capsys, "--data", tmp_path / "data", "--outputs", tmp_path / "out", *options, "--json", tmp_path / "scores.json"
@@ -242,7 +243,7 @@ def test_benchmarks_in_their_own_layouts(layout, hr_file, lr_file, scale, tmp_pa
     record = json.loads((tmp_path / "scores.json").read_text())
     assert (record["layout"], record["scale"]) == (layout, scale or 2)
     assert record["images"][0]["reasons"]["psnr"] == "infinite: SR equals HR"
-    pillow = Image.fromarray(reduce(hr, scale or 2).permute(1, 2, 0).numpy()).resize(
+    pillow = Image.fromarray(downscale(hr, scale or 2).permute(1, 2, 0).numpy()).resize(
         (216, 204), Image.Resampling.BICUBIC
     )
     expected = peak_signal_noise_ratio(
@@ -251,7 +252,7 @@ def test_benchmarks_in_their_own_layouts(layout, hr_file, lr_file, scale, tmp_pa
     assert record["methods"][0]["mean"]["psnr"] == pytest.approx(expected, abs=0.02)
 
 
-def test_lr_of_hrs_size_is_reduced_and_said_so(tmp_path, capsys):
+def test_lr_at_hr_size_is_downscaled_and_reported(tmp_path, capsys):
     hr = photograph("coffee", 203, 301)
     save(hr, tmp_path / "Canon/Test/4/Canon_001_HR.png")
     save(hr, tmp_path / "Canon/Test/4/Canon_001_LR4.png")
@@ -260,14 +261,14 @@ def test_lr_of_hrs_size_is_reduced_and_said_so(tmp_path, capsys):
     code, out, _ = run(capsys, "--data", tmp_path / "Canon", "--outputs", tmp_path / "out", "--json", target)
     assert code == 0
     assert "layout realsr, x4, 1 pairs" in out
-    assert "1 LR pictures have HR's size and are reduced by 4" in out
+    assert "1 LR images have HR's size and are downscaled by 4" in out
     record = json.loads(target.read_text())
-    assert record["protocol"]["lr"].startswith("1 of HR's size, reduced by the scale")
-    assert record["images"][0]["reasons"]["psnr"] == "infinite: SR equals HR"  # cut as HR is
+    assert record["protocol"]["lr"].startswith("1 at HR size, downscaled: antialiased bicubic")
+    assert record["images"][0]["reasons"]["psnr"] == "infinite: SR equals HR"  # cropped like HR
 
 
-def test_lpips_through_the_command(pairs, outputs, tmp_path, capsys):
-    """On random weights of the backbone, which the test makes."""
+def test_lpips_matches_the_package(pairs, outputs, tmp_path, capsys):
+    """With random backbone weights."""
     lpips = pytest.importorskip("lpips")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -284,12 +285,12 @@ def test_lpips_through_the_command(pairs, outputs, tmp_path, capsys):
     assert record["protocol"]["lpips"] == {"version": "0.1", "net": "squeeze", "weights": "squeeze.pth"}
     for image in record["images"]:
         sr, hr = read(outputs / f"{image['name']}_out.png"), read(pairs / "HR" / f"{image['name']}.png")
-        a, b = (torch.from_numpy(one[4:-4, 4:-4].transpose(2, 0, 1).copy())[None] / 127.5 - 1 for one in (sr, hr))
+        a, b = (torch.from_numpy(image[4:-4, 4:-4].transpose(2, 0, 1).copy())[None] / 127.5 - 1 for image in (sr, hr))
         with torch.no_grad():
             assert image["lpips"] == pytest.approx(network(a, b).item(), rel=1e-4)
 
 
-def test_fitting_niqe_and_judging_with_it(pairs, tmp_path, capsys):
+def test_fit_niqe_and_evaluate(pairs, tmp_path, capsys):
     photos = tmp_path / "photos"
     for name in ("astronaut", "coffee", "chelsea", "rocket"):
         image = torch.from_numpy(np.asarray(getattr(data, name)()).transpose(2, 0, 1).copy())
@@ -304,12 +305,12 @@ def test_fitting_niqe_and_judging_with_it(pairs, tmp_path, capsys):
         "--metrics", "niqe", "--json", target,
     )  # fmt: skip
     assert code == 0
-    assert f"NIQE fitted to {count} photographs of {photos}, 1 unreadable ones left out: {file}" in out
+    assert f"NIQE fitted to {count} photographs of {photos}, skipped 1 unreadable: {file}" in out
     assert json.loads(target.read_text())["method"] == "bicubic"
     assert json.loads(target.read_text())["mean"]["niqe"] > 0
     code, _, err = run(capsys, "--fit-niqe", photos, "--niqe-parameters", file)
     assert code == 1
-    assert f"{file}, which exists" in err
+    assert f"does not overwrite an existing file, was {file}" in err
     code, _, err = run(capsys, "--fit-niqe", pairs / "LR", "--niqe-parameters", tmp_path / "few.npz")
     assert code == 1
     assert "more than 36 sharp blocks" in err

@@ -1,4 +1,4 @@
-"""Damaged and crafted files: each is read, or refused in one line that names it."""
+"""Fuzzing of input files: each either loads, or raises a one-line error that names it."""
 
 import io
 import warnings
@@ -13,11 +13,11 @@ from skimage import data
 
 from andfast.evaluate import main
 from andfast.evaluation.layouts import PairFiles
-from andfast.evaluation.pairs import UnfitPairError, read_pair
+from andfast.evaluation.pairs import InvalidPairError, read_pair
 from andfast.metrics.lpips import LPIPS
 from andfast.metrics.niqe_parameters import read_niqe_parameters
 
-EXAMPLES = 200
+EXAMPLES = 100
 
 
 def _npz():
@@ -46,7 +46,7 @@ def _png():
 
 @st.composite
 def damaged(draw, whole):
-    """The bytes of a file with some changed, cut off, or put in."""
+    """A file's bytes with random changes, truncations and insertions."""
     content = bytearray(whole)
     for _ in range(draw(st.integers(1, 4))):
         place = draw(st.integers(0, max(len(content) - 1, 0)))
@@ -62,13 +62,13 @@ def damaged(draw, whole):
     return bytes(content)
 
 
-def refusal(read, kind):
-    """What reading says against the file; None where it takes it. Anything but `kind` goes through."""
+def error_message(read, error_type):
+    """The message if reading raises ``error_type``, None if it succeeds. Other exceptions propagate."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of libraries, about what they make of it
+        warnings.simplefilter("ignore")  # libraries warn about damaged files
         try:
             read()
-        except kind as error:
+        except error_type as error:
             return str(error)
     return None
 
@@ -83,7 +83,7 @@ def check(message, *names):
 def test_niqe_parameters_npz(content, tmp_path_factory):
     path = tmp_path_factory.getbasetemp() / "bad.npz"
     path.write_bytes(content)
-    check(refusal(lambda: read_niqe_parameters(path), ValueError), path.name)
+    check(error_message(lambda: read_niqe_parameters(path), ValueError), path.name)
 
 
 @settings(max_examples=EXAMPLES)
@@ -91,7 +91,7 @@ def test_niqe_parameters_npz(content, tmp_path_factory):
 def test_niqe_parameters_mat(content, tmp_path_factory):
     path = tmp_path_factory.getbasetemp() / "bad.mat"
     path.write_bytes(content)
-    check(refusal(lambda: read_niqe_parameters(path), ValueError), path.name)
+    check(error_message(lambda: read_niqe_parameters(path), ValueError), path.name)
 
 
 @settings(max_examples=40)
@@ -99,24 +99,24 @@ def test_niqe_parameters_mat(content, tmp_path_factory):
 def test_lpips_weights(content, suffix, tmp_path_factory):
     path = tmp_path_factory.getbasetemp() / f"bad.{suffix}"
     path.write_bytes(content)
-    message = refusal(lambda: LPIPS("squeeze", weights=path), ValueError)
+    message = error_message(lambda: LPIPS("squeeze", weights=path), ValueError)
     assert message is not None
     check(message, path.name)
 
 
 @settings(max_examples=EXAMPLES)
 @given(content=st.one_of(damaged(_png()), st.binary(max_size=200)))
-def test_pictures(content, tmp_path_factory):
+def test_images(content, tmp_path_factory):
     folder = tmp_path_factory.getbasetemp()
     Image.fromarray(data.chelsea()[:64, :64]).save(folder / "hr.png")
     (folder / "bad.png").write_bytes(content)
     files = PairFiles("pair", folder / "hr.png", folder / "bad.png")
-    # Either the picture cannot be read, or it is another one: the command names the pair in front.
-    check(refusal(lambda: read_pair(files, 4), UnfitPairError), "bad.png", "HR must be 4 times LR's size")
+    # Either unreadable, or readable with another size; the command prefixes the pair's name.
+    check(error_message(lambda: read_pair(files, 4), InvalidPairError), "bad.png", "HR must have 4 times LR's size")
 
 
-def test_names_that_are_no_text_do_not_upset_the_reports(tmp_path, capsys):
-    """A line break, and bytes that are no UTF-8, in names of files and folders."""
+def test_unprintable_file_names_are_escaped(tmp_path, capsys):
+    """Line breaks and invalid UTF-8 in names of files and folders."""
     folder = tmp_path / "a\nb\udcff"
     for name in ("c\nd", "e\udcfe"):
         for role, side in (("HR", 64), ("LR", 16)):
@@ -128,9 +128,9 @@ def test_names_that_are_no_text_do_not_upset_the_reports(tmp_path, capsys):
     (folder / "HR" / "f\ng.png").write_bytes(b"")
     target, sheet = tmp_path / "scores.json", tmp_path / "sheet.png"
     arguments = ["--data", str(folder), "--outputs", str(folder / "HR"), "--json", str(target), "--sheet", str(sheet)]
-    assert main([*arguments, "--images", "--quiet", "--skip-unfit"]) == 0
+    assert main([*arguments, "--images", "--quiet", "--skip-invalid"]) == 0
     captured = capsys.readouterr()
-    assert captured.err.splitlines() == ["does not fit: f\\ng: HR picture f\\ng.png cannot be used: an empty file"]
+    assert captured.err.splitlines() == ["invalid pair f\\ng: HR image f\\ng.png cannot be read: an empty file"]
     assert "c\\nd" in captured.out
     assert "e\\udcfe" in captured.out
     assert target.exists()

@@ -1,4 +1,4 @@
-"""The command on what does not fit: pairs, command lines, files; every error is one line."""
+"""Errors of the evaluate command: invalid pairs, command lines and files, each in one line."""
 
 import json
 
@@ -7,7 +7,7 @@ import torch
 from evaluation_cases import make_outputs, make_pairs, photograph, run, save, weights
 
 from andfast.evaluate import main
-from andfast.evaluation.pairs import reduce
+from andfast.evaluation.pairs import downscale
 from andfast.nn import RRDBNet
 from andfast.nn.weights import save_weights
 
@@ -19,15 +19,15 @@ def pairs(tmp_path):
 
 @pytest.fixture
 def outputs(tmp_path):
-    return make_outputs(tmp_path / "theirs")
+    return make_outputs(tmp_path / "external")
 
 
-def test_pairs_that_do_not_fit_are_named_before_anything_runs(pairs, outputs, tmp_path, capsys):
+def test_invalid_pairs_are_reported_before_scoring(pairs, outputs, tmp_path, capsys):
     image = photograph("coffee", 260, 260)
     for name, hr, lr in (
-        ("shifted", image[:, :208, :200], reduce(image[:, 3:211, :200], 4)),
-        ("size", image[:, :208, :200], reduce(image[:, :208, :200], 4)[:, :-1]),
-        ("scale", image[:, :208, :200], reduce(image[:, :208, :200], 2)),
+        ("shifted", image[:, :208, :200], downscale(image[:, 3:211, :200], 4)),
+        ("size", image[:, :208, :200], downscale(image[:, :208, :200], 4)[:, :-1]),
+        ("scale", image[:, :208, :200], downscale(image[:, :208, :200], 2)),
     ):
         save(hr, pairs / "HR" / f"{name}.png")
         save(lr, pairs / "LR" / f"{name}.png")
@@ -42,94 +42,89 @@ def test_pairs_that_do_not_fit_are_named_before_anything_runs(pairs, outputs, tm
     arguments = ("--data", pairs, "--outputs", outputs, "--json", target, "--sheet", sheet)
     code, out, err = run(capsys, *arguments)
     assert code == 1
-    *named, last = err.splitlines()
-    assert last == "error: 7 pairs do not fit; correct them, or leave them out with --skip-unfit"
-    found = {line.split(": ")[1]: line.split(": ", 2)[2] for line in named}
-    assert found["alone"] == "no LR picture (x4) beside HR/alone.png"
-    assert found["shifted"].startswith("LR is shifted against HR by -2.9 pixels down")
-    assert found["size"].startswith("HR must be 4 times LR's size")
-    assert found["scale"].startswith("HR must be 4 times LR's size")
-    assert found["damaged"].startswith("LR picture damaged.png cannot be used: ")
-    assert found["chelsea"].startswith("theirs has no picture in ")
-    assert found["astronaut"].startswith(
-        "picture astronaut_out.png of theirs must be of HR's size, 200x208, was 260x260"
-    )
+    *lines, last = err.splitlines()
+    assert last == "error: 7 invalid pairs; fix them, or skip them with --skip-invalid"
+    reasons = dict(line.removeprefix("invalid pair ").split(": ", 1) for line in lines)
+    assert reasons["alone"] == "no LR image (x4) for HR/alone.png"
+    assert reasons["shifted"].startswith("LR is shifted relative to HR by -2.9 pixels down")
+    assert reasons["size"].startswith("HR must have 4 times LR's size")
+    assert reasons["scale"].startswith("HR must have 4 times LR's size")
+    assert reasons["damaged"].startswith("LR image damaged.png cannot be read: ")
+    assert reasons["chelsea"].startswith("external has no image in ")
+    assert reasons["astronaut"] == "external image astronaut_out.png must have HR's size, 200x208, was 260x260"
     assert "PSNR" not in out
     assert not target.exists()
     assert not sheet.exists()
 
-    code, out, err = run(capsys, *arguments, "--skip-unfit")
+    code, out, err = run(capsys, *arguments, "--skip-invalid")
     assert code == 0
-    assert err.splitlines() == named
+    assert err.splitlines() == lines
     record = json.loads(target.read_text())
     assert [image["name"] for image in record["images"]] == ["coffee"]
-    assert record["left_out_pairs"] == found
+    assert record["left_out_pairs"] == reasons
 
     code, _, err = run(capsys, *arguments, "--max-shift", "inf")
     assert code == 1
-    assert "does not fit: shifted" not in err
+    assert "invalid pair shifted" not in err
 
 
-def test_no_pair_fits(pairs, capsys):
-    code, _, err = run(capsys, "--data", pairs, "--compare", "bicubic", "--scale", 2, "--skip-unfit")
+def test_no_valid_pair(pairs, capsys):
+    code, _, err = run(capsys, "--data", pairs, "--compare", "bicubic", "--scale", 2, "--skip-invalid")
     assert code == 1
-    assert err.splitlines()[-1] == "error: no pair fits"
+    assert err.splitlines()[-1] == "error: no valid pair"
 
 
 @pytest.mark.parametrize("prefix", ["a", "a_b"])
-def test_pictures_whose_names_begin_alike(prefix, tmp_path, capsys):
+def test_outputs_match_the_longest_name(prefix, tmp_path, capsys):
     for name in ("a", "a_b", "a_10"):
         save(photograph("coffee"), tmp_path / "pairs" / "HR" / f"{name}.png")
-        save(reduce(photograph("coffee"), 4), tmp_path / "pairs" / "LR" / f"{name}.png")
+        save(downscale(photograph("coffee"), 4), tmp_path / "pairs" / "LR" / f"{name}.png")
         save(photograph("coffee"), tmp_path / "out" / f"{name}_x4.png")
     assert run(capsys, "--data", tmp_path / "pairs", "--outputs", tmp_path / "out")[0] == 0
     save(photograph("coffee"), tmp_path / "out" / f"{prefix}_again.png")
     code, _, err = run(capsys, "--data", tmp_path / "pairs", "--outputs", tmp_path / "out")
     assert code == 1
-    assert f"does not fit: {prefix}: out has several pictures" in err
+    assert f"invalid pair {prefix}: out has multiple images" in err
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "--data DIR is needed"),
-        (["--data", "DATA"], "name what to judge: --weights, --outputs or --compare"),
-        (["--data", "DATA", "--compare", "bicubic", "--metrics", "niqe"], "niqe needs --niqe-parameters"),
+        ([], "--data DIR is required"),
+        (["--data", "DATA"], "one of --weights, --outputs, --compare is required"),
+        (["--data", "DATA", "--compare", "bicubic", "--metrics", "niqe"], "niqe requires --niqe-parameters"),
         (["--data", "DATA", "--compare", "bicubic", "--metrics", "vmaf"], "invalid choice: 'vmaf'"),
         (["--data", "DATA", "--compare", "bicubic", "--scale", "0"], "must be at least 1, was 0"),
         (["--data", "DATA", "--compare", "bicubic", "--max-shift", "-1"], "must be above 0, was -1"),
-        (["--data", "DATA", "--compare", "bicubic", "--sheet", "s.jpg"], "--sheet writes a .png, was s.jpg"),
-        (
-            ["--data", "DATA", "--outputs", "nowhere"],
-            "--outputs must be a folder of pictures, there is none at nowhere",
-        ),
-        (["--fit-niqe", "DATA"], "--fit-niqe needs --niqe-parameters"),
+        (["--data", "DATA", "--compare", "bicubic", "--sheet", "s.jpg"], "--sheet must end in .png, was s.jpg"),
+        (["--data", "DATA", "--outputs", "nowhere"], "--outputs must be an existing folder of images, was nowhere"),
+        (["--fit-niqe", "DATA"], "--fit-niqe requires --niqe-parameters"),
     ],
 )
-def test_wrong_command_lines_end_with_code_2(arguments, message, pairs, capsys):
+def test_command_line_errors_exit_with_code_2(arguments, message, pairs, capsys):
     with pytest.raises(SystemExit) as caught:
         main([str(pairs) if argument == "DATA" else argument for argument in arguments])
     assert caught.value.code == 2
     assert message in capsys.readouterr().err
 
 
-def test_errors_are_one_line_with_code_1(pairs, outputs, tmp_path, capsys):
+def test_errors_are_one_line_and_exit_with_code_1(pairs, outputs, tmp_path, capsys):
     wrong_scale, damaged = weights(tmp_path / "x2.safetensors", scale=2), tmp_path / "damaged.pth"
     damaged.write_bytes(b"\x80\x02cos\nsystem\n(S'true'\ntR.")
     (tmp_path / "empty").mkdir()
-    judged = ("--data", pairs, "--compare", "bicubic")
+    bicubic = ("--data", pairs, "--compare", "bicubic")
     for arguments, message in (
-        (("--data", tmp_path / "nowhere", "--compare", "bicubic"), "data must be a folder of pairs"),
-        (("--data", outputs, "--compare", "bicubic"), "holds no pairs"),
+        (("--data", tmp_path / "nowhere", "--compare", "bicubic"), "data must be an existing folder of pairs"),
+        (("--data", outputs, "--compare", "bicubic"), "no pairs found"),
         (("--data", pairs, "--compare", "nowhere.pth"), "nowhere.pth"),
         (("--data", pairs, "--weights", damaged), "damaged.pth"),
-        (("--data", pairs, "--weights", wrong_scale, "--scale", 4), "weights must be for scale 4, are for 2"),
-        (("--data", pairs, "--outputs", tmp_path / "empty"), "empty holds none"),
-        ((*judged, "--json", tmp_path / "no" / "scores.json"), "--json must be in a folder that exists"),
-        ((*judged, "--layout", "super"), "holds no pairs (super: SCENE"),
-        ((*judged, "--metrics", "niqe", "--niqe-parameters", damaged), "must end in .npz or .mat"),
-        ((*judged, "--metrics", "lpips", "--lpips-weights", damaged), "cannot be read as a file of weights"),
-        ((*judged, "--device", "abacus"), "device must be"),
+        (("--data", pairs, "--weights", wrong_scale, "--scale", 4), "weights must be for scale 4, was 2"),
+        (("--data", pairs, "--outputs", tmp_path / "empty"), "empty contains none"),
+        ((*bicubic, "--json", tmp_path / "no" / "scores.json"), "--json must be in an existing folder"),
+        ((*bicubic, "--layout", "super"), "no pairs found (super: SCENE"),
+        ((*bicubic, "--metrics", "niqe", "--niqe-parameters", damaged), "must end in .npz or .mat"),
+        ((*bicubic, "--metrics", "lpips", "--lpips-weights", damaged), "cannot be read as a file of weights"),
+        ((*bicubic, "--device", "abacus"), "device must be"),
         (("--data", pairs, "--weights", weights(tmp_path / "n.safetensors"), "--tile", 8), "tile must be at least 64"),
     ):
         code, _, err = run(capsys, *arguments)
@@ -139,7 +134,7 @@ def test_errors_are_one_line_with_code_1(pairs, outputs, tmp_path, capsys):
         assert message in err
 
 
-def test_a_network_that_gives_nan_is_an_error(pairs, tmp_path, capsys):
+def test_non_finite_output_is_an_error(pairs, tmp_path, capsys):
     torch.manual_seed(0)
     network = RRDBNet(scale=4, features=8, blocks=1, growth=4)
     with torch.no_grad():
@@ -149,15 +144,15 @@ def test_a_network_that_gives_nan_is_an_error(pairs, tmp_path, capsys):
         capsys, "--data", pairs, "--weights", tmp_path / "inf.safetensors", "--json", tmp_path / "s.json"
     )
     assert code == 1
-    assert err == "error: inf gave values that are not finite for astronaut\n"
+    assert err == "error: inf: output must be finite, was NaN or infinite for astronaut\n"
     assert not (tmp_path / "s.json").exists()
 
 
-def test_interrupting_writes_nothing(pairs, tmp_path, capsys, monkeypatch):
+def test_interrupt_writes_nothing(pairs, tmp_path, capsys, monkeypatch):
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("andfast.evaluation.run.check_shift", interrupt)
     code, _, err = run(capsys, "--data", pairs, "--compare", "bicubic", "--json", tmp_path / "s.json")
-    assert (code, err) == (130, "interrupted: what was written is complete, the rest is not there\n")
+    assert (code, err) == (130, "interrupted: no partial results were written\n")
     assert not (tmp_path / "s.json").exists()

@@ -1,4 +1,4 @@
-"""Pairs, somebody's pictures and small networks for the tests of the evaluate command, and how to run it."""
+"""Pairs, output images and small networks for tests of the evaluate command, and a function that runs it."""
 
 import numpy as np
 import torch
@@ -6,7 +6,7 @@ from PIL import Image
 from skimage import data
 
 from andfast.evaluate import main
-from andfast.evaluation.pairs import reduce
+from andfast.evaluation.pairs import downscale
 from andfast.nn import RRDBNet
 from andfast.nn.weights import save_weights
 
@@ -33,12 +33,12 @@ def make_pairs(folder):
     """HR/ and LR/ of three photographs, x4."""
     for name in NAMES:
         save(photograph(name), folder / "HR" / f"{name}.png")
-        save(reduce(photograph(name), 4), folder / "LR" / f"{name}.png")
+        save(downscale(photograph(name), 4), folder / "LR" / f"{name}.png")
     return folder
 
 
 def make_outputs(folder):
-    """Somebody's pictures: HR with noise."""
+    """Output images of an external method: HR plus noise."""
     generator = torch.Generator().manual_seed(0)
     for name in NAMES:
         hr = photograph(name)

@@ -1,4 +1,4 @@
-"""LPIPS against the lpips package on weights that the tests make, and what is said where weights are missing."""
+"""LPIPS against the lpips package on random weights, and loading of weights."""
 
 import sys
 import warnings
@@ -9,28 +9,28 @@ import torch
 from safetensors.torch import save_file
 from skimage import data
 
-from andfast.metrics.lpips import LPIPS, SMALLEST, weights_file
+from andfast.metrics.lpips import LPIPS, MIN_SIZE, weights_file
 
 lpips = pytest.importorskip("lpips")
 FILES = {"alex": "alexnet-owt-7be5be79.pth", "vgg": "vgg16-397923af.pth", "squeeze": "squeezenet1_1-b8a52dc0.pth"}
 
 
-def packages_network(net):
+def package_network(net):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return lpips.LPIPS(net=net, version="0.1", pnet_rand=True, verbose=False).eval()
 
 
 @pytest.fixture(scope="module")
-def made():
-    """{net: (the package's LPIPS on random weights, those weights as torchvision names them)}."""
+def random_networks():
+    """{net: (the package's LPIPS on random weights, its weights under torchvision's names)}."""
     torch.manual_seed(3)
-    found = {}
+    networks = {}
     for net in ("alex", "squeeze"):
-        network = packages_network(net)
+        network = package_network(net)
         state = {f"features.{k.partition('.')[2]}": v.clone() for k, v in network.net.named_parameters()}
-        found[net] = network, state
-    return found
+        networks[net] = network, state
+    return networks
 
 
 @pytest.fixture
@@ -42,19 +42,19 @@ def images():
 
 @pytest.fixture
 def no_network(monkeypatch, tmp_path):
-    """An empty cache, and nothing to download from."""
+    """Empty cache, failing downloads."""
 
-    def refuse(*_, **__):
+    def fail(*_, **__):
         raise OSError("no route to host")
 
-    monkeypatch.setattr(torch.hub, "download_url_to_file", refuse)
+    monkeypatch.setattr(torch.hub, "download_url_to_file", fail)
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
     return tmp_path / "hub" / "checkpoints"
 
 
 @pytest.mark.parametrize("net", ["alex", "squeeze"])
-def test_values_are_the_packages(net, made, images, tmp_path):
-    network, state = made[net]
+def test_matches_the_package(net, random_networks, images, tmp_path):
+    network, state = random_networks[net]
     torch.save(state | {"classifier.1.weight": torch.zeros(3)}, tmp_path / "weights.pth")
     before = torch.get_rng_state()
     metric = LPIPS(net, weights=tmp_path / "weights.pth")
@@ -62,12 +62,12 @@ def test_values_are_the_packages(net, made, images, tmp_path):
     sr, hr = images
     with torch.no_grad():
         expected = network(sr[None] / 127.5 - 1, hr[None] / 127.5 - 1).item()
-        cut = network(sr[None, :, 8:-8, 8:-8] / 127.5 - 1, hr[None, :, 8:-8, 8:-8] / 127.5 - 1).item()
+        cropped = network(sr[None, :, 8:-8, 8:-8] / 127.5 - 1, hr[None, :, 8:-8, 8:-8] / 127.5 - 1).item()
     assert expected > 0
-    found = metric(sr, hr)
-    assert found.shape == (1,)
-    assert found.item() == pytest.approx(expected, rel=1e-5)
-    assert metric(sr, hr, crop_border=8).item() == pytest.approx(cut, rel=1e-5)
+    distance = metric(sr, hr)
+    assert distance.shape == (1,)
+    assert distance.item() == pytest.approx(expected, rel=1e-5)
+    assert metric(sr, hr, crop_border=8).item() == pytest.approx(cropped, rel=1e-5)
     assert metric(sr.float() / 255, hr).item() == pytest.approx(expected, rel=1e-5)
     assert metric(hr, hr).item() == 0
     batch = metric(torch.stack((sr, hr)), torch.stack((hr, hr)))
@@ -75,8 +75,8 @@ def test_values_are_the_packages(net, made, images, tmp_path):
     assert not batch.requires_grad
 
 
-def test_weights_come_from_torchvisions_cache_or_a_safetensors_file(made, images, no_network, tmp_path):
-    _, state = made["alex"]
+def test_loads_weights_from_the_hub_cache_or_a_file(random_networks, images, no_network, tmp_path):
+    _, state = random_networks["alex"]
     no_network.mkdir(parents=True)
     torch.save(state, no_network / FILES["alex"])
     save_file({name.removeprefix("features."): value for name, value in state.items()}, tmp_path / "a.safetensors")
@@ -86,7 +86,7 @@ def test_weights_come_from_torchvisions_cache_or_a_safetensors_file(made, images
 
 
 @pytest.mark.parametrize("net", FILES)
-def test_offline_the_error_says_which_file_to_put_where(net, no_network):
+def test_offline_error_states_url_and_path(net, no_network):
     with pytest.raises(FileNotFoundError) as caught:
         LPIPS(net)
     message = str(caught.value)
@@ -97,24 +97,24 @@ def test_offline_the_error_says_which_file_to_put_where(net, no_network):
     assert weights_file(net) == (f"https://download.pytorch.org/models/{FILES[net]}", no_network / FILES[net])
 
 
-def test_missing_weights_are_downloaded_with_their_hash(made, images, no_network, monkeypatch):
+def test_downloads_missing_weights_with_checksum(random_networks, images, no_network, monkeypatch):
     calls = []
 
     def download(url, target, hash_prefix, progress):
         calls.append((url, hash_prefix))
-        torch.save(made["alex"][1], target)
+        torch.save(random_networks["alex"][1], target)
 
     monkeypatch.setattr(torch.hub, "download_url_to_file", download)
     LPIPS("alex")
     assert calls == [(f"https://download.pytorch.org/models/{FILES['alex']}", "7be5be79")]
 
 
-def test_wrong_weights_are_refused_by_name(made, tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"torchvision's AlexNet, there is none at .*gone\.pth"):
+def test_rejects_wrong_weights(random_networks, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"torchvision's AlexNet weights, .*gone\.pth does not exist"):
         LPIPS("alex", weights=tmp_path / "gone.pth")
-    state = made["alex"][1]
+    state = random_networks["alex"][1]
     wrong = {
-        "squeeze": made["squeeze"][1],
+        "squeeze": random_networks["squeeze"][1],
         "shape": state | {"features.0.weight": torch.zeros(64, 3, 7, 7)},
         "missing": {name: value for name, value in state.items() if name != "features.10.bias"},
         "more": state | {"features.12.weight": torch.zeros(1)},
@@ -122,7 +122,7 @@ def test_wrong_weights_are_refused_by_name(made, tmp_path):
     }
     for name, content in wrong.items():
         torch.save(content, tmp_path / f"{name}.pth")
-        with pytest.raises(ValueError, match=rf"{name}\.pth must hold the weights of torchvision's AlexNet"):
+        with pytest.raises(ValueError, match=rf"{name}\.pth must contain torchvision's AlexNet weights"):
             LPIPS("alex", weights=tmp_path / f"{name}.pth")
     (tmp_path / "damaged.pth").write_bytes(b"\x80\x02cos\nsystem\n")
     with pytest.raises(ValueError, match=r"damaged\.pth cannot be read") as caught:
@@ -132,17 +132,17 @@ def test_wrong_weights_are_refused_by_name(made, tmp_path):
         LPIPS("resnet")
 
 
-def test_without_the_package_the_error_names_the_extra(monkeypatch):
+def test_missing_package_error_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "lpips", None)
     with pytest.raises(ModuleNotFoundError, match=r'pip install "andfast\[metrics\]"'):
         LPIPS("alex")
 
 
 @pytest.mark.parametrize("net", ["alex", "squeeze"])
-def test_the_smallest_image(net, made, tmp_path):
-    torch.save(made[net][1], tmp_path / "weights.pth")
+def test_minimum_image_size(net, random_networks, tmp_path):
+    torch.save(random_networks[net][1], tmp_path / "weights.pth")
     metric = LPIPS(net, weights=tmp_path / "weights.pth")
-    side = SMALLEST[net]
+    side = MIN_SIZE[net]
     assert metric(torch.rand(3, side, side), torch.rand(3, side, side)).isfinite().all()
     with pytest.raises(ValueError, match=f"at least {side} pixels high and wide"):
         metric(torch.rand(3, side, side - 1), torch.rand(3, side, side - 1))

@@ -1,4 +1,4 @@
-"""PSNR and SSIM against scikit-image on its photographs, and the conventions of the field."""
+"""PSNR and SSIM against scikit-image, and the conventions of the SR field."""
 
 import math
 
@@ -15,7 +15,7 @@ from andfast.metrics import luma, protocol, psnr_y, ssim_y
 
 
 def photograph(name):
-    """A photograph of scikit-image's and a degraded copy of it, (H, W, 3) uint8."""
+    """A scikit-image photograph and a degraded copy, (H, W, 3) uint8."""
     hr = np.asarray(getattr(data, name)())[37:217, 60:291]
     rng = np.random.default_rng(0)
     blurred = (hr.astype(float) + np.roll(hr, 1, 0) + np.roll(hr, 1, 1)) / 3
@@ -27,7 +27,7 @@ def tensor(image):
     return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
 
 
-def y_by_hand(image, y_range="studio"):
+def expected_y(image, y_range="studio"):
     rgb = image.astype(np.float64)
     if y_range == "studio":
         return (65.481 * rgb[..., 0] + 128.553 * rgb[..., 1] + 24.966 * rgb[..., 2]) / 255 + 16
@@ -40,10 +40,10 @@ PHOTOGRAPHS = ["astronaut", "chelsea", "coffee"]
 @pytest.mark.parametrize("y_range", ["studio", "full"])
 @pytest.mark.parametrize("border", [0, 4])
 @pytest.mark.parametrize("name", PHOTOGRAPHS)
-def test_parity_with_scikit_image(name, border, y_range):
+def test_matches_scikit_image(name, border, y_range):
     sr, hr = photograph(name)
     cut = slice(border, -border or None)
-    a, b = y_by_hand(sr, y_range)[cut, cut], y_by_hand(hr, y_range)[cut, cut]
+    a, b = expected_y(sr, y_range)[cut, cut], expected_y(hr, y_range)[cut, cut]
     psnr = peak_signal_noise_ratio(b, a, data_range=255)
     _, ssim_map = structural_similarity(
         a, b, gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=255, full=True
@@ -53,9 +53,8 @@ def test_parity_with_scikit_image(name, border, y_range):
     assert ssim_y(tensor(sr), tensor(hr), **options).item() == pytest.approx(ssim_map[5:-5, 5:-5].mean(), rel=1e-10)
 
 
-@pytest.mark.parametrize("name", PHOTOGRAPHS)
-def test_studio_luma_is_scikit_images(name):
-    _, hr = photograph(name)
+def test_studio_luma_matches_scikit_image():
+    _, hr = photograph("astronaut")
     np.testing.assert_allclose(luma(tensor(hr)[None])[0, 0].numpy(), rgb2ycbcr(hr)[..., 0], rtol=1e-12)
 
 
@@ -66,7 +65,7 @@ def test_luma_of_black_and_white():
 
 
 def test_full_range_is_1_32_db_below_studio_range():
-    """Studio-range Y spans 219 of the 255 that the peak stays at."""
+    """Studio-range Y spans 219 levels with a peak of 255."""
     sr, hr = map(tensor, photograph("coffee"))
     difference = (psnr_y(sr, hr) - psnr_y(sr, hr, y_range="full")).item()
     assert difference == pytest.approx(20 * math.log10(255 / 219), abs=1e-9)
@@ -75,7 +74,7 @@ def test_full_range_is_1_32_db_below_studio_range():
 
 def test_rounded_rounds_y_half_up():
     sr, hr = photograph("chelsea")
-    a, b = np.floor(y_by_hand(sr) + 0.5), np.floor(y_by_hand(hr) + 0.5)
+    a, b = np.floor(expected_y(sr) + 0.5), np.floor(expected_y(hr) + 0.5)
     rounded = psnr_y(tensor(sr), tensor(hr), rounded=True).item()
     assert rounded == pytest.approx(peak_signal_noise_ratio(b, a, data_range=255), rel=1e-12)
     assert rounded != psnr_y(tensor(sr), tensor(hr)).item()
@@ -86,19 +85,19 @@ def test_rounded_rounds_y_half_up():
     )
 
 
-def test_known_psnr_of_a_constant_error():
+def test_psnr_of_a_constant_offset():
     hr = torch.zeros(1, 3, 16, 16, dtype=torch.float64)
-    # 219 levels of Y an unit of grey: 0.1 of grey is 21.9 levels.
+    # 219 levels of Y per unit of grey: an offset of 0.1 is 21.9 levels.
     assert psnr_y(hr + 0.1, hr).item() == pytest.approx(20 * math.log10(255 / 21.9), rel=1e-12)
 
 
-def test_equal_images_are_infinitely_good():
+def test_equal_images_give_infinite_psnr_and_ssim_one():
     _, hr = photograph("coffee")
     assert psnr_y(tensor(hr), tensor(hr)).item() == math.inf
     assert ssim_y(tensor(hr), tensor(hr)).item() == 1.0
 
 
-def test_a_pixel_that_is_not_finite_shows():
+def test_nan_pixel_propagates():
     hr = torch.rand(2, 3, 16, 16)
     sr = hr.clone()
     sr[1, 0, 8, 8] = float("nan")
@@ -144,15 +143,14 @@ def test_bounds_and_symmetry(height, width, border, noise, seed):
     torch.testing.assert_close(ssim, ssim_y(hr, sr, crop_border=border))
     torch.testing.assert_close(psnr_y(sr, hr, crop_border=border), psnr_y(hr, sr, crop_border=border))
     assert (psnr_y(hr + (sr - hr) / 2, hr) > psnr_y(sr, hr)).all()
-    # What lies in the border does not count.
-    if border:
+    if border:  # excluded pixels have no effect
         framed = sr.clone()
         framed[..., :border, :] = 7
         framed[..., -border:] = 7
         assert torch.equal(ssim_y(framed, hr, crop_border=border), ssim)
 
 
-def test_the_protocol_is_said():
+def test_protocol_description():
     assert protocol() == "Y of studio-range BT.601, unrounded, border 0"
     assert protocol(crop_border=4, y_range="full", rounded=True) == "Y of full-range BT.601, rounded, border 4"
 
@@ -189,16 +187,22 @@ def test_the_protocol_is_said():
             torch.zeros(3, 16, 16),
             {"crop_border": 8},
             ValueError,
-            "not counting a crop_border",
+            "after cropping 8 on each side",
         ),
         (
             torch.zeros(3, 16, 16),
             torch.zeros(3, 16, 16),
             {"crop_border": -1},
             ValueError,
-            "must be 0 or more",
+            "must be at least 0, was -1",
         ),
-        (torch.zeros(3, 16, 16), torch.zeros(3, 16, 16), {"crop_border": 1.5}, TypeError, "a whole number"),
+        (
+            torch.zeros(3, 16, 16),
+            torch.zeros(3, 16, 16),
+            {"crop_border": 1.5},
+            TypeError,
+            "must be an integer, was 1.5",
+        ),
         (
             torch.zeros(3, 16, 16),
             torch.zeros(3, 16, 16),
@@ -215,14 +219,14 @@ def test_the_protocol_is_said():
         ),
     ],
 )
-def test_impossible_inputs_are_refused(metric, sr, hr, options, error, message):
+def test_rejects_invalid_arguments(metric, sr, hr, options, error, message):
     with pytest.raises(error, match=message):
         metric(sr, hr, **options)
 
 
-def test_ssim_needs_a_whole_window():
+def test_ssim_requires_a_whole_window():
     assert ssim_y(torch.rand(3, 11, 11), torch.rand(3, 11, 11)).shape == (1,)
     with pytest.raises(ValueError, match="at least 11 pixels"):
         ssim_y(torch.rand(3, 10, 32), torch.rand(3, 10, 32))
-    with pytest.raises(ValueError, match=r"at least 11 pixels .* crop_border of 3"):
+    with pytest.raises(ValueError, match=r"at least 11 pixels .* after cropping 3"):
         ssim_y(torch.rand(3, 16, 32), torch.rand(3, 16, 32), crop_border=3)

@@ -1,4 +1,4 @@
-"""NIQE against the authors' steps written out plainly, and BasicSR's numbers where its parameters are; its files."""
+"""NIQE against a plain NumPy implementation of the authors' steps, BasicSR's values, and parameter files."""
 
 import os
 import zipfile
@@ -30,7 +30,7 @@ def niqe(image, parameters, **options):
 
 
 def crops():
-    """Pieces of scikit-image's photographs, each of which gives its sharpest blocks."""
+    """192 x 192 crops of scikit-image photographs."""
     images = [photograph(name) for name in ("astronaut", "coffee", "chelsea", "rocket")]
     return [
         image[:, top : top + 192, left : left + 192]
@@ -42,14 +42,14 @@ def crops():
 
 @pytest.fixture(scope="module")
 def parameters():
-    """Enough for tests, not for judging."""
+    """Sufficient for tests, too few photographs for real use."""
     return fit_niqe(crops())
 
 
-# ------------------------------------------------------------------------- the authors' steps, block by block
+# ------------------------------------------------------------------------------- reference, block by block
 
 
-def aggd_by_hand(x):
+def reference_aggd(x):
     shapes = np.arange(0.2, 10.0005, 0.001)
     ratios = gamma(2 / shapes) ** 2 / (gamma(1 / shapes) * gamma(3 / shapes))
     left, right = np.sqrt((x[x < 0] ** 2).mean()), np.sqrt((x[x > 0] ** 2).mean())
@@ -60,7 +60,7 @@ def aggd_by_hand(x):
     return shape, left * spread, right * spread
 
 
-def features_by_hand(y):
+def reference_features(y):
     grid = np.arange(-3, 4)
     window = np.exp(-(grid[:, None] ** 2 + grid[None] ** 2) / (2 * (7 / 6) ** 2))
     window /= window.sum()
@@ -71,30 +71,30 @@ def features_by_hand(y):
         mean = correlate(y, window, mode="nearest")
         deviation = np.sqrt(np.abs(correlate(y * y, window, mode="nearest") - mean * mean))
         mscn = (y - mean) / (deviation + 1)
-        mscn[np.abs(mscn) < 1e-9] = 0  # flat neighbourhoods, whose rounding would depend on the order of sums
-        side, found = 96 // scale, []
+        mscn[np.abs(mscn) < 1e-9] = 0  # flat neighbourhoods, where rounding depends on the order of sums
+        side, features = 96 // scale, []
         for row in range(rows):
             for column in range(columns):
-                place = np.s_[row * side : (row + 1) * side, column * side : (column + 1) * side]
-                block = mscn[place]
-                shape, left, right = aggd_by_hand(block)
+                window_slice = np.s_[row * side : (row + 1) * side, column * side : (column + 1) * side]
+                block = mscn[window_slice]
+                shape, left, right = reference_aggd(block)
                 numbers = [shape, (left + right) / 2]
                 for shift in ((0, 1), (1, 0), (1, 1), (1, -1)):
-                    shape, left, right = aggd_by_hand(block * np.roll(block, shift, (0, 1)))
+                    shape, left, right = reference_aggd(block * np.roll(block, shift, (0, 1)))
                     numbers += [shape, (right - left) * gamma(2 / shape) / gamma(1 / shape), left, right]
-                found.append(numbers)
+                features.append(numbers)
                 if scale == 1:
-                    sharpness.append(deviation[place].mean())
-        scales.append(found)
-        # Pillow's bicubic of floats is MATLAB's imresize but at the edges, which MATLAB mirrors.
+                    sharpness.append(deviation[window_slice].mean())
+        scales.append(features)
+        # Pillow's bicubic on floats matches MATLAB's imresize except at the edges, which MATLAB mirrors.
         wide = np.pad(y, 16, mode="symmetric").astype(np.float32)
         half = Image.fromarray(wide).resize((wide.shape[1] // 2, wide.shape[0] // 2), Image.Resampling.BICUBIC)
         y = np.asarray(half)[8:-8, 8:-8].astype(np.float64)
     return np.concatenate(scales, axis=1), np.array(sharpness)
 
 
-def niqe_by_hand(y, parameters):
-    features, _ = features_by_hand(y)
+def reference_niqe(y, parameters):
+    features, _ = reference_features(y)
     difference = parameters.mean - features.mean(axis=0)
     inverse = np.linalg.pinv((parameters.covariance + np.cov(features, rowvar=False)) / 2)
     return np.sqrt(difference @ inverse @ difference)
@@ -102,20 +102,20 @@ def niqe_by_hand(y, parameters):
 
 @pytest.mark.parametrize("y_range", ["studio", "full"])
 @pytest.mark.parametrize("name", ["chelsea", "coffee"])
-def test_features_and_niqe_are_those_of_the_authors_steps(name, y_range, parameters):
+def test_features_and_niqe_match_reference(name, y_range, parameters):
     image = photograph(name)[:, 5:300, 11:450]
     y = luma(image[None], y_range=y_range, rounded=True)[0, 0].numpy()
-    expected, sharp = features_by_hand(y)
-    found, sharpness = niqe_features(image, y_range=y_range)
-    assert found.shape == (12, 36)
-    np.testing.assert_allclose(sharpness.numpy(), sharp, rtol=1e-9)
-    np.testing.assert_allclose(found.numpy()[:, :18], expected[:, :18], rtol=1e-9, atol=1e-9)
-    # Pillow works in fp32, which may move a shape by an entry of the table.
-    np.testing.assert_allclose(found.numpy()[:, 18:], expected[:, 18:], rtol=2e-3, atol=2e-3)
-    assert niqe(image, parameters, y_range=y_range) == pytest.approx(niqe_by_hand(y, parameters), rel=1e-3)
+    expected, expected_sharpness = reference_features(y)
+    features, sharpness = niqe_features(image, y_range=y_range)
+    assert features.shape == (12, 36)
+    np.testing.assert_allclose(sharpness.numpy(), expected_sharpness, rtol=1e-9)
+    np.testing.assert_allclose(features.numpy()[:, :18], expected[:, :18], rtol=1e-9, atol=1e-9)
+    # Pillow computes in fp32, which may move a shape by one table entry.
+    np.testing.assert_allclose(features.numpy()[:, 18:], expected[:, 18:], rtol=2e-3, atol=2e-3)
+    assert niqe(image, parameters, y_range=y_range) == pytest.approx(reference_niqe(y, parameters), rel=1e-3)
 
 
-@pytest.mark.skipif(not OFFICIAL.is_file(), reason="needs NIQE's official parameters (ANDFAST_NIQE_PARAMETERS)")
+@pytest.mark.skipif(not OFFICIAL.is_file(), reason="requires NIQE's official parameters (ANDFAST_NIQE_PARAMETERS)")
 @pytest.mark.parametrize(
     ("name", "studio", "full"),
     [
@@ -125,14 +125,14 @@ def test_features_and_niqe_are_those_of_the_authors_steps(name, y_range, paramet
         ("astronaut", 3.0646, 3.0624),
     ],
 )
-def test_values_of_basicsr_with_the_official_parameters(name, studio, full):
-    """BasicSR 1.4.2's algorithm in fp32, as it ships, on the same rounded Y."""
+def test_matches_basicsr_with_the_official_parameters(name, studio, full):
+    """Values of BasicSR 1.4.2 in fp32 on the same rounded Y."""
     official = NIQE(OFFICIAL)
     assert official(photograph(name)) == pytest.approx(studio, abs=3e-3)
     assert official(photograph(name), y_range="full") == pytest.approx(full, abs=3e-3)
 
 
-def test_worse_pictures_have_a_higher_niqe(parameters):
+def test_noise_and_blur_increase_niqe(parameters):
     image = photograph("chelsea")
     generator = torch.Generator().manual_seed(0)
     noisy = (image + 40 * torch.randn(image.shape, generator=generator)).clamp(0, 255).byte()
@@ -150,14 +150,14 @@ def test_border_and_input_types(parameters):
         niqe(image[None], parameters)
 
 
-def test_flat_areas_do_not_hang_on_rounding(parameters):
-    """Where a picture is flat its coefficients are 0, not noise of the last bit with a sign."""
+def test_flat_areas_do_not_depend_on_rounding(parameters):
+    """Coefficients of flat areas are exactly 0, not rounding noise with a sign."""
     grey = photograph("coffee").float().mean(dim=0, keepdim=True).round().clamp(60, 140).byte()  # clipped: flat areas
     flat = torch.nn.functional.max_pool2d(grey.float(), 7, 1) + torch.nn.functional.max_pool2d(-grey.float(), 7, 1) == 0
     assert 0.2 < flat.float().mean() < 0.8
     image = grey.expand(3, -1, -1)
     values = [niqe(image + brighter, parameters, y_range="full") for brighter in (0, 1, 17, 90)]
-    assert values == pytest.approx([values[0]] * 4, rel=1e-6)  # no coefficient knows of the mean
+    assert values == pytest.approx([values[0]] * 4, rel=1e-6)  # MSCN removes the mean
 
 
 @pytest.mark.parametrize(
@@ -165,12 +165,12 @@ def test_flat_areas_do_not_hang_on_rounding(parameters):
     [
         (torch.full((3, 200, 300), 128, dtype=torch.uint8), "flat: 0 of 6 blocks have texture"),
         (torch.zeros(3, 200, 300), "flat: 0 of 6"),
-        (torch.rand(3, 95, 400), "too small: 400x95 pixels hold 0 blocks"),
-        (torch.rand(3, 100, 120), "too small: 120x100 pixels hold 1 blocks"),
+        (torch.rand(3, 95, 400), "too small: 400x95 pixels contain 0 blocks"),
+        (torch.rand(3, 100, 120), "too small: 120x100 pixels contain 1 blocks"),
         (torch.rand(3, 1, 1), "too small: 1x1"),
     ],
 )
-def test_flat_and_tiny_images_have_a_stated_result(image, reason, parameters):
+def test_flat_and_tiny_images_are_undefined(image, reason, parameters):
     with pytest.raises(UndefinedNIQEError, match=reason):
         niqe(image, parameters)
 
@@ -178,26 +178,26 @@ def test_flat_and_tiny_images_have_a_stated_result(image, reason, parameters):
 # ---------------------------------------------------------------------------------------------- fitting, files
 
 
-def test_fitting_takes_the_sharp_blocks(parameters):
+def test_fit_uses_sharp_blocks(parameters):
     assert parameters.mean.shape == (36,)
-    found = []
+    blocks = []
     for image in crops():
         features, sharpness = niqe_features(image)
-        found.append(features[sharpness > 0.75 * sharpness.max()])
-    chosen = torch.cat(found).numpy()
-    assert 36 < len(chosen) < 4 * len(crops())
-    np.testing.assert_allclose(parameters.mean, chosen.mean(axis=0), rtol=1e-12)
-    np.testing.assert_allclose(parameters.covariance, np.cov(chosen, rowvar=False), rtol=1e-9, atol=1e-15)
+        blocks.append(features[sharpness > 0.75 * sharpness.max()])
+    sharp = torch.cat(blocks).numpy()
+    assert 36 < len(sharp) < 4 * len(crops())
+    np.testing.assert_allclose(parameters.mean, sharp.mean(axis=0), rtol=1e-12)
+    np.testing.assert_allclose(parameters.covariance, np.cov(sharp, rowvar=False), rtol=1e-9, atol=1e-15)
 
 
-def test_fitting_to_too_little_is_refused():
-    with pytest.raises(ValueError, match=r"more than 36 sharp blocks of 96x96 pixels, 1 photographs .* gave \d"):
+def test_fit_rejects_too_few_blocks():
+    with pytest.raises(ValueError, match=r"more than 36 sharp blocks of 96x96 pixels, was \d in 1 photographs"):
         fit_niqe([photograph("chelsea"), torch.rand(3, 50, 50)])
-    with pytest.raises(ValueError, match="0 photographs of that size gave 0"):
+    with pytest.raises(ValueError, match="was 0 in 0 photographs"):
         fit_niqe([])
 
 
-def test_files_in_all_three_spellings(parameters, tmp_path):
+def test_reads_all_file_formats(parameters, tmp_path):
     write_niqe_parameters(parameters, tmp_path / "ours.npz")
     names = {"mu_prisparam": parameters.mean[None], "cov_prisparam": parameters.covariance}
     savemat(tmp_path / "authors.mat", names)
@@ -210,8 +210,8 @@ def test_files_in_all_three_spellings(parameters, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["authors.mat", "basicsr.npz", "ours.npz"]
 
 
-def test_wrong_files_are_refused_by_name(parameters, tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"there is none at .*gone\.npz"):
+def test_rejects_wrong_files(parameters, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"gone\.npz does not exist"):
         read_niqe_parameters(tmp_path / "gone.npz")
     (tmp_path / "model.pth").touch()
     with pytest.raises(ValueError, match=r"must end in \.npz or \.mat, was '\.pth'"):
@@ -237,16 +237,16 @@ def test_wrong_files_are_refused_by_name(parameters, tmp_path):
         write_niqe_parameters(parameters, tmp_path / "model.mat")
 
 
-def test_bombs_are_refused_unread(tmp_path):
+def test_rejects_oversized_files_unread(tmp_path):
     with zipfile.ZipFile(tmp_path / "bomb.npz", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("mu_pris_param.npy", bytes(50 << 20))
-    with pytest.raises(ValueError, match="its arrays have 52428800 bytes"):
+    with pytest.raises(ValueError, match="its arrays must be at most 1048576 bytes, was 52428800"):
         read_niqe_parameters(tmp_path / "bomb.npz")
     (tmp_path / "large.npz").write_bytes(bytes(2 << 20))
-    with pytest.raises(ValueError, match="this file has 2097152 bytes"):
+    with pytest.raises(ValueError, match="must be at most 1048576 bytes, was 2097152"):
         read_niqe_parameters(tmp_path / "large.npz")
 
 
-def test_parameters_are_checked():
+def test_rejects_invalid_parameters():
     with pytest.raises(ValueError, match=r"mean must be float64 of shape \(36,\)"):
         NIQEParameters(np.zeros(36, np.float32), np.eye(36), "here")
