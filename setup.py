@@ -166,7 +166,7 @@ def extension() -> dict[str, Any]:
         os.environ["TORCH_CUDA_ARCH_LIST"] = archs
     files = sources("*.cpp") + sources("*.cu")
     if archs is None:
-        files = [name for name in files if not name.endswith(("_cuda_host.cpp", ".cu"))]
+        files = [name for name in files if not name.endswith(("cuda_host.cpp", ".cu"))]
     built = (CppExtension if archs is None else CUDAExtension)(
         "andfast._C",
         files,

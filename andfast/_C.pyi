@@ -1,9 +1,9 @@
-# The compiled functions of csrc/bindings.cpp. Private; andfast.functional is what people call.
+# Compiled functions of csrc/bindings.cpp. Private; the public API is andfast.functional.
 from collections.abc import Sequence
 
 from torch import Tensor
 
-CUDA_ARCHS: str  # "8.0:9.0+PTX"; empty in a build without a CUDA part
+CUDA_ARCHS: str  # e.g. "8.0:9.0+PTX"; empty in a CPU-only build
 
 def blur_pool_forward_cpu(x: Tensor, taps: Sequence[float], factor: int, channels_last: bool) -> Tensor: ...
 def blur_pool_backward_cpu(grad: Tensor, taps: Sequence[float], factor: int, channels_last: bool) -> Tensor: ...

@@ -1,8 +1,8 @@
-// andfast._C: the compiled functions. Private; andfast.functional is what people call.
+// andfast._C: compiled implementations behind andfast.functional. Private.
 #include <torch/csrc/utils/pybind.h>
 
 #include "blur_pool/blur_pool.h"
-#include "blur_pool/blur_pool_index.h"
+#include "blur_pool/index.h"
 
 namespace py = pybind11;
 
@@ -17,7 +17,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("blur_pool_backward_cpu", &andfast::blur_pool_backward_cpu, py::arg("grad"), py::arg("taps"), py::arg("factor"),
         py::arg("channels_last"), py::call_guard<py::gil_scoped_release>());
 
-  // Compute capabilities that the CUDA part was built for, "8.0:9.0+PTX"; nothing in a build without a CUDA part.
+  // Compute capabilities that the CUDA part was built for, e.g. "8.0:9.0+PTX"; empty in a CPU-only build.
 #ifdef ANDFAST_CUDA_ARCHS
   m.attr("CUDA_ARCHS") = ANDFAST_TEXT(ANDFAST_CUDA_ARCHS);
   m.def("blur_pool_forward_cuda", &andfast::blur_pool_forward_cuda, py::arg("x"), py::arg("taps"), py::arg("factor"),
@@ -28,7 +28,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.attr("CUDA_ARCHS") = "";
 #endif
 
-  // The index arithmetic, for its tests.
+  // Index arithmetic, exposed for its tests.
   m.def("blur_pool_input_of", &andfast::input_of, py::arg("o"), py::arg("k"), py::arg("factor"), py::arg("pad"),
         py::arg("size"));
   m.def("blur_pool_padding_of", &andfast::padding_of, py::arg("n_taps"), py::arg("factor"));
@@ -37,7 +37,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
     return std::make_pair(range.first, range.last);
   }, py::arg("p"), py::arg("factor"), py::arg("n_taps"), py::arg("n_outputs"));
   m.def("blur_pool_padded_of", [](int64_t i, int64_t pad, int64_t size) {
-    const auto found = andfast::padded_of(i, pad, size);
-    return std::vector<int64_t>(found.at, found.at + found.count);
+    const auto padded = andfast::padded_of(i, pad, size);
+    return std::vector<int64_t>(padded.at, padded.at + padded.count);
   }, py::arg("i"), py::arg("pad"), py::arg("size"));
 }

@@ -1,5 +1,5 @@
-// The inner loops of the CPU code: plain loops over contiguous memory that the compiler vectorises, compiled once for
-// each of the instruction sets below and chosen when the library is loaded, so that one build is fast on every x86-64.
+// Inner loops of the CPU code: plain loops over contiguous memory that the compiler vectorises. Each is compiled for
+// several instruction sets and selected at load time, so one build is fast on every x86-64.
 #pragma once
 
 #include <c10/util/BFloat16.h>
@@ -8,7 +8,7 @@
 #include <algorithm>
 #include <cstdint>
 
-// Clang and other architectures get the baseline that the compiler was asked for.
+// Clang and other architectures use the compiler's baseline.
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && defined(__gnu_linux__)
 #define ANDFAST_SIMD __attribute__((target_clones("arch=skylake-avx512", "arch=haswell", "default")))
 #else
@@ -18,7 +18,7 @@
 
 namespace andfast {
 
-// Sums are kept in fp32 for the half types.
+// Half types are summed in fp32.
 template <typename T>
 struct Accumulator {
   using type = float;
@@ -30,7 +30,7 @@ struct Accumulator<double> {
 template <typename T>
 using acc_t = typename Accumulator<T>::type;
 
-// Repetitions of one combination along a row of pixels.
+// Repetitions of a combination along a row of pixels.
 struct Runs {
   int64_t count = 1;
   int64_t from_step = 0;
@@ -39,10 +39,10 @@ struct Runs {
 
 namespace detail {
 
-constexpr int64_t kBlock = 512;  // a block of sums stays in the first-level cache
+constexpr int64_t kBlock = 512;  // a block of sums fits in the L1 cache
 
-// out = sum of N weighted rows; with kMore, added to what is there
-template <int N, bool kMore, typename In, typename Out, typename Acc>
+// out = sum of N weighted rows; with kAccumulate, out += the same.
+template <int N, bool kAccumulate, typename In, typename Out, typename Acc>
 ANDFAST_INLINE void add_rows(const In* const* rows, const Acc* weights, int64_t start, int64_t n, Out* __restrict out) {
   const In* __restrict row[N];
   Acc weight[N];
@@ -51,7 +51,7 @@ ANDFAST_INLINE void add_rows(const In* const* rows, const Acc* weights, int64_t 
     weight[k] = weights[k];
   }
   for (int64_t i = 0; i < n; ++i) {
-    Acc sum = kMore ? static_cast<Acc>(out[i]) : Acc(0);
+    Acc sum = kAccumulate ? static_cast<Acc>(out[i]) : Acc(0);
     for (int k = 0; k < N; ++k) {
       sum += weight[k] * static_cast<Acc>(row[k][i]);
     }
@@ -59,7 +59,7 @@ ANDFAST_INLINE void add_rows(const In* const* rows, const Acc* weights, int64_t 
   }
 }
 
-// The same for any number of rows, in blocks.
+// The same for any number of rows, block by block.
 template <typename In, typename Out, typename Acc>
 ANDFAST_INLINE void add_many_rows(
     const In* const* rows, const Acc* weights, int64_t n_rows, int64_t start, int64_t length, Out* __restrict out) {
@@ -86,7 +86,7 @@ ANDFAST_INLINE void combine(
   for (int64_t j = 0; j < runs.count; ++j) {
     const int64_t start = j * runs.from_step;
     Out* to = out + j * runs.to_step;
-    switch (n_rows) {  // the usual numbers of taps, forward and backward
+    switch (n_rows) {  // the common tap counts, forward and backward
       case 1: add_rows<1, false>(rows, weights, start, length, to); break;
       case 2: add_rows<2, false>(rows, weights, start, length, to); break;
       case 4: add_rows<4, false>(rows, weights, start, length, to); break;
@@ -99,7 +99,7 @@ ANDFAST_INLINE void combine(
 }  // namespace detail
 
 // out[j * to_step + i] = sum_k weights[k] * rows[k][j * from_step + i] for 0 <= i < length, 0 <= j < count.
-// One overload a pair of types, because a template cannot be compiled for several instruction sets.
+// One overload per pair of types, because target_clones does not apply to templates.
 #define ANDFAST_COMBINE(In, Out)                                                          \
   ANDFAST_SIMD static void combine(                                                       \
       const In* const* rows, const acc_t<In>* weights, int64_t n_rows, int64_t length,    \

@@ -1,6 +1,6 @@
-// Runs the GPU code of csrc/blur_pool_forward.h and its like on the CPU, block by block and thread by thread, and checks what a GPU
-// would not forgive or not tell: accesses out of bounds or unaligned, shared memory read before it is written or while
-// another thread writes it, results written twice or never. tests/test_blur_pool_emulator.py compiles and calls it.
+// Runs the GPU code of csrc/blur_pool on the CPU, block by block and thread by thread, and reports accesses out of
+// bounds or unaligned, shared memory read before it is written or while another thread writes it, and results written
+// twice or never. Compiled and called by test_blur_pool_emulator.py.
 #include <c10/util/BFloat16.h>
 #include <c10/util/Half.h>
 
@@ -11,10 +11,10 @@
 #include <string>
 #include <vector>
 
-#include "blur_pool_any.h"
-#include "blur_pool_backward.h"
-#include "blur_pool_forward.h"
-#include "blur_pool_tile.h"
+#include "blur_pool/any_filter.h"
+#include "blur_pool/backward.h"
+#include "blur_pool/forward.h"
+#include "blur_pool/tile.h"
 
 using namespace andfast::pool;
 
@@ -31,15 +31,15 @@ void require(bool holds, const Parts&... parts) {
 
 struct Counts {
   int64_t reads = 0;         // values read from global memory
-  int64_t vector_reads = 0;  // of them by 16-byte accesses
+  int64_t vector_reads = 0;  // of these, by 16-byte accesses
   int64_t vector_writes = 0;
 };
 
 struct Word {
   float value = 0;
-  int writer = -1;  // thread, of the last access
+  int writer = -1;  // thread of the last access
   int reader = -1;
-  int64_t written = -1;  // between which barriers
+  int64_t written = -1;  // barrier interval of the last access
   int64_t read = -1;
 };
 
@@ -111,7 +111,7 @@ struct CheckedMemory {
     for (int v = 0; v < N; ++v) {
       Word& word = shared[at + v];
       require(word.written >= 0, "reads shared ", at + v, " before it is written");
-      // Two steps old is the other buffer's past: a value that this step should have written.
+      // Older values are left over from the buffer's previous use: this step should have written them.
       require(word.written < interval && word.written >= interval - 1, "reads shared ", at + v, " at the wrong time");
       word.reader = thread;
       word.read = interval;
@@ -140,7 +140,8 @@ void run_tiles(const Plan& plan, const F& filter, const T* from, int64_t readabl
       threads.emplace_back(plan, filter, from, to, static_cast<unsigned>(block), n);
     }
     all([&](Thread& thread) {
-      require(thread.begin() == threads[0].begin() && thread.end() == threads[0].end(), "threads part ways");
+      require(
+          thread.begin() == threads[0].begin() && thread.end() == threads[0].end(), "threads disagree on the steps");
       thread.prepare(memory);
     });
     for (int step = threads[0].begin(); step < threads[0].end(); ++step) {
@@ -221,10 +222,10 @@ void any(const Call& c) {
 
 }  // namespace
 
-// Returns an error's text, or nothing. `report`: eight numbers about a run of tiles.
-extern "C" const char* emulate(bool forward, bool with_tiles, int dtype, int64_t images, int height, int width, int inner,
-                               int factor, int n_taps, const double* taps, void* large, void* small,
-                               int multiprocessors, int64_t* report) {
+// Returns an error message or null. report: eight numbers about a run of the tiled kernels.
+extern "C" const char* emulate(
+    bool forward, bool with_tiles, int dtype, int64_t images, int height, int width, int inner, int factor, int n_taps,
+    const double* taps, void* large, void* small, int multiprocessors, int64_t* report) {
   static std::string error;
   const Call c{forward, {images, height, width, inner, factor, n_taps}, taps, large, small, multiprocessors};
   try {
@@ -241,9 +242,10 @@ extern "C" const char* emulate(bool forward, bool with_tiles, int dtype, int64_t
   }
 }
 
-// The plan of a call, without running it: the numbers of `report`, and values that the blocks read from the large side.
-extern "C" void plan_of(bool forward, int chunk, int64_t images, int height, int width, int inner, int factor, int n_taps,
-                        int multiprocessors, int64_t* report) {
+// The launch plan of a call, without running it.
+extern "C" void plan_of(
+    bool forward, int chunk, int64_t images, int height, int width, int inner, int factor, int n_taps,
+    int multiprocessors, int64_t* report) {
   const Plan p = make_plan(forward, {images, height, width, inner, factor, n_taps}, chunk, 0, 0, multiprocessors);
   const int64_t numbers[] = {
       static_cast<int64_t>(layout_of(p)), p.tile_columns, p.column_tiles, p.tile_images, p.blocks, p.threads,

@@ -1,9 +1,8 @@
-"""blur_pool's CUDA code, run on the CPU: the same headers, thread by thread, with every access checked.
+"""blur_pool's CUDA code on the CPU, thread by thread, with every memory access checked.
 
-``blur_pool_emulator.cpp`` compiles what the kernels consist of (csrc/blur_pool_forward.h, blur_pool_backward.h,
-blur_pool_any.h, blur_pool_plan.h) for the CPU. It fails on accesses out of bounds or unaligned, on races in shared
-memory between two barriers, and on results written twice or never. The results are compared with the definition in
-float64.
+``blur_pool_emulator.cpp`` compiles the headers of the CUDA kernels (csrc/blur_pool) for the CPU. It fails on accesses
+out of bounds or unaligned, on races in shared memory between two barriers, and on results written twice or never.
+Results are compared with the definition in float64.
 """
 
 import ctypes
@@ -61,7 +60,7 @@ class Plan(NamedTuple):
 @pytest.fixture(scope="module")
 def library(tmp_path_factory):
     target = tmp_path_factory.mktemp("emulator") / "emulator.so"
-    includes = [f"-I{path}" for path in (str(ROOT / "csrc" / "blur_pool"), *include_paths())]
+    includes = [f"-I{path}" for path in (str(ROOT / "csrc"), *include_paths())]
     command = [COMPILER, "-O1", "-std=c++20", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", *includes]
     command += [str(Path(__file__).with_name("blur_pool_emulator.cpp")), "-o", str(target)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

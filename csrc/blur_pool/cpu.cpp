@@ -1,13 +1,14 @@
 // Anti-aliased pooling on the CPU.
 //
-// Both memory orders are one case: images of (H, W) pixels with `inner` contiguous values each. NCHW is N * C images
-// of one value a pixel, NHWC is N images of C. Every row of the result is computed on its own, by any thread:
+// One code path serves both memory orders: images of (H, W) pixels of `inner` contiguous values. NCHW is N * C images
+// with 1 value per pixel, NHWC is N images with C. Rows of the result are independent and spread over threads:
 //
-//     forward    vertical sum of `n_taps` input rows, mirrored margins, horizontal sums
-//     backward   vertical sum of the few gradient rows that read this row, horizontal sums, margins folded back
+//     forward    vertical sum of n_taps input rows, mirrored margins, horizontal sums
+//     backward   vertical sum of the gradient rows that read this row, horizontal sums, margins folded back
 //
-// A horizontal sum over few values a pixel is made contiguous by splitting the row into `factor` phases first
-// (backward: joining them last); with many values a pixel (kWide) a pixel's own values are contiguous enough.
+// With few values per pixel, horizontal sums become contiguous by splitting the row into `factor` phases first
+// (backward: joining them last). From kWide values per pixel on, the values of a pixel are contiguous enough by
+// themselves.
 #include "blur_pool.h"
 
 #include <ATen/Dispatch_v2.h>
@@ -19,33 +20,33 @@
 #include <cstdint>
 #include <vector>
 
-#include "blur_pool_index.h"
+#include "index.h"
 #include "simd.h"
 
 namespace andfast {
 namespace {
 
-constexpr int64_t kWide = 16;           // values a pixel from which on phases are not worth their copies
-constexpr int64_t kGrainBytes = 65536;  // least input of a thread's share
+constexpr int64_t kWide = 16;           // values per pixel from which on phases are not worth their copies
+constexpr int64_t kGrainBytes = 65536;  // min. input bytes per task
 
 struct Geometry {
   int64_t images;   // N * C, or N
-  int64_t height;   // of the large side: the forward's input
+  int64_t height;   // large side: the input of forward
   int64_t width;
-  int64_t inner;    // contiguous values a pixel: 1, or C
+  int64_t inner;    // contiguous values per pixel: 1 or C
   int64_t factor;
   int64_t n_taps;
 
   int64_t pad() const { return padding_of(n_taps, factor); }
   int64_t out_height() const { return height / factor; }
   int64_t out_width() const { return width / factor; }
-  int64_t taps_a_phase() const { return (n_taps + factor - 1) / factor; }
-  // Pixels of one phase; `factor` phases cover the row with its margins.
-  int64_t phase_width() const { return out_width() - 1 + taps_a_phase(); }
+  int64_t taps_per_phase() const { return (n_taps + factor - 1) / factor; }
+  // Pixels per phase; `factor` phases cover the row and its margins.
+  int64_t phase_width() const { return out_width() - 1 + taps_per_phase(); }
 };
 
-// phases[r][q] = row[factor * q + r] (kJoin: the other way round), each element `inner` values. kFactor and kInner are
-// compile-time constants where it pays, 0 elsewhere.
+// phases[r][q] = row[factor * q + r] (kJoin: the inverse), elements of `inner` values. kFactor and kInner are
+// compile-time constants where that pays, else 0.
 template <int kFactor, int kInner, bool kJoin, typename Acc>
 ANDFAST_INLINE void regroup(Acc* __restrict row, Acc* __restrict phases, const Geometry& g) {
   const int64_t factor = kFactor ? kFactor : g.factor;
@@ -84,14 +85,14 @@ ANDFAST_SIMD void split_phases(double* row, double* phases, const Geometry& g) {
 ANDFAST_SIMD void join_phases(float* row, float* phases, const Geometry& g) { regroup<true>(row, phases, g); }
 ANDFAST_SIMD void join_phases(double* row, double* phases, const Geometry& g) { regroup<true>(row, phases, g); }
 
-// What one thread needs besides its rows.
+// Per-thread scratch memory.
 template <typename T>
 struct Scratch {
   using Acc = acc_t<T>;
   std::vector<Acc> taps;
   std::vector<Acc> row;      // a row with its margins, rounded up to whole phases
-  std::vector<Acc> phases;   // the same, split
-  std::vector<Acc> sums;     // backward: a row of vertical sums with zeros around it
+  std::vector<Acc> phases;   // the same, split into phases
+  std::vector<Acc> sums;     // backward: a row of vertical sums, zero-padded
   std::vector<Acc> weights;
   std::vector<const T*> sources;
   std::vector<const Acc*> pixels;
@@ -100,7 +101,7 @@ struct Scratch {
       : taps(filter.begin(), filter.end()),
         row(g.factor * g.phase_width() * g.inner),
         phases(g.inner < kWide ? row.size() : 0),
-        sums((g.out_width() + 2 * (g.taps_a_phase() - 1)) * g.inner),
+        sums((g.out_width() + 2 * (g.taps_per_phase() - 1)) * g.inner),
         pixels(g.n_taps) {}
 };
 
@@ -136,7 +137,7 @@ template <typename T>
 void backward_row(const T* grad, T* out, int64_t i, const Geometry& g, Scratch<T>& s) {
   const int64_t pad = g.pad();
   const int64_t length = g.out_width() * g.inner;
-  // The gradient rows that read this input row, directly and at its mirror images.
+  // Gradient rows that read this input row, directly or as a mirror image.
   s.sources.clear();
   s.weights.clear();
   const PaddedCoordinates padded = padded_of(i, pad, g.height);
@@ -148,8 +149,8 @@ void backward_row(const T* grad, T* out, int64_t i, const Geometry& g, Scratch<T
       s.weights.push_back(s.taps[p - g.factor * o]);
     }
   }
-  // Zeros around the sums spare the horizontal pass its ends.
-  auto* sums = s.sums.data() + (g.taps_a_phase() - 1) * g.inner;
+  // Zero padding spares the horizontal pass its special cases.
+  auto* sums = s.sums.data() + (g.taps_per_phase() - 1) * g.inner;
   combine(s.sources.data(), s.weights.data(), static_cast<int64_t>(s.sources.size()), length, sums);
   // Padded coordinate factor * q + r gathers taps r, r + factor, ... of outputs q, q - 1, ...
   for (int64_t r = 0; r < g.factor; ++r) {
@@ -180,14 +181,14 @@ void backward_row(const T* grad, T* out, int64_t i, const Geometry& g, Scratch<T
     }
   }
   const acc_t<T> one = 1;
-  const acc_t<T>* const finished = row;
-  combine(&finished, &one, 1, g.width * g.inner, out);
+  const acc_t<T>* const result = row;
+  combine(&result, &one, 1, g.width * g.inner, out);
 }
 
-// Runs fn(image, row) over all rows of the result, `rows` an image, on all threads.
+// Calls fn(image, row, scratch) for all rows of the result, `rows` per image, on all threads.
 template <typename T, typename Fn>
-void for_rows(const Geometry& g, const std::vector<double>& taps, int64_t rows, int64_t bytes_a_row, const Fn& fn) {
-  const int64_t grain = std::max<int64_t>(1, kGrainBytes / std::max<int64_t>(1, bytes_a_row));
+void for_rows(const Geometry& g, const std::vector<double>& taps, int64_t rows, int64_t bytes_per_row, const Fn& fn) {
+  const int64_t grain = std::max<int64_t>(1, kGrainBytes / std::max<int64_t>(1, bytes_per_row));
   at::parallel_for(0, g.images * rows, grain, [&](int64_t begin, int64_t end) {
     Scratch<T> scratch(g, taps);
     for (int64_t n = begin; n < end; ++n) {
@@ -196,7 +197,7 @@ void for_rows(const Geometry& g, const std::vector<double>& taps, int64_t rows, 
   });
 }
 
-// `large`: x is the large side, the forward's input; else the small one, the backward's.
+// large: x is the large side (forward), else the small side (backward).
 Geometry geometry(
     const at::Tensor& x, bool large, const std::vector<double>& taps, int64_t factor, bool channels_last) {
   TORCH_CHECK(x.dim() == 4 && x.device().is_cpu(), "andfast: expected a (N, C, H, W) tensor on the CPU");

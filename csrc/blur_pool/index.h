@@ -1,11 +1,11 @@
-// Index arithmetic of anti-aliased pooling, along one axis. The one place where it is written: the C++ code, the tests
-// (through the bindings) and CUDA kernels all use these functions.
+// Index arithmetic of anti-aliased pooling along one axis, shared by the CPU code, the CUDA kernels and, through the
+// bindings, the tests.
 //
 // Forward, for output o of `size / factor`:
 //     y[o] = sum_k taps[k] * x[reflect(factor * o + k - pad, size)],      0 <= k < n_taps
 // Backward is the transpose. With the padded coordinate p = i + pad of an input i, the outputs that read p are
 //     o = p / factor - m,  with tap k = p % factor + m * factor,          m = 0, 1, ... while k < n_taps and o >= 0,
-// and an input near a border is read at its mirrored padded coordinates too.
+// and an input near a border is also read at its mirrored padded coordinates.
 #pragma once
 
 #include <cstdint>
@@ -47,33 +47,33 @@ ANDFAST_HOST_DEVICE OutputRange outputs_of(int64_t p, int64_t factor, int64_t n_
   return {first, last < n_outputs ? last : n_outputs - 1};
 }
 
-// The padded coordinates that hold input i: i + pad itself, and its mirror images inside the margins, if any.
+// The padded coordinates that hold input i: i + pad, and its mirror images in the margins, if any.
 struct PaddedCoordinates {
   int64_t count;
   int64_t at[3];
 };
 
 ANDFAST_HOST_DEVICE PaddedCoordinates padded_of(int64_t i, int64_t pad, int64_t size) {
-  PaddedCoordinates found{1, {i + pad, 0, 0}};
+  PaddedCoordinates padded{1, {i + pad, 0, 0}};
   if (i > 0 && i <= pad) {
-    found.at[found.count++] = pad - i;
+    padded.at[padded.count++] = pad - i;
   }
   if (i < size - 1 && size - 1 - i <= pad) {
-    found.at[found.count++] = 2 * (size - 1) - i + pad;
+    padded.at[padded.count++] = 2 * (size - 1) - i + pad;
   }
-  return found;
+  return padded;
 }
 
-// Tap k, and zero outside of the filter.
+// Tap k, or zero outside the filter.
 template <typename Int, typename Tap>
 ANDFAST_HOST_DEVICE Tap tap_at(const Tap* taps, Int k, Int n_taps) {
   return k >= 0 && k < n_taps ? taps[k] : Tap(0);
 }
 
-// What output o takes of input i, mirrored margins included: the transposed map's coefficient. The outputs that read
-// any mirror image of i are among those in reach of i itself, o = p / factor - m with m * factor < n_taps: a margin is
-// narrower than half the window. (p, i's padded coordinate, is at most n_taps - factor for a mirrored i at the left
-// border, so that every output from 0 to p / factor is in reach; the right border is symmetric.)
+// Coefficient of input i in output o, mirrored margins included. Outputs that read a mirror image of i are among
+// those in reach of i itself, o = p / factor - m with m * factor < n_taps, because a margin is narrower than half the
+// window. (At the left border the padded coordinate p of a mirrored i is at most n_taps - factor, so every output
+// from 0 to p / factor is in reach; the right border is symmetric.)
 template <typename Int, typename Tap>
 ANDFAST_HOST_DEVICE Tap weight_of(const Tap* taps, Int i, Int o, Int factor, Int n_taps, Int pad, Int size) {
   const Int start = factor * o;

@@ -1,24 +1,24 @@
-// What one GPU thread does in the backward pass of anti-aliased pooling; blur_pool_tile.h says how it is run.
+// Anti-aliased pooling, backward: the work of one GPU thread. See tile.h for how threads are run.
 #pragma once
 
 #include <cstdint>
 
-#include "blur_pool_index.h"
-#include "blur_pool_plan.h"
-#include "blur_pool_tile.h"
+#include "index.h"
+#include "plan.h"
+#include "tile.h"
 
 namespace andfast::pool {
 
-// A gradient row is put into shared memory; every thread spreads it along its own chunk of the large side, keeps the
-// last few rows so spread in registers, and writes `factor` rows, each a vertical sum of them.
+// A block loads a gradient row into shared memory. Each thread applies the horizontal taps for its own chunk of the
+// large side, keeps the last kReach such rows in registers, and writes `factor` rows, each a vertical sum of them.
 template <typename T, typename F, Layout kLayout>
 class Backward {
   static constexpr int N = kChunk<T>;
-  static constexpr int kPart = kLayout == Layout::kPixels ? 4 : 1;  // values that are read together
-  static constexpr int kPixels = kLayout == Layout::kPixels ? 1 : N;  // that a chunk may lie in
+  static constexpr int kPart = kLayout == Layout::kPixels ? 4 : 1;  // values per shared-memory read
+  static constexpr int kPixels = kLayout == Layout::kPixels ? 1 : N;  // max pixels that a chunk spans
 
  public:
-  // Nobody waits for stores, so that coefficients of its own for every value may take registers.
+  // Stores do not stall, so registers may go to per-value coefficients instead of occupancy.
   static constexpr int kResident = kLayout == Layout::kPixels ? pool::kResident : 2;
 
   ANDFAST_HOST_DEVICE Backward(const Plan& plan, const F& filter, const T* grad, T* out, unsigned block, int thread)
@@ -29,7 +29,7 @@ class Backward {
     first_row = tile.first_row;
     end_row = tile.end_row;
 
-    // The gradient's chunk that this thread reads: of the columns that read the tile, and zeros around the image.
+    // The gradient chunk that this thread loads: columns that read the tile, zeros outside the image.
     const int first = tile.first_column - (F::kReach - 1);
     const int end = tile.end_column + (F::kPad > 0);
     const int shared_origin = origin_of<N>(p, tile, first);
@@ -39,7 +39,7 @@ class Backward {
     from_count = small.count;
     shared_at = small.exists ? small.shared_at : -1;
 
-    // And the chunk that it writes.
+    // The chunk of the large side that this thread writes.
     const Slot large = Slot::of<N>(
         p, tile, thread, p.chunks, tile.first_column * F::kFactor, tile.end_column * F::kFactor, p.width, 0);
     row_length = p.width * p.inner;
@@ -70,7 +70,7 @@ class Backward {
     }
   }
 
-  // Steps are gradient rows, from the first that the strip's rows depend on; beyond the image they are zero.
+  // Steps are gradient rows, from the first that the strip depends on; zero outside the image.
   ANDFAST_HOST_DEVICE int begin() const { return first_row - (F::kReach - 1); }
   ANDFAST_HOST_DEVICE int end() const { return end_row; }
   ANDFAST_HOST_DEVICE bool emits(int) const { return true; }
@@ -111,9 +111,9 @@ class Backward {
         memory.read(buffer(step) + read_at[pixel] + (v - pixel) - m * p.tile_inner, value);
         ANDFAST_UNROLL
         for (int i = 0; i < kPart; ++i) {
-          // No tap is not a tap of zero, which would turn infinity into NaN.
-          const float more = weights[pixel][m] * value[i];
-          sum[i] = F::kTaps % F::kFactor == 0 || weights[pixel][m] != 0 ? sum[i] + more : sum[i];
+          // Skip absent taps: a zero weight would turn infinity into NaN.
+          const float product = weights[pixel][m] * value[i];
+          sum[i] = F::kTaps % F::kFactor == 0 || weights[pixel][m] != 0 ? sum[i] + product : sum[i];
         }
       }
       ANDFAST_UNROLL

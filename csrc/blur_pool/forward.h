@@ -1,25 +1,25 @@
-// What one GPU thread does in the forward pass of anti-aliased pooling; blur_pool_tile.h says how it is run.
+// Anti-aliased pooling, forward: the work of one GPU thread. See tile.h for how threads are run.
 #pragma once
 
 #include <cstdint>
 
-#include "blur_pool_index.h"
-#include "blur_pool_plan.h"
-#include "blur_pool_tile.h"
+#include "index.h"
+#include "plan.h"
+#include "tile.h"
 
 namespace andfast::pool {
 
-// Input rows are summed vertically in registers, a chunk a thread, as they come; the finished row of sums is put into
-// shared memory and summed horizontally, by as many threads as there are results.
+// Each thread accumulates the vertical sums of its chunk in registers, row by row. A finished row of sums goes to
+// shared memory, where one thread per group of kOut results applies the horizontal taps.
 template <typename T, typename F, Layout kLayout>
 class Forward {
   static constexpr int N = kChunk<T>;
-  static constexpr int kOut = power_of_two((N + F::kFactor - 1) / F::kFactor);  // results a thread and row
-  static constexpr int kPart = kLayout == Layout::kPixels ? kOut : 1;  // of them that surely lie in one pixel
+  static constexpr int kOut = power_of_two((N + F::kFactor - 1) / F::kFactor);  // results per thread and row
+  static constexpr int kPart = kLayout == Layout::kPixels ? kOut : 1;  // of these, guaranteed to lie in one pixel
   static constexpr int kParts = kOut / kPart;
 
  public:
-  // Blocks that a multiprocessor's registers must suffice for: loads in flight are what makes this fast.
+  // Min. blocks per multiprocessor: loads in flight hide latency.
   static constexpr int kResident = kLayout == Layout::kValues ? 1 : pool::kResident;
 
   ANDFAST_HOST_DEVICE Forward(const Plan& plan, const F& filter, const T* x, T* y, unsigned block, int thread)
@@ -32,7 +32,7 @@ class Forward {
     const int first = tile.first_column * F::kFactor - F::kPad;
     const int end = tile.end_column * F::kFactor + F::kPad;
     const int shared_origin = origin_of<N>(p, tile, first);
-    const Slot slot = Slot::of<N>(p, tile, thread, p.chunks, most(0, first), least(p.width, end), p.width, shared_origin);
+    const Slot slot = Slot::of<N>(p, tile, thread, p.chunks, max(0, first), min(p.width, end), p.width, shared_origin);
     column = slot.column;
     inner = slot.row_at - column * p.inner;
     row_length = p.width * p.inner;
@@ -42,7 +42,7 @@ class Forward {
     left = tile.first_column == 0;
     right = tile.end_column == width;
 
-    // This thread's results.
+    // The results that this thread writes.
     const int values = (tile.end_column - tile.first_column) * p.tile_inner;
     const int units = (values + kOut - 1) / kOut;
     const int image = thread / units;
@@ -50,7 +50,7 @@ class Forward {
     const bool any = image < p.tile_images && tile.image + image < p.images;
     out_length = width * p.inner;
     to = y + (tile.image + image) * height * out_length;
-    int sequel = 0;
+    int consecutive = 0;
     ANDFAST_UNROLL
     for (int v = 0; v < kParts; ++v) {
       const int value = unit * kOut + v * kPart;
@@ -58,10 +58,10 @@ class Forward {
       const int inner = tile.first_value + value % p.tile_inner;
       const bool exists = any && value < values && inner < p.inner;
       out_at[v] = exists ? column * p.inner + inner : -1;
-      sequel += exists && out_at[v] == out_at[0] + v * kPart;
+      consecutive += exists && out_at[v] == out_at[0] + v * kPart;
       read_at[v] = image * p.shared_row + shared_origin + (column * F::kFactor - F::kPad) * p.tile_inner + inner;
     }
-    vector_out = kLayout == Layout::kPixels || (p.vector_small && sequel == kParts && out_at[0] % kOut == 0);
+    vector_out = kLayout == Layout::kPixels || (p.vector_small && consecutive == kParts && out_at[0] % kOut == 0);
     ANDFAST_UNROLL
     for (int m = 0; m < F::kReach; ++m) {
       ANDFAST_UNROLL
@@ -71,7 +71,7 @@ class Forward {
     }
   }
 
-  // Steps are blocks of `factor` rows of the padded input; the last ones of a strip end its last results.
+  // Steps are blocks of `factor` rows of the padded input; the last kReach - 1 complete the strip's last results.
   ANDFAST_HOST_DEVICE int begin() const { return first_row; }
   ANDFAST_HOST_DEVICE int end() const { return end_row + F::kReach - 1; }
   ANDFAST_HOST_DEVICE bool emits(int step) const { return step - first_row >= F::kReach - 1; }
@@ -159,14 +159,14 @@ class Forward {
     ANDFAST_UNROLL
     for (int r = 0; r < F::kFactor; ++r) {
       const int padded = step * F::kFactor + r;
-      // Rows below the strip's last window are in no margin either.
+      // Rows below the strip's last window lie outside of the margin too: do not load them.
       const bool read = F::kTaps % F::kFactor == 0 || padded < (end_row - 1) * F::kFactor + F::kTaps;
       const int row = reflect(padded - F::kPad, p.height);
       rows[r] = memory.load(from + int64_t{row} * row_length, read ? count : 0, kLayout != Layout::kValues);
     }
   }
 
-  // A chunk's sums, and their mirror images in the image's margins. Tiles that only see a margin's originals have none.
+  // Writes a chunk's sums and, in tiles at the image border, their mirror images in the margin.
   template <typename Memory>
   ANDFAST_HOST_DEVICE void publish(Memory& memory, int at, const float (&values)[N]) const {
     if constexpr (kLayout == Layout::kPixels) {
@@ -212,16 +212,16 @@ class Forward {
   int row_length;
   int out_length;
   int column;  // of the chunk's first value
-  int inner;   // the value's place in its pixel
+  int inner;   // index of that value within its pixel
 
   const T* from;
   T* to;
   int count;
   int shared_at;
   int out_at[kParts];
-  int read_at[kParts];  // where the result's window begins in shared memory
+  int read_at[kParts];  // start of the result's window in shared memory
   bool vector_out;
-  bool left;  // the tile has this border of the image
+  bool left;  // the tile touches this border of the image
   bool right;
   Pack<T, N> rows[F::kFactor];
   float sums[F::kReach][N];

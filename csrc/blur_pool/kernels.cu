@@ -1,5 +1,5 @@
-// The kernels of anti-aliased pooling. What a thread does is in blur_pool_forward.h, blur_pool_backward.h and
-// blur_pool_any.h, how the work is cut in blur_pool_plan.h; docs/kernels.md has the counts.
+// CUDA kernels of anti-aliased pooling. A thread's work is in forward.h, backward.h and any_filter.h, the launch plan
+// in plan.h; docs/kernels/blur_pool.md has the counts.
 #include <c10/util/BFloat16.h>
 #include <c10/util/Half.h>
 
@@ -7,16 +7,16 @@
 #include <cstring>
 #include <type_traits>
 
-#include "blur_pool_any.h"
-#include "blur_pool_backward.h"
-#include "blur_pool_cuda.h"
-#include "blur_pool_forward.h"
-#include "blur_pool_tile.h"
+#include "any_filter.h"
+#include "backward.h"
+#include "kernels.h"
+#include "forward.h"
+#include "tile.h"
 
 namespace andfast::pool {
 namespace {
 
-// How a thread reaches memory.
+// Memory accesses of a thread, see tile.h.
 struct DeviceMemory {
   float* shared;
 
@@ -25,7 +25,8 @@ struct DeviceMemory {
     static_assert(sizeof(T) * N == 2 || sizeof(T) * N == 4 || sizeof(T) * N == 8 || sizeof(T) * N == 16);
     using type = std::conditional_t<
         sizeof(T) * N == 16, uint4,
-        std::conditional_t<sizeof(T) * N == 8, uint2, std::conditional_t<sizeof(T) * N == 4, unsigned, unsigned short>>>;
+        std::conditional_t<
+            sizeof(T) * N == 8, uint2, std::conditional_t<sizeof(T) * N == 4, unsigned, unsigned short>>>;
   };
 
   template <typename T>
@@ -97,7 +98,8 @@ struct DeviceMemory {
 
 template <template <typename, typename, Layout> class Thread, Layout kLayout, typename T, typename F>
 __global__ void __launch_bounds__(kMaxThreads, (Thread<T, F, kLayout>::kResident)) tile_kernel(
-    const __grid_constant__ Plan plan, const __grid_constant__ F filter, const T* __restrict__ from, T* __restrict__ to) {
+    const __grid_constant__ Plan plan, const __grid_constant__ F filter, const T* __restrict__ from,
+    T* __restrict__ to) {
   extern __shared__ float4 shared[];
   DeviceMemory memory{reinterpret_cast<float*>(shared)};
   Thread<T, F, kLayout> thread(plan, filter, from, to, blockIdx.x, static_cast<int>(threadIdx.x));
@@ -112,8 +114,8 @@ __global__ void __launch_bounds__(kMaxThreads, (Thread<T, F, kLayout>::kResident
 }
 
 template <bool kForward, typename T, typename Acc>
-__global__ void any_kernel(const __grid_constant__ AnyFilter<Acc> filter, const T* __restrict__ from, T* __restrict__ to,
-                           int64_t results) {
+__global__ void any_kernel(
+    const __grid_constant__ AnyFilter<Acc> filter, const T* __restrict__ from, T* __restrict__ to, int64_t results) {
   const int64_t step = int64_t{gridDim.x} * blockDim.x;
   for (int64_t at = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; at < results; at += step) {
     to[at] = kForward ? forward_at(filter, from, at) : backward_at(filter, from, at);

@@ -1,26 +1,26 @@
-// Anti-aliased pooling of one value, for any filter: what the GPU does for filters without kernels of their own. Values
-// are read straight from memory, n_taps^2 for each result, so this is for filters that few people use, and for fp64.
+// Anti-aliased pooling for arbitrary filters and fp64: one thread per result, n_taps^2 reads straight from global
+// memory. The binomial filters have tiled kernels instead, see forward.h and backward.h.
 #pragma once
 
 #include <cstdint>
 
-#include "blur_pool_index.h"
+#include "index.h"
 
 namespace andfast::pool {
 
-constexpr int kMostTaps = 256;
+constexpr int kMaxTaps = 256;
 
 template <typename Acc>
 struct AnyFilter {
-  int64_t height;  // of the large side
+  int64_t height;  // large side
   int64_t width;
   int64_t inner;
   int64_t factor;
   int64_t n_taps;
-  Acc taps[kMostTaps];
+  Acc taps[kMaxTaps];
 };
 
-// The result at place `at` of the small side, (images, height / factor, width / factor, inner).
+// Element `at` of the small side, (images, height / factor, width / factor, inner).
 template <typename T, typename Acc>
 ANDFAST_HOST_DEVICE T forward_at(const AnyFilter<Acc>& f, const T* x, int64_t at) {
   const int64_t pad = padding_of(f.n_taps, f.factor);
@@ -42,7 +42,7 @@ ANDFAST_HOST_DEVICE T forward_at(const AnyFilter<Acc>& f, const T* x, int64_t at
   return static_cast<T>(sum);
 }
 
-// The result at place `at` of the large side, from the gradient (images, height / factor, width / factor, inner).
+// Element `at` of the large side, given the gradient (images, height / factor, width / factor, inner).
 template <typename T, typename Acc>
 ANDFAST_HOST_DEVICE T backward_at(const AnyFilter<Acc>& f, const T* grad, int64_t at) {
   const int64_t pad = padding_of(f.n_taps, f.factor);
@@ -52,7 +52,7 @@ ANDFAST_HOST_DEVICE T backward_at(const AnyFilter<Acc>& f, const T* grad, int64_
   const int64_t column = at / f.inner % f.width;
   const int64_t row = at / f.inner / f.width % f.height;
   const T* const image = grad + at / (f.height * f.width * f.inner) * height * width * f.inner;
-  // Every output that reads any mirror image of an input is among those that can reach its own place.
+  // Outputs that read a mirror image of an input are among those in reach of the input itself, see weight_of.
   const OutputRange rows = outputs_of(row + pad, f.factor, f.n_taps, height);
   const OutputRange columns = outputs_of(column + pad, f.factor, f.n_taps, width);
   Acc sum = 0;

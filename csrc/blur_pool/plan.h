@@ -1,8 +1,9 @@
-// How anti-aliased pooling on a GPU is cut into blocks of threads. Plain host code without CUDA, tested on the CPU.
+// Launch plan of the tiled GPU kernels: how work is divided into thread blocks. Plain host code without CUDA, tested on
+// the CPU.
 //
-// A block takes a tile of a few images' rows (a range of columns and, of images with many values a pixel, a range of
-// those) and walks down a strip of them. Along a row, memory is cut into chunks of 16 bytes, one a thread: the forward
-// pass reads chunks of the large side, the backward pass writes them. docs/kernels.md has the counts behind the sizes.
+// A block processes a range of columns (and, where pixels have many values, a range of those) of one or more images,
+// and walks down a strip of rows. A row is divided into 16-byte chunks, one per thread: the forward pass reads chunks
+// of the large side, the backward pass writes them. docs/kernels/blur_pool.md has the counts behind the sizes.
 #pragma once
 
 #include <algorithm>
@@ -12,17 +13,17 @@
 namespace andfast::pool {
 
 constexpr int kChunkBytes = 16;
-constexpr int kMaxThreads = 288;   // 8 x4 output columns of 8 chunks a pixel, with their margins: (32 + 4) * 8
-constexpr int kResident = 3;       // blocks that a multiprocessor shall hold at once
-constexpr int kWidePixel = 32;     // values a pixel above which a chunk does not cross pixels, whatever their number
-constexpr int kMaxShared = 48 * 1024;  // bytes of shared memory that need not be asked for
-constexpr int kPixelChunks = 8;    // chunks of a pixel in a tile: a full line of 128 bytes
-constexpr int kLeastRows = 4;      // output rows of a strip below which margins would be most of the reading
+constexpr int kMaxThreads = 288;   // x4, 8 output columns of 8 chunks per pixel, with margins: (32 + 4) * 8
+constexpr int kResident = 3;       // target resident blocks per multiprocessor
+constexpr int kWidePixel = 32;     // values per pixel above which chunks never cross pixels
+constexpr int kMaxShared = 48 * 1024;  // bytes of shared memory available without opting in
+constexpr int kPixelChunks = 8;    // chunks per pixel in a tile: a full 128-byte line
+constexpr int kMinRows = 4;        // min. output rows of a strip; below, most reads would be margins
 
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// Images of (height, width) pixels of `inner` contiguous values, the large side: NCHW is N * C images of one value a
-// pixel, NHWC is N images of C. height, width and width * inner must be below 2^30.
+// Large side: images of (height, width) pixels of `inner` contiguous values. NCHW is N * C images with 1 value per
+// pixel, NHWC is N images with C. height, width and width * inner must be below 2^30.
 struct Sizes {
   int64_t images;
   int32_t height;
@@ -37,33 +38,33 @@ struct Sizes {
   int64_t small_row() const { return large_row() / factor; }
 };
 
-// A kernel's argument.
+// Kernel argument.
 struct Plan {
   int64_t images;
-  int32_t height;  // of the large side
+  int32_t height;  // large side
   int32_t width;
   int32_t inner;
-  int32_t by_pixel;       // a chunk lies in one pixel, else anywhere in the row
-  int32_t vector_large;   // accesses to the large side are of 16 bytes, else one value at a time
+  int32_t by_pixel;       // chunks lie within one pixel, else anywhere in the row
+  int32_t vector_large;   // the large side is accessed 16 bytes at a time, else value by value
   int32_t vector_small;
-  int32_t tile_inner;     // values a pixel that a tile takes
-  int32_t slabs;          // tiles a pixel
-  int32_t tile_columns;   // of the small side
+  int32_t tile_inner;     // values per pixel in a tile
+  int32_t slabs;          // tiles per pixel
+  int32_t tile_columns;   // small side
   int32_t column_tiles;
   int32_t tile_images;
   int32_t image_groups;
-  int32_t strip_rows;     // of the small side; backward: of blocks of `factor` large rows
+  int32_t strip_rows;     // small side; backward: blocks of `factor` rows of the large side
   int32_t strips;
-  int32_t chunks;         // an image of the large side's tile
-  int32_t small_chunks;   // an image of the small side's tile; backward only
-  int32_t shared_row;     // fp32 values an image in one of the two buffers of shared memory
+  int32_t chunks;         // per image, large side of the tile
+  int32_t small_chunks;   // per image, small side of the tile; backward only
+  int32_t shared_row;     // fp32 values per image in one of the two shared-memory buffers
   int32_t threads;
   int64_t blocks;
 
   int64_t shared_bytes() const { return int64_t{2} * 4 * tile_images * shared_row; }
 };
 
-// `chunk`: values in 16 bytes. `large`, `small`: addresses of the tensors.
+// chunk: values per 16 bytes. large, small: addresses of the tensors.
 inline Plan make_plan(
     bool forward, const Sizes& s, int32_t chunk, std::uintptr_t large, std::uintptr_t small, int32_t multiprocessors) {
   Plan p{};
@@ -78,12 +79,12 @@ inline Plan make_plan(
   p.vector_large = whole_chunks(s.large_row(), large);
   p.vector_small = whole_chunks(s.small_row(), small);
 
-  // A pixel's chunks, in slabs of equal size.
+  // Divide a pixel's chunks into slabs of equal size.
   const auto pixel_chunks = ceil_div(s.inner, chunk);
   p.slabs = p.by_pixel ? static_cast<int32_t>(ceil_div(pixel_chunks, kPixelChunks)) : 1;
   p.tile_inner = p.by_pixel ? static_cast<int32_t>(ceil_div(pixel_chunks, p.slabs)) * chunk : s.inner;
 
-  // Chunks that may hold a stretch of pixels, wherever it begins.
+  // Max chunks that a run of pixels touches, wherever it begins.
   const auto covering = [&](int64_t columns, int64_t all) {
     return p.by_pixel ? std::min(columns, all) * (p.tile_inner / chunk)
                       : std::min(ceil_div(columns * s.inner, chunk) + 1, ceil_div(all * s.inner, chunk));
@@ -92,12 +93,12 @@ inline Plan make_plan(
   const auto large_chunks = [&](int64_t columns) {
     return covering(s.factor * columns + (forward ? 2 * s.pad() : 0), s.width);
   };
-  // Small columns that large columns depend on; the margin of zeros around the image counts.
+  // Small columns that large columns depend on, the margin of zeros around the image included.
   const auto small_chunks = [&](int64_t columns) {
     return forward ? int64_t{0} : covering(columns + s.reach() + 1, int64_t{1} << 30);
   };
   const auto threads_of = [&](int64_t columns) { return std::max(large_chunks(columns), small_chunks(columns)); };
-  // Backward, tiles shall not share a chunk of the large side.
+  // Backward: tiles must not share a chunk of the large side.
   const auto step = forward || p.by_pixel ? 1 : chunk / std::gcd(chunk, s.factor * s.inner);
   int64_t columns = step;
   while (columns < small_width && threads_of(columns + step) <= kMaxThreads) {
@@ -108,26 +109,26 @@ inline Plan make_plan(
   p.column_tiles = static_cast<int32_t>(ceil_div(small_width, columns));
   p.chunks = static_cast<int32_t>(large_chunks(columns));
   p.small_chunks = static_cast<int32_t>(small_chunks(columns));
-  // Forward, the margins beyond the image are there too.
-  const int64_t anywhere = int64_t{1} << 30;
+  // Forward: shared memory also holds the margins beyond the image.
+  const int64_t unbounded = int64_t{1} << 30;
   p.shared_row = static_cast<int32_t>(
-      (forward ? covering(s.factor * columns + 2 * s.pad(), anywhere) : p.small_chunks) * chunk);
+      (forward ? covering(s.factor * columns + 2 * s.pad(), unbounded) : p.small_chunks) * chunk);
 
-  // Short rows: several images a block, in groups of equal size.
-  const auto an_image = threads_of(columns);
+  // Short rows: several images per block, in groups of equal size.
+  const auto per_image = threads_of(columns);
   const auto fit = std::max<int64_t>(
-      1, std::min({int64_t{kMaxThreads} / an_image, int64_t{kMaxShared} / (2 * 4 * p.shared_row), s.images}));
+      1, std::min({int64_t{kMaxThreads} / per_image, int64_t{kMaxShared} / (2 * 4 * p.shared_row), s.images}));
   const auto groups = ceil_div(s.images, fit);
   p.tile_images = static_cast<int32_t>(ceil_div(s.images, std::max<int64_t>(1, groups)));
   p.image_groups = static_cast<int32_t>(groups);
-  p.threads = static_cast<int32_t>(ceil_div(p.tile_images * an_image, 32) * 32);
+  p.threads = static_cast<int32_t>(ceil_div(p.tile_images * per_image, 32) * 32);
 
-  // Strips as long as still give every multiprocessor its blocks: a strip's first rows are read twice, and by the time
-  // that its neighbour comes to them they have left the L2 cache.
+  // The longest strips that still fill every multiprocessor: neighbouring strips both read the rows at their
+  // boundary, too far apart in time for the L2 cache to help.
   const int64_t rows = s.height / s.factor + (forward || s.pad() == 0 ? 0 : 1);
   const int64_t tiles = std::max<int64_t>(1, groups * p.slabs * p.column_tiles);
-  const int64_t wanted = (int64_t{multiprocessors} * kResident + tiles / 2) / tiles;
-  const int64_t strips = std::clamp<int64_t>(wanted, 1, std::max<int64_t>(1, rows / kLeastRows));
+  const int64_t filling = (int64_t{multiprocessors} * kResident + tiles / 2) / tiles;
+  const int64_t strips = std::clamp<int64_t>(filling, 1, std::max<int64_t>(1, rows / kMinRows));
   p.strip_rows = static_cast<int32_t>(ceil_div(rows, strips));
   p.strips = static_cast<int32_t>(ceil_div(rows, p.strip_rows));
   p.blocks = groups * p.slabs * p.column_tiles * p.strips;

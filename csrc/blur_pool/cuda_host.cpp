@@ -1,5 +1,5 @@
-// Anti-aliased pooling on a GPU: checks, allocation, device and stream around the kernels of blur_pool_cuda.cu.
-#include "blur_pool_cuda.h"
+// Anti-aliased pooling on a GPU: argument checks, output allocation, device and stream for kernels.cu.
+#include "kernels.h"
 
 #include <ATen/ops/empty.h>
 #include <c10/cuda/CUDAException.h>
@@ -9,8 +9,8 @@
 #include <c10/util/Exception.h>
 
 #include "blur_pool.h"
-#include "blur_pool_any.h"
-#include "blur_pool_index.h"
+#include "any_filter.h"
+#include "index.h"
 
 namespace andfast {
 namespace {
@@ -40,7 +40,7 @@ at::Tensor run(
   TORCH_CHECK(x.is_contiguous(format), "andfast: expected a tensor that is dense in the stated memory order");
   const auto n_taps = static_cast<int64_t>(taps.size());
   TORCH_CHECK(
-      n_taps <= pool::kMostTaps, "filter must have at most ", pool::kMostTaps, " taps on a GPU, had ", n_taps,
+      n_taps <= pool::kMaxTaps, "filter must have at most ", pool::kMaxTaps, " taps on a GPU, had ", n_taps,
       "; impl='reference' takes any number");
   TORCH_CHECK(factor > 0 && n_taps >= factor && (n_taps - factor) % 2 == 0, "andfast: impossible filter");
   const int64_t height = x.size(2) * (forward ? 1 : factor);
@@ -59,10 +59,10 @@ at::Tensor run(
   }
   const int64_t images = channels_last ? x.size(0) : x.size(0) * x.size(1);
   const int64_t inner = channels_last ? x.size(1) : 1;
-  constexpr int64_t kMost = int64_t{1} << 30;  // places in a row are 32-bit in the kernels
+  constexpr int64_t kMaxExtent = int64_t{1} << 30;  // the kernels' offsets within a row are 32-bit
   TORCH_CHECK(
-      height < kMost && width * inner < kMost, "x must have fewer than 2^30 rows, and values in a row, on a GPU; had ",
-      x.sizes());
+      height < kMaxExtent && width * inner < kMaxExtent,
+      "x must have fewer than 2^30 rows, and values in a row, on a GPU; had ", x.sizes());
   const pool::Sizes sizes{
       images, static_cast<int32_t>(height), static_cast<int32_t>(width), static_cast<int32_t>(inner),
       static_cast<int32_t>(factor), static_cast<int32_t>(n_taps)};
