@@ -36,7 +36,7 @@ bench: setup ## the benchmarks; rows, tables and a picture in runs/benchmarks.*
 		--figure runs/benchmarks.png
 
 # Without .venv an interpreter whose torch has CUDA will do, as on a machine without a network.
-gpu-check: ## tests, benchmarks and tuning on a GPU, below 9 minutes; GPU_CHECK_ARGS="--output DIR"
+gpu-check: ## build, test, measure and profile on a GPU, at most 5 minutes; GPU_CHECK_ARGS="--part tests"
 	@if [ -x .venv/bin/python ]; then python=.venv/bin/python; \
 	elif $${PYTHON:-python3} -c 'import sys, torch; sys.exit(torch.version.cuda is None)' 2>/dev/null; \
 	then python=$${PYTHON:-python3}; \

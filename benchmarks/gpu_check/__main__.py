@@ -1,17 +1,17 @@
-"""Everything that a machine with a GPU can tell, in one call below nine minutes and without a network.
+"""Build, test and measure on a GPU in one call of at most five minutes, without a network.
 
     make gpu-check                                     or: python -m benchmarks.gpu_check --output FOLDER
-    python -m benchmarks.gpu_check --stages tests,step
+    make gpu-check GPU_CHECK_ARGS="--part tests"       one part alone: tests, step, profile, ops, tune or sanitizer
     python -m benchmarks.gpu_check --allow-cpu --quick   tries the program itself; its numbers mean nothing
 
-Stages run one after the other, each in a process of its own with a time limit; one that fails, hangs or is killed does
-not keep the next ones from running. What was measured is written after every stage, so that an interrupted run leaves
-it too. The output folder, ``benchmarks/results/<gpu>/`` unless told otherwise, gets summary.json (the figures by name,
-or null and the reason), results.json (every row), report.md, roofline.png, log.txt, and what the tuning found.
+Stages run one after the other, each in its own process with a time limit; a stage that fails, hangs or is killed does
+not keep later ones from running. Results are written after every stage, so an interrupted run leaves them too. The
+output folder, ``benchmarks/results/<gpu>/`` by default, gets summary.json (the figures by name, or null and the
+reason), results.json (every row), profile.json, report.md, roofline.png, log.txt, and the tuned configurations.
 
-The exit code is 1 if a stage failed or ran out of time, 0 else; a stage that was skipped is named with its reason.
-Nothing is installed: packages that are missing are taken from wheels in ``wheels/``, if it is there, into a temporary
-folder. benchmarks/README.md says more.
+The exit code is 1 if a stage failed or timed out, else 0; skipped stages are listed with the reason. Nothing is
+installed: missing packages are taken from wheels in ``wheels/``, if that folder exists, into a temporary folder.
+benchmarks/README.md says more.
 """
 
 import argparse
@@ -29,22 +29,25 @@ from benchmarks.report import pages, summary
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    names = [stage.name for stage in stages.STAGES]
     parser = argparse.ArgumentParser(prog="gpu_check", description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, help="folder of the results; default: benchmarks/results/<gpu>")
-    parser.add_argument("--budget", type=float, default=BUDGET, help="seconds in all (%(default)g)")
-    parser.add_argument("--stages", help=f"some of the stages only, by comma: {', '.join(names)}")
-    parser.add_argument("--stage-limit", type=float, help="seconds a stage at most, below its own limit")
-    parser.add_argument("--apply-tuning", action="store_true", help="tune first, and benchmark with what was found")
+    parser.add_argument("--budget", type=float, default=BUDGET, help="total seconds (%(default)g)")
+    parser.add_argument(
+        "--part",
+        default=",".join(stages.DEFAULT_PARTS),
+        help=f"parts to run, separated by commas, of {', '.join(stages.PARTS)} (%(default)s)",
+    )
+    parser.add_argument("--stage-limit", type=float, help="maximum seconds per stage, below its own limit")
+    parser.add_argument("--apply-tuning", action="store_true", help="run part tune first and use its result")
     parser.add_argument("--allow-cpu", action="store_true", help="run without a GPU, to try the program")
     parser.add_argument("--quick", action="store_true", help="tiny sizes, to try the program")
     given = parser.parse_args(arguments)
     for name in ("budget", "stage_limit"):
         if (value := getattr(given, name)) is not None and not 0 < value < float("inf"):
             parser.error(f"--{name.replace('_', '-')} must be a positive number of seconds, was {value}")
-    given.chosen = names if given.stages is None else [one.strip() for one in given.stages.split(",")]
-    if unknown := [one for one in given.chosen if one not in names]:
-        parser.error(f"--stages must be among {', '.join(names)}, was {', '.join(unknown)}")
+    given.parts = [part.strip() for part in given.part.split(",")]
+    if unknown := [part for part in given.parts if part not in stages.PARTS]:
+        parser.error(f"--part must be among {', '.join(stages.PARTS)}, was {', '.join(unknown)}")
     return given
 
 
@@ -52,8 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parse(arguments)
     with tempfile.TemporaryDirectory(prefix="andfast-gpu-check-") as folder:
         run = Run(given, Path(folder))
-        chosen = stages.ordered(given.apply_tuning)
-        first, *others = [one for one in chosen if one.name in given.chosen or one.name == "environment"]
+        first, *others = stages.of_parts(given.parts, given.apply_tuning)
         # The machine names the folder, and the later stages ask for it.
         if not prepare(first, run):
             return 1

@@ -20,11 +20,11 @@ from benchmarks.report import pages, summary
 ROOT = Path(__file__).resolve().parents[2]
 
 SCHEMA = 1
-BUDGET = 540.0
+BUDGET = 300.0
 WRITING = 8.0
 """Seconds kept for writing the report at the end."""
-LEAST = 5.0
-"""A stage is not begun with less time than this."""
+MIN_SECONDS = 5.0
+"""Minimum seconds for a stage to start."""
 TAIL = 25
 """Lines of a failed stage's output that are shown."""
 
@@ -77,6 +77,11 @@ class Run:
         """Where packages from wheels/ lie, if there are any; behind the machine's own."""
         folder = self.scratch / "site"
         return [str(folder)] if folder.is_dir() else []
+
+    def profiles(self) -> list[dict[str, Any]]:
+        """Profiled steps so far."""
+        file = self.scratch / stages.PROFILE
+        return list(json.loads(file.read_text())["profiles"]) if file.is_file() else []
 
     def rows(self) -> list[dict[str, Any]]:
         """What was measured so far; a line that a killed process left unfinished is dropped."""
@@ -165,7 +170,7 @@ def run_all(chosen: Sequence[Stage], run: Run) -> None:
         limit = min(stage.limit, share)
         if run.given.stage_limit is not None:
             limit = min(limit, run.given.stage_limit)
-        if spare < LEAST:
+        if spare < MIN_SECONDS:
             outcome = Outcome("skipped", 0.0, f"no time left of {run.given.budget:.0f} s")
         else:
             print(f"[{run.given.budget - run.left():4.0f} s] {stage.name}: {stage.title}", flush=True)
@@ -189,7 +194,7 @@ def write(run: Run) -> Path:
     found = summarise(run, results)
     _replace(run.output / "results.json", json.dumps(results, indent=1) + "\n")
     _replace(run.output / "summary.json", json.dumps(found, indent=1) + "\n")
-    _replace(run.output / "report.md", pages.gpu_report(found, results))
+    _replace(run.output / "report.md", pages.gpu_report(found, results, run.profiles()))
     if run.log_file.is_file():
         shutil.copyfile(run.log_file, run.output / "log.txt")
     for name in stages.PRODUCTS:

@@ -1,4 +1,4 @@
-"""The stages of gpu-check: what each runs, how long it may take, and what its end means."""
+"""The stages of gpu-check: the command of each, its time limit, and how its outcome is read."""
 
 import glob
 import importlib.util
@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,14 +16,18 @@ ROOT = Path(__file__).resolve().parents[2]
 BENCHMARKS = ROOT / "benchmarks"
 RATES = "rates.json"
 """The measured rates, which the suites then need not measure again."""
-PRODUCTS = ("tuning.json", "configs.py")
-"""Files that stages leave in the scratch folder and that belong to the results."""
-PYTEST = ("-p", "no:cacheprovider", "-v", "--tb=short", "-W", "default")
-"""A warning, which is an error where the tests are developed, is none on a machine that nobody knows."""
+PROFILE = "profile.json"
+PRODUCTS = ("tuning.json", "configs.py", PROFILE)
+"""Files that stages leave in the scratch folder and that are copied to the results."""
+PYTEST = ("-v", "--tb=short", "-W", "default")
+"""Do not fail on warnings on unknown machines."""
+PARTS = ("tests", "step", "profile", "ops", "tune", "sanitizer")
+DEFAULT_PARTS = PARTS[:4]
+"""The order is the order in which they run: what matters most first."""
 
 
 class Skip(Exception):
-    """A stage has nothing to do here; says why."""
+    """A stage has nothing to do on this machine; the text is the reason."""
 
 
 Verdict = tuple[str, str | None]
@@ -36,15 +40,16 @@ def by_code(run: Any, code: int, said: str) -> Verdict:
 
 @dataclass(frozen=True)
 class Stage:
-    """One part of the check.
+    """One process of the check.
 
     Attributes:
         name, title: for the command line and the terminal.
-        reserve: seconds that earlier stages leave to this one.
-        limit: seconds that it gets at most.
-        command: the process, given the run and its limit in seconds; raises Skip where there is nothing to do.
-        verdict: ("passed", "failed" or "skipped", reason) of the run, the exit code and the output.
-        environment: further variables of the process.
+        reserve: seconds that earlier stages leave for this one.
+        limit: maximum run time in seconds.
+        command: maps the run and the limit in seconds to the command; raises Skip where there is nothing to do.
+        verdict: maps the run, the exit code and the output to ("passed", "failed" or "skipped", reason).
+        environment: extra environment variables of the process.
+        parts: the parts of the check that need this stage.
     """
 
     name: str
@@ -54,6 +59,7 @@ class Stage:
     command: Callable[[Any, float], list[str]]
     verdict: Callable[[Any, int, str], Verdict] = by_code
     environment: Callable[[Any], dict[str, str]] = lambda run: {}
+    parts: tuple[str, ...] = PARTS
 
 
 # ------------------------------------------------------------------------------------------------------- environment
@@ -78,34 +84,19 @@ def keep_machine(run: Any, code: int, said: str) -> Verdict:
 
 
 def build(run: Any, limit: float) -> list[str]:
-    return [sys.executable, "setup.py", "build_ext", "--inplace"]
+    """The extension and, side by side, Triton's kernels into its cache."""
+    command = [sys.executable, "-m", "benchmarks.gpu_check.build", "--seconds", f"{max(5.0, limit - 10):.0f}"]
+    capability = run.machine.get("capability")
+    return command if capability is None else [*command, "--architecture", capability]
 
 
 def build_environment(run: Any) -> dict[str, str]:
-    """For this GPU alone; without one, or without CUDA sources, for the CPU."""
-    found = {"ANDFAST_REQUIRE_EXT": "1", "MAX_JOBS": str(os.cpu_count() or 1)}
+    """Build for this GPU alone; without one, or without CUDA sources, for the CPU."""
+    variables = {"ANDFAST_REQUIRE_EXT": "1", "MAX_JOBS": str(os.cpu_count() or 1)}
     if run.machine.get("capability") and list((ROOT / "csrc").rglob("*.cu")):
-        return found | {"ANDFAST_CUDA_ARCHS": run.machine["capability"]}
-    return found | {"ANDFAST_CPU_ONLY": "1"}
-
-
-def kernels(run: Any, limit: float) -> list[str]:
-    """Into Triton's cache, for this GPU; a newer one than the table's compiles its own when they are launched."""
-    if not run.machine.get("capability"):
-        raise Skip("no CUDA device")
-    from andfast.kernels.degradation_block.configs import TABLE  # noqa: PLC0415
-
-    if run.machine["capability"] not in TABLE:
-        raise Skip(f"kernels are compiled ahead for {', '.join(TABLE)}, this GPU is {run.machine['capability']}")
-    return [
-        sys.executable,
-        "-m",
-        "benchmarks.gpu_check.compile_kernels",
-        "--architecture",
-        run.machine["capability"],
-        "--seconds",
-        f"{max(5.0, limit - 10):.0f}",
-    ]
+        capability = run.machine["capability"]
+        return variables | {"ANDFAST_CUDA_ARCHS": "9.0a" if capability == "9.0" else capability}  # wgmma needs 9.0a
+    return variables | {"ANDFAST_CPU_ONLY": "1"}
 
 
 def rates(run: Any, limit: float) -> list[str]:
@@ -126,14 +117,25 @@ def keep_rates(run: Any, code: int, said: str) -> Verdict:
 
 
 def tests(run: Any, limit: float) -> list[str]:
-    """The tests marked gpu; only files that hold some, as others may want packages that are not here."""
+    """Tests marked gpu, last time's failures first; only from files that have some, as others need more packages."""
     files = [path for path in sorted((ROOT / "tests").rglob("test_*.py")) if "mark.gpu" in path.read_text()]
     if not files:
         raise Skip("no test is marked gpu")
-    command = [sys.executable, "-m", "pytest", *map(str, files), "-m", "gpu", *PYTEST]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        *map(str, files),
+        "-m",
+        "gpu",
+        *PYTEST,
+        "--failed-first",
+        "--durations=10",
+    ]
     command += ["--continue-on-collection-errors", *(["--benchmark-disable"] if _have(run, "pytest_benchmark") else [])]
-    # Compilation of kernels is most of it.
-    return [*command, "-n", "2"] if _have(run, "xdist") else command
+    if _have(run, "pytest_timeout"):  # a session that ends by itself prints its failures; a killed one does not
+        command += ["--session-timeout", f"{max(10.0, limit - 10):.0f}"]
+    return [*command, "-n", str(min(8, os.cpu_count() or 1))] if _have(run, "xdist") else command
 
 
 def _have(run: Any, module: str) -> bool:
@@ -211,39 +213,46 @@ def tune(run: Any, limit: float) -> list[str]:
     ]
 
 
+def profile(run: Any, limit: float) -> list[str]:
+    command = [sys.executable, "-m", "benchmarks.gpu_check.profile_step", "--json", str(run.scratch / PROFILE)]
+    return [*command, "--seconds", f"{max(10.0, limit - 10):.0f}", *(["--quick"] if run.given.quick else [])]
+
+
 def stage_of(figure: str) -> str:
-    """The stage whose rows a figure of the summary is made of."""
+    """The stage whose rows a figure of the summary is computed from."""
     for start, name in (("degradation", "degradation_block"), ("blur", "blur_pool"), ("rdb", "residual_dense_block")):
         if figure.startswith(start):
             return name
     return "step"
 
 
+def _ops(name: str, reserve: float, limit: float) -> Stage:
+    return Stage(name, "benchmarks", reserve, limit, suite(f"test_{name}.py"), counted, parts=("ops",))
+
+
 STAGES = (
-    Stage("environment", "device, versions, commit", 15, 60, environment, keep_machine),
-    Stage("build", "the extension, in place, for this device", 60, 200, build, environment=build_environment),
-    Stage("kernels", "Triton's kernels compiled in parallel", 35, 90, kernels),
-    Stage("rates", "copy bandwidth and matrix rate", 15, 45, rates, keep_rates),
-    Stage("tests", "tests marked gpu", 80, 200, tests, counted),
-    Stage("degradation_block", "benchmarks", 67, 160, suite("test_degradation_block.py"), counted),
-    Stage("blur_pool", "benchmarks", 30, 80, suite("test_blur_pool.py"), counted),
-    Stage("residual_dense_block", "benchmarks", 25, 70, suite("test_residual_dense_block.py"), counted),
-    Stage("upsampled_convolution", "benchmarks", 15, 60, suite("test_upsampled_convolution.py"), counted),
-    Stage("ascent", "benchmarks", 20, 60, suite("test_ascent.py"), counted),
-    Stage("mean_distance", "benchmarks", 10, 60, suite("test_mean_distance.py"), counted),
-    Stage("step", "benchmarks", 100, 260, suite("test_step.py"), counted),
-    Stage(
-        "sanitizer", "compute-sanitizer memcheck over the CUDA extension", 20, 60, sanitizer,
-        environment=lambda run: {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},
-    ),
-    Stage("tune", "configurations of the degradation block, reduced", 40, 90, tune),
+    Stage("environment", "device, versions, commit", 8, 60, environment, keep_machine),
+    Stage("build", "the extension for this device, and Triton's kernels beside it", 45, 200, build,
+          environment=build_environment),
+    Stage("rates", "copy bandwidth and matrix rate", 8, 45, rates, keep_rates, parts=("step", "ops", "profile")),
+    Stage("tests", "tests marked gpu", 90, 90, tests, counted, parts=("tests",)),
+    Stage("step", "whole training steps", 70, 260, suite("test_step.py"), counted, parts=("step",)),
+    Stage("profile", "kernels of a step by group, host against device", 20, 120, profile, parts=("profile",)),
+    _ops("residual_dense_block", 10, 70),
+    _ops("degradation_block", 17, 160),
+    _ops("upsampled_convolution", 6, 60),
+    _ops("blur_pool", 6, 80),
+    _ops("ascent", 6, 60),
+    _ops("mean_distance", 4, 60),
+    Stage("tune", "configurations of the degradation block, reduced", 60, 240, tune, parts=("tune",)),
+    Stage("sanitizer", "compute-sanitizer memcheck over the CUDA extension", 20, 120, sanitizer,
+          environment=lambda run: {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}, parts=("sanitizer",)),
 )  # fmt: skip
 
 
-def ordered(tune_first: bool) -> list[Stage]:
-    """The stages; with ``tune_first``, tuning comes before what it makes faster."""
-    stages = list(STAGES)
+def of_parts(parts: Sequence[str], tune_first: bool = False) -> list[Stage]:
+    """The stages that these parts need; with ``tune_first``, tuning runs before what it makes faster."""
+    chosen = [stage for stage in STAGES if set(stage.parts) & set(parts)]
     if tune_first:
-        first = next(place for place, stage in enumerate(stages) if stage.name == "tests")
-        stages.insert(first, stages.pop())
-    return stages
+        chosen.sort(key=lambda stage: (stage.parts != PARTS, stage.name != "tune"))
+    return chosen

@@ -13,10 +13,11 @@ import pytest
 
 from benchmarks import machine
 from benchmarks.gpu_check import __main__ as command_line
-from benchmarks.gpu_check import environment, runner, stages
+from benchmarks.gpu_check import environment, profile_step, runner, stages
 from benchmarks.gpu_check.runner import Run
 from benchmarks.gpu_check.stages import STAGES, Skip, Stage, by_code
 from benchmarks.report import summary
+from benchmarks.suites import step_variants
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -81,7 +82,7 @@ def test_a_stage_that_fails_hangs_or_cannot_start_does_not_keep_others_from_runn
 
 def test_the_budget_is_kept_and_what_was_left_out_is_named(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runner, "WRITING", 1.0)
-    monkeypatch.setattr(runner, "LEAST", 1.0)
+    monkeypatch.setattr(runner, "MIN_SECONDS", 1.0)
     run.given.budget = 5.0
     begun = time.monotonic()
     runner.run_all([python("first", "import time; time.sleep(60)"), python("second", ""), python("third", "")], run)
@@ -117,13 +118,15 @@ def test_later_stages_keep_their_reserves(run: Run) -> None:
 
 
 def test_the_reserves_fit_into_the_budget() -> None:
-    assert sum(stage.reserve for stage in STAGES) + runner.WRITING <= runner.BUDGET <= 540
+    default = stages.of_parts(stages.DEFAULT_PARTS)
+    assert sum(stage.reserve for stage in default) + runner.WRITING <= runner.BUDGET <= 300
     assert all(stage.reserve <= stage.limit for stage in STAGES)
     assert {stages.stage_of(name) for name in summary.FIGURES} <= {stage.name for stage in STAGES}
-    names = [one.name for one in stages.ordered(True)]
-    assert names.index("tune") < names.index("degradation_block")
-    assert sorted(names) == sorted(one.name for one in STAGES)
-    assert len({*stages.PRODUCTS, "summary.json", "results.json", "report.md", "roofline.png", "log.txt"}) <= 8
+    names = [stage.name for stage in stages.of_parts(["tune", "ops"], tune_first=True)]
+    assert names.index("build") < names.index("tune") < names.index("degradation_block")
+    assert [stage.name for stage in stages.of_parts(["tests"])] == ["environment", "build", "tests"]
+    assert sorted(stage.name for stage in stages.of_parts(stages.PARTS)) == sorted(stage.name for stage in STAGES)
+    assert len({*stages.PRODUCTS, "summary.json", "results.json", "report.md", "roofline.png", "log.txt"}) <= 9
 
 
 def test_summary_names_every_figure(run: Run) -> None:
@@ -186,7 +189,7 @@ def test_build_is_for_the_devices_capability(run: Run, monkeypatch: pytest.Monke
     run.machine = {"capability": "9.0"}
     assert stages.build_environment(run)["ANDFAST_CPU_ONLY"] == "1"  # there are no CUDA sources
     (tmp_path / "csrc" / "a.cu").touch()
-    assert stages.build_environment(run)["ANDFAST_CUDA_ARCHS"] == "9.0"
+    assert stages.build_environment(run)["ANDFAST_CUDA_ARCHS"] == "9.0a"
     run.machine = {"capability": None}
     assert stages.build_environment(run)["ANDFAST_CPU_ONLY"] == "1"
 
@@ -212,7 +215,7 @@ def test_commit_without_git(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--stages", "steps"], "--stages must be among environment"),
+        (["--part", "steps"], "--part must be among tests, step"),
         (["--budget", "0"], "--budget must be a positive number"),
         (["--stage-limit", "nan"], "--stage-limit must be a positive number"),
     ],
@@ -233,11 +236,15 @@ def check(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]
 
 
 @pytest.mark.slow
-def test_a_run_on_the_cpu(tmp_path: Path) -> None:
+def test_a_run_on_the_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
-    done = check("--allow-cpu", "--quick", "--stages", "blur_pool,tune", "--output", str(out))
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "skipped: tune" in done.stdout
+    names = ("environment", "rates", "blur_pool", "tune")
+    monkeypatch.setattr(stages, "STAGES", [stage for stage in STAGES if stage.name in names])
+    for name in [name for name in os.environ if name.startswith("PYTEST_")]:
+        monkeypatch.delenv(name)  # pytest-benchmark measures nothing in a worker of pytest-xdist
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert command_line.main(["--allow-cpu", "--quick", "--part", "ops,tune", "--output", str(out)]) == 0
+    assert "skipped: tune" in capsys.readouterr().out
     found = json.loads((out / "summary.json").read_text())
     assert found["quick"] is True
     assert found["rows"] > 10
@@ -250,6 +257,15 @@ def test_a_run_on_the_cpu(tmp_path: Path) -> None:
     assert "### blur_pool x4 forward, (2, 3, 32, 32) bf16 nhwc" in page
     assert "depthwise convolution" in page
     assert (out / "roofline.png").stat().st_size > 10_000
+
+
+def test_a_profiled_step(tmp_path: Path) -> None:
+    variant = next(variant for variant in step_variants.VARIANTS if variant.name == "naive bf16")
+    found = profile_step.profile_step(step_variants.Step(variant, step_variants.TINY, "net", "cpu"), "plain", "cpu")
+    assert (found["variant"], found["step"], found["stage"], found["batch"]) == ("naive bf16", "plain", "net", 2)
+    assert found["launches"] == sum(group["launches"] for group in found["groups"]) > 100
+    assert found["device_seconds"] == pytest.approx(sum(group["seconds"] for group in found["groups"]))
+    assert 0 < found["host_seconds"] <= found["seconds"]
 
 
 @pytest.mark.slow
