@@ -15,15 +15,23 @@ struct PackedElement {
   int column_taps[2] = {0, 0};
 };
 
+ANDFAST_DEVICE float load_as_float(const void* data, int64_t at, WeightPart::Type type) {
+  switch (type) {
+    case WeightPart::Type::kFloat: return load_float(static_cast<const float*>(data) + at);
+    case WeightPart::Type::kHalf:
+      return unpack<Dtype::kHalf>(load_2_bytes(static_cast<const uint16_t*>(data) + at), 0);
+    default: return unpack<Dtype::kBFloat16>(load_2_bytes(static_cast<const uint16_t*>(data) + at), 0);
+  }
+}
+
 ANDFAST_DEVICE float logical_weight(const WeightPart& part, int64_t image, int output, int input, int tap) {
   const int64_t at = image * part.image_stride + int64_t{output} * part.out_stride + int64_t{input} * part.in_stride +
                      (part.flip ? 8 - tap : tap);
-  switch (part.type) {
-    case WeightPart::Type::kFloat: return load_float(static_cast<const float*>(part.data) + at);
-    case WeightPart::Type::kHalf:
-      return unpack<Dtype::kHalf>(load_2_bytes(static_cast<const uint16_t*>(part.data) + at), 0);
-    default: return unpack<Dtype::kBFloat16>(load_2_bytes(static_cast<const uint16_t*>(part.data) + at), 0);
-  }
+  return load_as_float(part.data, at, part.type);
+}
+
+ANDFAST_DEVICE float packed_bias(const PackJob& job, int output) {
+  return job.bias == nullptr || output >= job.shape.out_channels ? 0 : load_as_float(job.bias, output, job.bias_type);
 }
 
 ANDFAST_DEVICE float packed_weight(const PackJob& job, int64_t image, const PackedElement& e) {

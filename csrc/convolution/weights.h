@@ -34,6 +34,14 @@ struct PackJob {
   int32_t n_parts = 0;
   WeightPart parts[kMaxParts];
   void* packed = nullptr;  // images * packed_elements(shape) elements of shape.dtype, 16-byte aligned
+
+  // The bias (out_channels,) becomes fp32, filled up with zeros to a multiple of 64; null packed_bias: there is none.
+  const void* bias = nullptr;  // null: zeros
+  WeightPart::Type bias_type = WeightPart::Type::kFloat;
+  float* packed_bias = nullptr;
 };
+
+// Values of a packed bias.
+inline int64_t padded_bias(const Shape& shape) { return (int64_t{shape.out_channels} + 63) / 64 * 64; }
 
 }  // namespace andfast::convolution

@@ -27,6 +27,7 @@ from convolution_structs import (
     PackJob,
     Problem,
     Region,
+    Setting,
     Slice,
     WeightPart,
     aligned,
@@ -65,6 +66,9 @@ def compiled(driver: str, headers: Path = SOURCES, *flags: str) -> ctypes.CDLL:
         shutil.rmtree(folder)
     loaded.packed_elements.restype = ctypes.c_int64
     loaded.run.restype = ctypes.c_char_p
+    if hasattr(loaded, "run_dense_blocks"):
+        loaded.run_dense_blocks.restype = ctypes.c_char_p
+        loaded.dense_blocks_packed_bytes.restype = ctypes.c_int64
     return loaded
 
 
@@ -206,10 +210,8 @@ def run(case: Case, library: ctypes.CDLL) -> Outcome:
     structs = [Region(value.data_ptr(), value.nbytes, pointer(counts)) for value, counts in regions]
     report = Report()
     before = [source.values.clone() for source in sources]
-    error = library.run(
-        ctypes.byref(problem), (Region * len(structs))(*structs), len(structs), case.multiprocessors, case.order,
-        ctypes.c_uint64(case.seed), ctypes.byref(report),
-    )  # fmt: skip
+    setting = Setting((Region * len(structs))(*structs), len(structs), case.multiprocessors, case.order, case.seed)
+    error = library.run(ctypes.byref(problem), ctypes.byref(setting), ctypes.byref(report))
     del parts
 
     x = torch.cat(before, -1)[..., :with_weights]

@@ -82,11 +82,46 @@ class PackJob(ctypes.Structure):
         ("n_parts", ctypes.c_int32),
         ("parts", WeightPart * 5),
         ("packed", ctypes.c_void_p),
+        ("bias", ctypes.c_void_p),
+        ("bias_type", ctypes.c_int32),
+        ("packed_bias", ctypes.c_void_p),
     )
 
 
 class Region(ctypes.Structure):
     _fields_ = (("data", ctypes.c_void_p), ("bytes", ctypes.c_int64), ("writes", ctypes.c_void_p))
+
+
+class Setting(ctypes.Structure):
+    """Of the emulator: which memory kernels may touch, how many CTAs there are, in which order warps run."""
+
+    _fields_ = (
+        ("regions", ctypes.POINTER(Region)),
+        ("n_regions", ctypes.c_int32),
+        ("multiprocessors", ctypes.c_int32),
+        ("order", ctypes.c_int32),
+        ("seed", ctypes.c_uint64),
+    )
+
+
+class DenseBlocks(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_int32) for name in ("dtype", "images", "height", "width")),
+        *((name, ctypes.c_int32) for name in ("features", "growth", "blocks", "per_group")),
+        *((name, ctypes.c_float) for name in ("slope", "scale", "outer_scale")),
+    )
+
+
+class ConvolutionParameters(ctypes.Structure):
+    _fields_ = (("weight", ctypes.c_void_p), ("bias", ctypes.c_void_p), ("type", ctypes.c_int32))
+
+
+class Kept(ctypes.Structure):
+    _fields_ = (("signs", ctypes.c_void_p), ("growth", Channels))
+
+
+class Trunk(ctypes.Structure):
+    _fields_ = (("input", Channels), ("out", Channels), ("growth", Channels), ("scratch", Channels * 2))
 
 
 class Slice(NamedTuple):
