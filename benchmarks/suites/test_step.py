@@ -1,26 +1,29 @@
-"""A training step of every variant in step_variants.py: the plain ESRGAN step and the AND step, of both stages.
+"""Whole training steps of every variant in step_variants.py: the plain ESRGAN step and the AND step, both stages.
 
     python -m pytest benchmarks/suites/test_step.py --benchmark-group-by=group
 
-On a GPU at the paper's size (batch 48, HR 256, 23 blocks; a smaller batch where memory is short, with the reason), on a
-CPU at a tiny one, which says nothing about a GPU. A row is a whole step, zero_grad to the optimizers, on images that
-are on the device already. ``extra_info`` of each row:
+On a GPU at the paper's size (batch 48, HR 256, 23 blocks; a smaller batch where memory is short, with the reason) and,
+for some variants, at batch 6, one of eight GPUs' share, where host time counts most; on a CPU at a tiny size, which
+says nothing about a GPU. A row is a whole step, zero_grad to the optimizers, on images already on the device. Its
+``extra_info`` holds:
 
-    variant, baseline   its name, and its number among the baselines of the design, 4 for andfast
+    variant, baseline   name, and number among the baselines of the design, 4 for andfast
     step, stage         "plain" or "and"; "net" or "gan"
-    batch, hr, blocks, features, batch_note       sizes; why the batch is another than wanted, or null
+    batch, hr, blocks, features, batch_note       sizes; the reason for a smaller batch, or null
     compiled            whether torch.compile was used; not on a CPU
     milliseconds, images_per_second               of the median round
+    host_seconds        median time until the host had enqueued the step; null on a CPU
     overhead            AND step over plain step of the same variant, per image; null in plain rows
-    flops               of one step, counted by torch's flop counter on the same step uncompiled; flops_per_second
+    flops               per step, counted by torch's flop counter on the same step uncompiled; flops_per_second
     peak_memory         bytes, torch.cuda.max_memory_allocated during the rounds; null on a CPU
-    parts               seconds a step of identity, ascent, restoration, discrimination, update
-    loss_error          largest relative difference of its losses in fp32 from the package's with nothing shared, at a
-                        tiny size; a row fails beyond 1e-2 (stage net: 1e-4)
+    parts               seconds per step of identity, ascent, restoration, discrimination, update
+    loss_error          largest relative difference of its fp32 losses from the package's without reuse, at a tiny size;
+                        a row fails above 1e-2 (stage net: 1e-4)
 """
 
 import functools
 import statistics
+import time
 
 import pytest
 import torch
@@ -35,10 +38,14 @@ CUDA = torch.cuda.is_available()
 DEVICE = "cuda" if CUDA else "cpu"
 SIZE = FULL if CUDA else TINY
 BATCHES = [48, 32, 24, 16, 8, 4] if CUDA else [TINY.batch]
+SHARE = 6
+"""Batch of one of eight GPUs."""
+SHARED = ("andfast bf16", "andfast bf16, CUDA graph", "naive bf16")
+"""Variants that are timed at this batch too."""
 ROUNDS, WARM_UP = (5, 2) if CUDA else (2, 1)
 TOLERANCE = {"net": 1e-4, "gan": 1e-2}
 SECONDS = {}
-"""Seconds an image by (variant, stage) of the plain rows, which run before their AND rows."""
+"""Seconds per image by (variant, stage, whether at the small batch) of plain rows, which precede their AND rows."""
 
 
 @pytest.fixture(autouse=True)
@@ -73,10 +80,10 @@ def operations(naive, frozen, kind, stage, batch):
     return counter.get_total_flops()
 
 
-def largest(variant, kind, stage):
-    """The step at the largest batch that fits, after its first run, and why it is not the wanted one."""
+def largest(variant, kind, stage, batches):
+    """The step at the largest batch that fits, after its first run, and the reason if it is not the first batch."""
     note = None
-    for batch in BATCHES:
+    for batch in batches:
         stopwatch = StepTimer(torch.device(DEVICE))
         size = SIZE.__class__(**{**vars(SIZE), "batch": batch})
         try:
@@ -92,11 +99,14 @@ def largest(variant, kind, stage):
     pytest.fail(f"{variant.name} does not fit: {note}")
 
 
-# Variant after variant, the plain step first, so that a run whose time is up has whole variants, and their overheads.
+# Variant after variant, the plain step first, so that an interrupted run has whole variants and their overheads.
 @pytest.mark.parametrize("kind", ["plain", "and"])
+@pytest.mark.parametrize("share", [pytest.param(False, id="full"), pytest.param(True, id="batch6")])
 @pytest.mark.parametrize("stage", ["net", "gan"])
-@pytest.mark.parametrize("variant", VARIANTS, ids=[one.name for one in VARIANTS])
-def test_step(benchmark, variant, stage, kind):
+@pytest.mark.parametrize("variant", VARIANTS, ids=[variant.name for variant in VARIANTS])
+def test_step(benchmark, variant, stage, share, kind):
+    if share and not (CUDA and variant.name in SHARED):
+        pytest.skip("batch 6 is timed on a GPU, for some variants")
     if variant.graph and not CUDA:
         pytest.skip("CUDA graphs need a CUDA GPU")
     if variant.compiled and variant.baseline == 4 and compile_options(DEVICE) is None:
@@ -105,22 +115,29 @@ def test_step(benchmark, variant, stage, kind):
         pytest.skip("it is about the ascent, which a plain step does not have")
     if variant.fp8 and CUDA and "triton" not in _dispatch.available(FP8, DEVICE):
         pytest.skip("products of fp8 need compute capability 8.9, and emulating them says nothing")
-    benchmark.group = f"{'plain ESRGAN' if kind == 'plain' else 'AND'} step, stage {stage}, {DEVICE}"
+    benchmark.group = (
+        f"{'plain ESRGAN' if kind == 'plain' else 'AND'} step, stage {stage}, {DEVICE}" + f", batch {SHARE}" * share
+    )
     use_tf32(False)
     error = loss_error(variant, kind, stage, DEVICE)
     assert error < TOLERANCE[stage]
     use_tf32(CUDA)
-    step, stopwatch, note = largest(variant, kind, stage)
+    step, stopwatch, note = largest(variant, kind, stage, [SHARE] if share else BATCHES)
     batch = step.size.batch
 
+    hosts = []
+
     def run():
+        begun = time.perf_counter()
         step.whole(kind)
         if CUDA:
+            hosts.append(time.perf_counter() - begun)
             torch.cuda.synchronize()
 
     for _ in range(WARM_UP - 1):
         run()
     stopwatch.take()
+    hosts.clear()
     if CUDA:
         torch.cuda.reset_peak_memory_stats()
     benchmark.pedantic(run, rounds=ROUNDS)
@@ -130,8 +147,8 @@ def test_step(benchmark, variant, stage, kind):
     seconds = statistics.median(benchmark.stats.stats.data) if benchmark.stats is not None else sum(parts.values())
     flops = operations(variant.baseline < 4, variant.baseline == 3, kind, stage, batch)
     if kind == "plain":
-        SECONDS[variant.name, stage] = seconds / batch
-    plain = SECONDS.get((variant.name.replace(", CUDA graph", "").replace(", fp8 ascent", ""), stage))
+        SECONDS[variant.name, stage, share] = seconds / batch
+    plain = SECONDS.get((variant.name.replace(", CUDA graph", "").replace(", fp8 ascent", ""), stage, share))
     benchmark.extra_info.update(
         variant=variant.name,
         baseline=variant.baseline,
@@ -145,6 +162,7 @@ def test_step(benchmark, variant, stage, kind):
         batch_note=note,
         milliseconds=1e3 * seconds,
         images_per_second=batch / seconds,
+        host_seconds=statistics.median(hosts) if hosts else None,
         overhead=None if kind == "plain" or plain is None else seconds / batch / plain,
         flops=flops,
         flops_per_second=flops / seconds,
