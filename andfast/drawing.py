@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from andfast import checks as _check
+from andfast import checks
 from andfast.files import atomic_file
 
 if TYPE_CHECKING:
@@ -101,11 +101,11 @@ def sample_sheet(
 def _same_size(name: str, row: Sequence[Tensor]) -> list[NDArray[np.uint8]]:
     """A row's pictures as (H, W, 3) uint8 arrays of one size, small ones enlarged, large ones cut."""
     for column, image in enumerate(row):
-        _check.tensor(f"{name}[{column}]", image)
+        checks.tensor(f"{name}[{column}]", image)
         if image.dim() != 3 or image.shape[0] != 3 or not image.numel():
-            raise ValueError(f"{name}[{column}] must have shape (3, H, W), was {_check.shape(image)}")
+            raise ValueError(f"{name}[{column}] must have shape (3, H, W), was {checks.shape(image)}")
         if image.dtype != torch.uint8:
-            _check.floating(f"{name}[{column}]", image)
+            checks.floating(f"{name}[{column}]", image)
     height, width = (max(image.shape[axis] for image in row) for axis in (1, 2))
     factors = [height // image.shape[1] for image in row]
     for column, (image, factor) in enumerate(zip(row, factors, strict=True)):

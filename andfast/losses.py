@@ -13,8 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from andfast import checks as _check
-from andfast import torchvision_weights
+from andfast import checks, torchvision_weights
 from andfast.functional import mean_distance
 
 Criterion = Literal["l1", "l2"]
@@ -44,10 +43,10 @@ def l1_loss(sr: Tensor, hr: Tensor, impl: str = "auto") -> Tensor:
     Differentiable in SR; an HR that requires a gradient is refused. ``impl``: of
     :func:`andfast.functional.mean_distance`.
     """
-    _check.images("sr", sr)
-    _check.images("hr", hr)
-    _check.has_shape("sr", sr, hr.shape, meaning="that of hr")
-    _check.no_gradient("hr", hr)
+    checks.images("sr", sr)
+    checks.images("hr", hr)
+    checks.has_shape("sr", sr, hr.shape, meaning="that of hr")
+    checks.no_gradient("hr", hr)
     return mean_distance(sr, hr, impl=impl)
 
 
@@ -120,7 +119,7 @@ class PerceptualLoss(nn.Module):
         impl: str = "auto",
     ) -> None:
         super().__init__()
-        _check.one_of("criterion", criterion, get_args(Criterion))
+        checks.one_of("criterion", criterion, get_args(Criterion))
         self.layers = _checked_layers(layers)
         self.criterion: Criterion = criterion
         self.impl = impl
@@ -163,11 +162,11 @@ class PerceptualLoss(nn.Module):
                 yield name, x
 
     def _check_images(self, name: str, images: Tensor) -> None:
-        _check.images(name, images)
+        checks.images(name, images)
         if images.shape[1] != 3 or min(images.shape[2:]) < self._smallest:
             raise ValueError(
                 f"{name} must have shape (N, 3, H, W) with H and W of at least {self._smallest} "
-                f"for the layers {', '.join(self.layers)}, was {_check.shape(images)}"
+                f"for the layers {', '.join(self.layers)}, was {checks.shape(images)}"
             )
 
     def forward(self, sr: Tensor, hr_features: Mapping[str, Tensor]) -> Tensor:
@@ -186,8 +185,8 @@ class PerceptualLoss(nn.Module):
         # the first and largest features when what deeper layers kept is gone.
         for name, ours in self._walk(sr):
             theirs = hr_features[name]
-            _check.has_shape(f"hr_features[{name!r}]", theirs, ours.shape, meaning="that of SR's features")
-            _check.no_gradient(f"hr_features[{name!r}]", theirs)
+            checks.has_shape(f"hr_features[{name!r}]", theirs, ours.shape, meaning="that of SR's features")
+            checks.no_gradient(f"hr_features[{name!r}]", theirs)
             terms.append(self.layers[name] * mean_distance(ours, theirs, kind=self.criterion, impl=self.impl))
         return torch.stack(terms).sum()
 
@@ -317,7 +316,7 @@ class GANLoss(nn.Module):
 
     def __init__(self, kind: GANKind = "vanilla") -> None:
         super().__init__()
-        _check.one_of("kind", kind, get_args(GANKind))
+        checks.one_of("kind", kind, get_args(GANKind))
         self.kind: GANKind = kind
 
     @property
@@ -353,8 +352,8 @@ class GANLoss(nn.Module):
 
 def _logits(name: str, logits: Tensor) -> Tensor:
     """Logits in fp32, refused if they are not (N, 1) or (N, 1, H, W)."""
-    _check.tensor(name, logits)
-    _check.floating(name, logits)
+    checks.tensor(name, logits)
+    checks.floating(name, logits)
     if logits.dim() not in {2, 4} or logits.shape[1] != 1:
-        raise ValueError(f"{name} must have shape (N, 1) or (N, 1, H, W), was {_check.shape(logits)}")
+        raise ValueError(f"{name} must have shape (N, 1) or (N, 1, H, W), was {checks.shape(logits)}")
     return _fp32(logits)

@@ -17,7 +17,7 @@ from unittest.mock import patch
 import torch
 from triton.runtime.jit import JITFunction
 
-from andfast.functional import dispatch as _dispatch
+from andfast.functional import dispatch
 from andfast.nn import frozen
 from benchmarks.machine import cpu_name
 from benchmarks.suites.step_variants import FULL, Size, Step, Variant
@@ -45,7 +45,7 @@ def ascent(chunk_size: int, size: Size = NARROW, rounds: int = ROUNDS) -> tuple[
         launches += 1
 
     seconds = []
-    with patch.object(_dispatch, "resolve", resolve), patch.object(JITFunction, "run", launch):
+    with patch.object(dispatch, "resolve", resolve), patch.object(JITFunction, "run", launch):
         for _ in range(rounds + 1):  # the first one warms up
             launches, begun = 0, time.perf_counter()
             for images in step.adversary.groups(size.batch):

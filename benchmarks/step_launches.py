@@ -27,7 +27,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 from andfast.diagnosis.memory import Alive, fake_weights
-from andfast.functional import dispatch as _dispatch
+from andfast.functional import dispatch
 from andfast.kernels.ascent_step import kernels as ascent_kernels
 from andfast.kernels.ascent_step import launch as _ascent_step_triton
 from andfast.kernels.ascent_step.kernels import Batch
@@ -70,13 +70,13 @@ def as_on_a_gpu(count_step: Callable[[list[Batch]], None]) -> Iterator[None]:
     """Ops that have a Triton implementation take it; an ascent step's kernels, which no op hides, are only counted."""
 
     def resolve(op: str, impl: str, device_type: str, dtype: torch.dtype | None = None) -> str:
-        return "triton" if "triton" in _dispatch._TABLE[op] else "reference"
+        return "triton" if "triton" in dispatch._TABLE[op] else "reference"
 
     def same_memory(value: Tensor, center: Tensor) -> bool:
         return value.untyped_storage()._cdata == center.untyped_storage()._cdata
 
     with ExitStack() as stack:
-        stack.enter_context(patch.object(_dispatch, "resolve", resolve))
+        stack.enter_context(patch.object(dispatch, "resolve", resolve))
         stack.enter_context(patch.object(ascent_kernels, "step", lambda batches, *_others: count_step(batches)))
         stack.enter_context(patch.object(_ascent_step_triton, "_same_memory", same_memory))
         stack.enter_context(warnings.catch_warnings())

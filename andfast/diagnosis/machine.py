@@ -14,7 +14,7 @@ import torch
 
 import andfast
 from andfast import torchvision_weights
-from andfast.functional import dispatch as _dispatch
+from andfast.functional import dispatch
 from andfast.functional.selftest import self_test
 from andfast.training.logging import commit_of
 
@@ -136,13 +136,13 @@ def ops(found: Diagnosis, device_types: Sequence[str]) -> None:
     """The implementation that each op has on these devices, and why it has not the others."""
     found.data["ops"] = {}
     for place in device_types:
-        reasons = _dispatch.unavailable(place)
+        reasons = dispatch.unavailable(place)
         found.data["ops"][place] = {}
-        for number, (op, used) in enumerate(_dispatch.chosen(place).items()):
+        for number, (op, used) in enumerate(dispatch.chosen(place).items()):
             why_not = reasons.get(op, {})
             found.data["ops"][place][op] = {
                 "used": used,
-                "available": list(_dispatch.available(op, place)),
+                "available": list(dispatch.available(op, place)),
                 "unavailable": why_not,
             }
             others = "; ".join(f"no {name}: {reason}" for name, reason in why_not.items())
@@ -153,7 +153,7 @@ def ops(found: Diagnosis, device_types: Sequence[str]) -> None:
 def tests(found: Diagnosis, device_type: str, dtypes: Sequence[torch.dtype]) -> None:
     """The ops' self-test on a device; a failure of what "auto" takes is a problem."""
     results = self_test(device_type, dtypes)
-    used = _dispatch.chosen(device_type)
+    used = dispatch.chosen(device_type)
     found.data["self_test"] = [
         {
             **one._asdict(),

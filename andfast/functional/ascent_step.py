@@ -19,8 +19,8 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from andfast import checks as _check
-from andfast.functional import dispatch as _dispatch
+from andfast import checks
+from andfast.functional import dispatch
 from andfast.kernels.ascent_step import launch as _ascent_step_triton
 
 OP = "ascent_step"
@@ -28,7 +28,7 @@ OP = "ascent_step"
 Groups = Sequence[Sequence[Tensor]]
 """Tensors (N, ...), group after group; N is the same for all."""
 
-_dispatch.register(OP, {"triton": _ascent_step_triton.why_not, "reference": _dispatch.everywhere})
+dispatch.register(OP, {"triton": _ascent_step_triton.why_not, "reference": dispatch.everywhere})
 
 
 @torch.no_grad()
@@ -71,7 +71,7 @@ def ascent_step(
     other = next((one.dtype for one in every if one.dtype not in _ascent_step_triton.DTYPES), None)
     if impl == "auto" and other is not None:
         impl = "reference"
-    impl = _dispatch.resolve(OP, impl, every[0].device.type)
+    impl = dispatch.resolve(OP, impl, every[0].device.type)
     if impl == "triton":
         if other is not None:
             raise TypeError(f"tensors must be float32, bfloat16 or float16 with impl='triton', one was {other}")
@@ -188,12 +188,12 @@ def _check_arguments(
             raise ValueError(f"radii must be finite and 0 or more, one was {radius}")
     first: Tensor | None = None
     for name, one in _named("values", values):
-        _check.tensor(name, one)
-        _check.floating(name, one)
+        checks.tensor(name, one)
+        checks.floating(name, one)
         if one.dim() == 0:
             raise ValueError(f"{name} must have shape (N, ...), was a scalar")
         first = one if first is None else first
-        _check.like(name, one, "values[0][0]", first, dtype=False)
+        checks.like(name, one, "values[0][0]", first, dtype=False)
         if one.shape[0] != first.shape[0]:
             raise ValueError(f"{name} must have as many images as values[0][0], {first.shape[0]}, had {one.shape[0]}")
     wanted = [len(group) for group in values]
@@ -201,10 +201,10 @@ def _check_arguments(
         if (found := [len(group) for group in groups]) != wanted:
             raise ValueError(f"{name} must have as many tensors in each group as values, {wanted}, had {found}")
         for (label, one), (_, like) in zip(_named(name, groups), _named("values", values), strict=True):
-            _check.tensor(label, one)
-            _check.floating(label, one)
-            _check.like(label, one, "values[0][0]", like, dtype=False)
-            _check.has_shape(label, one, like.shape, meaning="of its value")
+            checks.tensor(label, one)
+            checks.floating(label, one)
+            checks.like(label, one, "values[0][0]", like, dtype=False)
+            checks.has_shape(label, one, like.shape, meaning="of its value")
     for number, group in enumerate(values):
         if not group:
             raise ValueError(f"values[{number}] must have one tensor or more, had none")

@@ -21,8 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from andfast import checks as _check
-from andfast.functional import dispatch as _dispatch
+from andfast import checks
+from andfast.functional import dispatch
 
 OP = "blur_pool"
 _SUM_TOLERANCE = 1e-5  # fp32 taps sum to 1 no better than this
@@ -79,7 +79,7 @@ def _why_no_cuda(device_type: str) -> str | None:
     return _why_no_cuda_here()
 
 
-_dispatch.register(OP, {"cuda": _why_no_cuda, "cpp": _why_no_cpp, "reference": _dispatch.everywhere})
+dispatch.register(OP, {"cuda": _why_no_cuda, "cpp": _why_no_cpp, "reference": dispatch.everywhere})
 
 
 def blur_pool(
@@ -111,7 +111,7 @@ def blur_pool(
         ValueError, TypeError: an argument's type, shape, dtype or value does not fit; the message names it.
         RuntimeError: ``impl`` asks for an implementation that is not available here.
     """
-    _check.images("x", x)
+    checks.images("x", x)
     if not isinstance(factor, int) or isinstance(factor, bool):
         raise TypeError(f"factor must be an int, was {type(factor).__name__}")
     if factor < 1:
@@ -119,13 +119,13 @@ def blur_pool(
     taps = list(binomial_taps(factor)) if isinstance(filter, str) and filter == "binomial" else _taps(filter, factor)
     height, width = x.shape[2:]
     if height % factor or width % factor:
-        raise ValueError(f"x must have H and W divisible by the factor, {factor}, had shape {_check.shape(x)}")
+        raise ValueError(f"x must have H and W divisible by the factor, {factor}, had shape {checks.shape(x)}")
     pad = (len(taps) - factor) // 2
     if height <= pad or width <= pad:
         raise ValueError(
-            f"x must have H and W greater than the padding of {len(taps)} taps, {pad}, had shape {_check.shape(x)}"
+            f"x must have H and W greater than the padding of {len(taps)} taps, {pad}, had shape {checks.shape(x)}"
         )
-    chosen = _dispatch.resolve(OP, impl, x.device.type, x.dtype)
+    chosen = dispatch.resolve(OP, impl, x.device.type, x.dtype)
     out: Tensor = torch.ops.andfast.blur_pool(x, taps, factor, chosen)
     return out
 
@@ -142,7 +142,7 @@ def _taps(given: object, factor: int) -> list[float]:
         raise ValueError(f"filter must be 'binomial' or a sequence of taps, was {given!r}")
     if isinstance(given, Tensor):
         if given.dim() != 1:
-            raise ValueError(f"filter must be one-dimensional, had shape {_check.shape(given)}")
+            raise ValueError(f"filter must be one-dimensional, had shape {checks.shape(given)}")
         given = given.tolist()
     if not isinstance(given, Sequence) or not all(isinstance(one, (int, float)) for one in given):
         raise TypeError(f"filter must be 'binomial', a 1-D tensor or a sequence of floats, was {type(given).__name__}")

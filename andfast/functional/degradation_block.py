@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from andfast import checks as _check
-from andfast.functional import dispatch as _dispatch
+from andfast import checks
+from andfast.functional import dispatch
 from andfast.functional import triton_support as _triton
 from andfast.kernels.degradation_block import launch as _degradation_block_triton
 
@@ -29,9 +29,9 @@ _KERNEL = 3
 _RECOVERED_FROM = 0.5
 """With slopes of at least this, z is recovered from the result: what that rounds is at most doubled by the division."""
 
-_dispatch.register(
+dispatch.register(
     OP,
-    {"triton": _triton.why_not, "reference": _dispatch.everywhere},
+    {"triton": _triton.why_not, "reference": dispatch.everywhere},
     dtypes={"triton": _triton.DTYPES},
 )
 
@@ -71,18 +71,18 @@ def degradation_block(
         ValueError, TypeError: an argument's shape, dtype or device does not fit; the message names it.
         RuntimeError: ``impl`` asks for an implementation that is not available here.
     """
-    _check.images("x", x)
+    checks.images("x", x)
     if not isinstance(slope, Tensor):
         if not isinstance(slope, int | float):
             raise TypeError(f"slope must be a number or a torch.Tensor, was {type(slope).__name__}")
         slope = torch.full((), slope, dtype=torch.promote_types(x.dtype, torch.float32), device=x.device)
-    _check.tensor("weight", weight)
-    amp = _check.autocast_dtype(x.device.type)
+    checks.tensor("weight", weight)
+    amp = checks.autocast_dtype(x.device.type)
     if amp is not None:
         x, weight = (one if one.dtype == torch.float64 else one.to(amp) for one in (x, weight))
     _check_arguments(x, weight, slope, noise, padding)
-    _check.not_negative("smallest_slope", smallest_slope)
-    chosen = _dispatch.resolve(OP, impl, x.device.type, x.dtype)
+    checks.not_negative("smallest_slope", smallest_slope)
+    chosen = dispatch.resolve(OP, impl, x.device.type, x.dtype)
     inputs = (x, weight, slope) if noise is None else (x, weight, slope, noise)
     save = torch.is_grad_enabled() and any(one.requires_grad for one in inputs)
     save_z = slope.requires_grad and smallest_slope < _RECOVERED_FROM
@@ -92,26 +92,26 @@ def degradation_block(
 
 def _check_arguments(x: Tensor, weight: Tensor, slope: Tensor, noise: Tensor | None, padding: str) -> None:
     n, c_in, height, width = x.shape
-    _check.like("weight", weight, "x", x)
+    checks.like("weight", weight, "x", x)
     ending = (c_in, _KERNEL, _KERNEL)
     per_image = weight.dim() == 5 and weight.shape[0] == n
     if tuple(weight.shape[-3:]) != ending or not (per_image or weight.dim() == 4):
         raise ValueError(
             f"weight must have shape (N, Cout, Cin, 3, 3) or (Cout, Cin, 3, 3), here ({n}, Cout, {c_in}, 3, 3) or "
-            f"(Cout, {c_in}, 3, 3), was {_check.shape(weight)}"
+            f"(Cout, {c_in}, 3, 3), was {checks.shape(weight)}"
         )
     if height < 1 or width < 1:
-        raise ValueError(f"x must have H and W of at least 1, had shape {_check.shape(x)}")
+        raise ValueError(f"x must have H and W of at least 1, had shape {checks.shape(x)}")
     c_out = weight.shape[-4]
-    _check.floating("slope", slope)
-    _check.like("slope", slope, "x", x, dtype=False)
-    _check.has_shape("slope", slope, (), (n,), (n, c_out), meaning="(), (N,) or (N, Cout)")
+    checks.floating("slope", slope)
+    checks.like("slope", slope, "x", x, dtype=False)
+    checks.has_shape("slope", slope, (), (n,), (n, c_out), meaning="(), (N,) or (N, Cout)")
     if noise is not None:
-        _check.images("noise", noise)
-        _check.like("noise", noise, "x", x, dtype=False)
+        checks.images("noise", noise)
+        checks.like("noise", noise, "x", x, dtype=False)
         allowed = ((n, c_out, height, width), (n, 1, height, width))
-        _check.has_shape("noise", noise, *allowed, meaning="(N, Cout, H, W) or (N, 1, H, W)")
-    _check.one_of("padding", padding, PADDINGS)
+        checks.has_shape("noise", noise, *allowed, meaning="(N, Cout, H, W) or (N, 1, H, W)")
+    checks.one_of("padding", padding, PADDINGS)
 
 
 def degradation_block_reference(

@@ -20,8 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from andfast import checks as _check
-from andfast.functional import dispatch as _dispatch
+from andfast import checks
+from andfast.functional import dispatch
 from andfast.functional import triton_support as _triton
 from andfast.kernels.identity_gradients import launch as _identity_gradients_triton
 
@@ -31,9 +31,9 @@ COLOURS = 3
 CHUNK = 1 << 20
 """Pre-activations that the reference has in memory at a time, if an image has no more."""
 
-_dispatch.register(
+dispatch.register(
     OP,
-    {"triton": _triton.why_not, "reference": _dispatch.everywhere},
+    {"triton": _triton.why_not, "reference": dispatch.everywhere},
     dtypes={"triton": _triton.DTYPES},
 )
 
@@ -81,7 +81,7 @@ def identity_gradients(
     dtype = _wide(x) if noise_dtype is None else noise_dtype
     if not dtype.is_floating_point:
         raise TypeError(f"noise_dtype must be a floating-point dtype, was {dtype}")
-    chosen = _dispatch.resolve(OP, impl, x.device.type, x.dtype)
+    chosen = dispatch.resolve(OP, impl, x.device.type, x.dtype)
     made = torch.ops.andfast.identity_gradients(
         x, grad, before, after, list(noises), dtype, list(slopes), correlation, padding, chosen
     )
@@ -98,29 +98,29 @@ def _check_arguments(
     slopes: Sequence[bool],
     padding: str,
 ) -> None:
-    _check.images("x", x)
+    checks.images("x", x)
     n, colours, height, width = x.shape
     if colours != COLOURS:
-        raise ValueError(f"x must have {COLOURS} channels, had shape {_check.shape(x)}")
+        raise ValueError(f"x must have {COLOURS} channels, had shape {checks.shape(x)}")
     if height < 1 or width < 1:
-        raise ValueError(f"x must have H and W of at least 1, had shape {_check.shape(x)}")
-    _check.images("grad", grad)
-    _check.like("grad", grad, "x", x, dtype=False)
-    _check.has_shape("grad", grad, x.shape, meaning="of x")
-    _check.tensor("before", before)
-    _check.floating("before", before)
-    _check.like("before", before, "x", x, dtype=False)
+        raise ValueError(f"x must have H and W of at least 1, had shape {checks.shape(x)}")
+    checks.images("grad", grad)
+    checks.like("grad", grad, "x", x, dtype=False)
+    checks.has_shape("grad", grad, x.shape, meaning="of x")
+    checks.tensor("before", before)
+    checks.floating("before", before)
+    checks.like("before", before, "x", x, dtype=False)
     if before.dim() != 4 or before.shape[1:3] != (n, COLOURS):
-        raise ValueError(f"before must have shape (L, N, 3, C), here (L, {n}, 3, C), was {_check.shape(before)}")
+        raise ValueError(f"before must have shape (L, N, 3, C), here (L, {n}, 3, C), was {checks.shape(before)}")
     layers, _, _, channels = before.shape
-    _check.tensor("after", after)
-    _check.like("after", after, "before", before)
-    _check.has_shape("after", after, before.shape, meaning="of before")
+    checks.tensor("after", after)
+    checks.like("after", after, "before", before)
+    checks.has_shape("after", after, before.shape, meaning="of before")
     if len(noises) != layers or any(one not in (0, 1, channels) for one in noises):
         raise ValueError(f"noises must be {layers} numbers, each 0, 1 or {channels}, was {list(noises)}")
     if len(slopes) != layers:
         raise ValueError(f"slopes must be {layers} values, was {list(slopes)}")
-    _check.one_of("padding", padding, PADDINGS)
+    checks.one_of("padding", padding, PADDINGS)
 
 
 def _wide(x: Tensor) -> torch.dtype:

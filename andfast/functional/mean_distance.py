@@ -15,17 +15,17 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from andfast import checks as _check
-from andfast.functional import dispatch as _dispatch
+from andfast import checks
+from andfast.functional import dispatch
 from andfast.kernels.mean_distance import launch as _mean_distance_triton
 
 OP = "mean_distance"
 
 Kind = Literal["l1", "l2"]
 
-_dispatch.register(
+dispatch.register(
     OP,
-    {"triton": _mean_distance_triton.why_not, "reference": _dispatch.everywhere},
+    {"triton": _mean_distance_triton.why_not, "reference": dispatch.everywhere},
     {"triton": _mean_distance_triton.DTYPES},
 )
 
@@ -50,18 +50,18 @@ def mean_distance(x: Tensor, target: Tensor, *, kind: Kind = "l1", impl: str = "
         ValueError, TypeError: an argument does not fit; the message names it.
         RuntimeError: ``impl`` asks for an implementation that is not available here.
     """
-    _check.tensor("x", x)
-    _check.tensor("target", target)
-    _check.floating("x", x)
-    _check.floating("target", target)
-    _check.has_shape("target", target, x.shape, meaning="that of x")
-    _check.like("target", target, "x", x, dtype=False)
-    _check.no_gradient("target", target)
-    _check.one_of("kind", kind, get_args(Kind))
+    checks.tensor("x", x)
+    checks.tensor("target", target)
+    checks.floating("x", x)
+    checks.floating("target", target)
+    checks.has_shape("target", target, x.shape, meaning="that of x")
+    checks.like("target", target, "x", x, dtype=False)
+    checks.no_gradient("target", target)
+    checks.one_of("kind", kind, get_args(Kind))
     wide = _wide_dtype(x, target)
     if impl == "triton" and wide == torch.float64 != x.dtype:
         raise TypeError(f"target must be float32, bfloat16 or float16 with impl='triton', was {target.dtype}")
-    chosen = _dispatch.resolve(OP, impl, x.device.type, wide)
+    chosen = dispatch.resolve(OP, impl, x.device.type, wide)
     out: Tensor = torch.ops.andfast.mean_distance(x, target, kind, chosen)
     return out
 

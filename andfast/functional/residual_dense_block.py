@@ -25,8 +25,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from andfast import checks as _check
-from andfast.functional import dispatch as _dispatch
+from andfast import checks
+from andfast.functional import dispatch
 from andfast.functional import triton_support as _triton
 from andfast.functional.layout import cast as _cast
 from andfast.functional.layout import convolution_backward as _convolution_backward
@@ -72,7 +72,7 @@ def residual_dense_block(
     """
     x, weights, biases, slope, scale = _checked(x, weights, biases, slope, scale)
     keep_features = torch.is_grad_enabled() and any(weight.requires_grad for weight in weights)
-    impl = _dispatch.resolve(NAME, impl, x.device.type, x.dtype)
+    impl = dispatch.resolve(NAME, impl, x.device.type, x.dtype)
     return forward_op(x, weights, biases, slope, scale, keep_features, impl)[0]
 
 
@@ -93,7 +93,7 @@ def _checked(
     x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], slope: float, scale: float
 ) -> tuple[Tensor, list[Tensor], list[Tensor], float, float]:
     """Check every argument and cast what autocast wants cast."""
-    _check.images("x", x)
+    checks.images("x", x)
     _five_tensors("weights", weights)
     _five_tensors("biases", biases)
     for name, number in (("slope", slope), ("scale", scale)):
@@ -104,9 +104,9 @@ def _checked(
     if slope < 0:  # the backward pass tells the sign before the activation by the sign after it
         raise ValueError(f"slope must be at least 0, was {slope}")
     if min(x.shape[1:]) < 1:
-        raise ValueError(f"x must have at least one channel, row and column, was {_check.shape(x)}")
+        raise ValueError(f"x must have at least one channel, row and column, was {checks.shape(x)}")
 
-    dtype = None if x.is_meta else _check.autocast_dtype(x.device.type)
+    dtype = None if x.is_meta else checks.autocast_dtype(x.device.type)
     if dtype is not None:
         x = _cast(x, dtype)
         weights = [_cast(weight, dtype) for weight in weights]
@@ -115,15 +115,15 @@ def _checked(
     features = x.shape[1]
     growth = weights[0].shape[0] if weights[0].dim() > 0 else 0
     if growth < 1:
-        raise ValueError(f"weights[0] must have shape (G, F, 3, 3) with G at least 1, was {_check.shape(weights[0])}")
+        raise ValueError(f"weights[0] must have shape (G, F, 3, 3) with G at least 1, was {checks.shape(weights[0])}")
     for k, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
         last = k == CONVOLUTIONS - 1
         cin, cout = features + k * growth, features if last else growth
         meaning = f"({'F' if last else 'G'}, F + {k}*G, 3, 3)"
-        _check.has_shape(f"weights[{k}]", weight, (cout, cin, 3, 3), meaning=meaning)
-        _check.has_shape(f"biases[{k}]", bias, (cout,), meaning="(F,)" if last else "(G,)")
-        _check.like(f"weights[{k}]", weight, "x", x)
-        _check.like(f"biases[{k}]", bias, "x", x)
+        checks.has_shape(f"weights[{k}]", weight, (cout, cin, 3, 3), meaning=meaning)
+        checks.has_shape(f"biases[{k}]", bias, (cout,), meaning="(F,)" if last else "(G,)")
+        checks.like(f"weights[{k}]", weight, "x", x)
+        checks.like(f"biases[{k}]", bias, "x", x)
     return x, list(weights), list(biases), float(slope), float(scale)
 
 
@@ -133,8 +133,8 @@ def _five_tensors(name: str, value: Sequence[Tensor]) -> None:
     if len(value) != CONVOLUTIONS:
         raise ValueError(f"{name} must hold {CONVOLUTIONS} tensors, held {len(value)}")
     for k, one in enumerate(value):
-        _check.tensor(f"{name}[{k}]", one)
-        _check.floating(f"{name}[{k}]", one)
+        checks.tensor(f"{name}[{k}]", one)
+        checks.floating(f"{name}[{k}]", one)
 
 
 # ----------------------------------------------------------------------------- What the implementations share
@@ -229,9 +229,9 @@ def _positive(saved: Tensor, k: int, start: int, growth: int) -> Tensor:
 
 
 # Triton comes second until a GPU has verified and timed it: "auto" takes the first that can run.
-_dispatch.register(
+dispatch.register(
     NAME,
-    {"reference": _dispatch.everywhere, "triton": _triton.why_not},
+    {"reference": dispatch.everywhere, "triton": _triton.why_not},
     dtypes={"triton": _triton.DTYPES},
 )
 

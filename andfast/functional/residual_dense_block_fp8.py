@@ -28,8 +28,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from andfast import checks as _check
-from andfast.functional import dispatch as _dispatch
+from andfast import checks
+from andfast.functional import dispatch
 from andfast.functional import triton_support as _triton
 from andfast.functional.layout import cast as _cast
 from andfast.functional.layout import empty as _empty
@@ -97,10 +97,10 @@ def quantise_weights(weights: Sequence[Tensor], biases: Sequence[Tensor], *, sca
     blocks = tuple(weights[0].shape[:-4])
     for k, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
         cout = features if k == CONVOLUTIONS - 1 else growth
-        _check.has_shape(f"weights[{k}]", weight, (*blocks, cout, features + k * growth, 3, 3), meaning="as documented")
-        _check.has_shape(f"biases[{k}]", bias, (*blocks, cout), meaning="as documented")
+        checks.has_shape(f"weights[{k}]", weight, (*blocks, cout, features + k * growth, 3, 3), meaning="as documented")
+        checks.has_shape(f"biases[{k}]", bias, (*blocks, cout), meaning="as documented")
         for name, one in (("weights", weight), ("biases", bias)):
-            _check.like(f"{name}[{k}]", one, "weights[0]", weights[0], dtype=False)
+            checks.like(f"{name}[{k}]", one, "weights[0]", weights[0], dtype=False)
             if one.requires_grad and torch.is_grad_enabled():
                 raise ValueError(
                     f"{name}[{k}] must not require a gradient: fp8 is for frozen blocks (andfast.nn.frozen), "
@@ -143,25 +143,25 @@ def residual_dense_block_fp8(x: Tensor, weights: Fp8Weights, *, slope: float = 0
         ValueError: An argument has the wrong shape, device or value; ``impl`` is no implementation's name.
         RuntimeError: The implementation asked for is not available here.
     """
-    _check.images("x", x)
+    checks.images("x", x)
     if not isinstance(weights, Fp8Weights):
         raise TypeError(f"weights must be of quantise_weights, was {type(weights).__name__}")
     first = weights.kernels[0]
     if first.dim() != 3:
-        raise ValueError(f"weights must be of one block, were of several: kernels of {_check.shape(first)}")
-    _check.like("x", x, "weights", first, dtype=False)
+        raise ValueError(f"weights must be of one block, were of several: kernels of {checks.shape(first)}")
+    checks.like("x", x, "weights", first, dtype=False)
     if x.shape[1] != first.shape[2]:
-        raise ValueError(f"x must have the {first.shape[2]} channels of weights, was {_check.shape(x)}")
+        raise ValueError(f"x must have the {first.shape[2]} channels of weights, was {checks.shape(x)}")
     if min(x.shape[2:]) < 1:
-        raise ValueError(f"x must have at least one row and column, was {_check.shape(x)}")
+        raise ValueError(f"x must have at least one row and column, was {checks.shape(x)}")
     if isinstance(slope, bool) or not isinstance(slope, int | float):
         raise TypeError(f"slope must be a number, was {type(slope).__name__}")
     if not 0 <= slope < math.inf:
         raise ValueError(f"slope must be finite and at least 0, was {slope}")
-    dtype = None if x.is_meta else _check.autocast_dtype(x.device.type)
+    dtype = None if x.is_meta else checks.autocast_dtype(x.device.type)
     if dtype is not None:
         x = _cast(x, dtype)
-    impl = _dispatch.resolve(NAME, impl, x.device.type, x.dtype)
+    impl = dispatch.resolve(NAME, impl, x.device.type, x.dtype)
     return forward_op(x, *map(list, weights), float(slope), impl)[0]
 
 
@@ -252,9 +252,9 @@ def _why_not_triton(device_type: str) -> str | None:
 
 
 # Triton first: the reference, which emulates, is never the faster one.
-_dispatch.register(
+dispatch.register(
     NAME,
-    {"triton": _why_not_triton, "reference": _dispatch.everywhere},
+    {"triton": _why_not_triton, "reference": dispatch.everywhere},
     dtypes={"triton": (torch.bfloat16, torch.float16)},
 )
 

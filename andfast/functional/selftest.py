@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 import torch
 from torch import Tensor
 
-from andfast.functional import dispatch as _dispatch
+from andfast.functional import dispatch
 from andfast.functional.selftest_cases import CASES, FORMATS, Case, Draw
 
 TOLERANCES: Final[Mapping[torch.dtype, float]] = {
@@ -89,7 +89,7 @@ def self_test(
     results = []
     for op in wanted:
         for dtype in DEFAULT_DTYPES if dtypes is None else dtypes:
-            impls = _dispatch.available(op, device.type, dtype)
+            impls = dispatch.available(op, device.type, dtype)
             results += [_test(op, impl, device, dtype) for impl in (impls if every else impls[:1])]
     return results
 

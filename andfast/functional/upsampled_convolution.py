@@ -22,8 +22,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from andfast import checks as _check
-from andfast.functional import dispatch as _dispatch
+from andfast import checks
+from andfast.functional import dispatch
 from andfast.functional import layout as _convolution
 from andfast.functional import triton_support as _triton
 from andfast.functional.upsampled_kernel import gradients, transposed_kernel
@@ -62,7 +62,7 @@ def upsampled_convolution(
     """
     x, weight, bias, slope = _checked(x, weight, bias, factor, slope)
     frozen = torch.is_grad_enabled() and x.requires_grad and not (weight.requires_grad or bias.requires_grad)
-    impl = _dispatch.resolve(NAME, impl, x.device.type, x.dtype)
+    impl = dispatch.resolve(NAME, impl, x.device.type, x.dtype)
     return forward_op(x, weight, bias, factor, slope, frozen and slope != 1, impl)[0]
 
 
@@ -83,10 +83,10 @@ def _checked(
     x: Tensor, weight: Tensor, bias: Tensor, factor: int, slope: float
 ) -> tuple[Tensor, Tensor, Tensor, float]:
     """Check every argument and cast what autocast wants cast."""
-    _check.images("x", x)
+    checks.images("x", x)
     for name, value in (("weight", weight), ("bias", bias)):
-        _check.tensor(name, value)
-        _check.floating(name, value)
+        checks.tensor(name, value)
+        checks.floating(name, value)
     if isinstance(factor, bool | float) or factor not in FACTORS:
         raise ValueError(f"factor must be {' or '.join(map(str, FACTORS))}, was {factor!r}")
     if isinstance(slope, bool) or not isinstance(slope, int | float):
@@ -94,17 +94,17 @@ def _checked(
     if not 0 <= slope < math.inf:  # the backward pass tells the sign before the activation by the sign after it
         raise ValueError(f"slope must be finite and at least 0, was {slope}")
     if min(x.shape[1:]) < 1:
-        raise ValueError(f"x must have at least one channel, row and column, was {_check.shape(x)}")
-    dtype = None if x.is_meta else _check.autocast_dtype(x.device.type)
+        raise ValueError(f"x must have at least one channel, row and column, was {checks.shape(x)}")
+    dtype = None if x.is_meta else checks.autocast_dtype(x.device.type)
     if dtype is not None:
         x, weight, bias = (_convolution.cast(one, dtype) for one in (x, weight, bias))
     c_out = weight.shape[0] if weight.dim() > 0 else 0
     if c_out < 1:
-        raise ValueError(f"weight must have shape (Cout, Cin, 3, 3) with Cout at least 1, was {_check.shape(weight)}")
-    _check.has_shape("weight", weight, (c_out, x.shape[1], 3, 3), meaning="(Cout, Cin, 3, 3)")
-    _check.has_shape("bias", bias, (c_out,), meaning="(Cout,)")
-    _check.like("weight", weight, "x", x)
-    _check.like("bias", bias, "x", x)
+        raise ValueError(f"weight must have shape (Cout, Cin, 3, 3) with Cout at least 1, was {checks.shape(weight)}")
+    checks.has_shape("weight", weight, (c_out, x.shape[1], 3, 3), meaning="(Cout, Cin, 3, 3)")
+    checks.has_shape("bias", bias, (c_out,), meaning="(Cout,)")
+    checks.like("weight", weight, "x", x)
+    checks.like("bias", bias, "x", x)
     return x, weight, bias, float(slope)
 
 
@@ -191,9 +191,9 @@ def _gradient_to_x(grad: Tensor, weight: Tensor, factor: int, channels_last: boo
 
 
 # Triton comes second until a GPU has verified and timed it: "auto" takes the first that can run.
-_dispatch.register(
+dispatch.register(
     NAME,
-    {"reference": _dispatch.everywhere, "triton": _triton.why_not},
+    {"reference": dispatch.everywhere, "triton": _triton.why_not},
     dtypes={"triton": _triton.DTYPES},
 )
 

@@ -3,7 +3,7 @@
 import torch
 
 from andfast.config.schema import TrainConfig
-from andfast.functional import dispatch as _dispatch
+from andfast.functional import dispatch
 from andfast.functional.residual_dense_block_fp8 import NAME as FP8
 from andfast.functional.selftest import self_test
 from andfast.functional.selftest_cases import CASES
@@ -16,7 +16,7 @@ class UntrustedOpError(ValueError):
 
 def ops_used(config: TrainConfig, device: torch.device) -> dict[str, str]:
     """The implementation that each op has in this run, by op."""
-    return {op: impl for op, impl in _dispatch.chosen(device.type, config.ops).items() if _used(op, config)}
+    return {op: impl for op, impl in dispatch.chosen(device.type, config.ops).items() if _used(op, config)}
 
 
 def _used(op: str, config: TrainConfig) -> bool:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from andfast import checks as _check
+from andfast import checks
 from andfast.data.images import SUFFIXES, UnusableImageError, decode
 from andfast.metrics import psnr_y, ssim_y
 
@@ -191,7 +191,7 @@ def quantize(images: Tensor) -> Tensor:
     """Images clamped to [0, 1] and rounded to 8 bits, in float64; NaN stays NaN and shows in the metrics."""
     if images.dtype == torch.uint8:
         return images.double() / 255
-    _check.floating("images", images)
+    checks.floating("images", images)
     return (images.double().clamp(0, 1) * 255).round() / 255
 
 
@@ -201,10 +201,10 @@ def bicubic(lr: Tensor, scale: int) -> Tensor:
     Keys' cubic with a = -0.5, pixel centres aligned: what Pillow's BICUBIC and MATLAB's imresize compute
     inside the image, up to Pillow's rounding to 8 bits.
     """
-    _check.tensor("lr", lr)
+    checks.tensor("lr", lr)
     _positive(scale=scale)
     if lr.dim() != 4:
-        raise ValueError(f"lr must have shape (N, C, H, W), was {_check.shape(lr)}")
+        raise ValueError(f"lr must have shape (N, C, H, W), was {checks.shape(lr)}")
     x = lr.float() / 255 if lr.dtype == torch.uint8 else lr.float()
     # antialias=True does nothing to an enlargement but choose a = -0.5; without it PyTorch's cubic has a =
     # -0.75.

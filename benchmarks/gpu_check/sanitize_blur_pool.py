@@ -15,8 +15,7 @@ os.environ.setdefault("PYTORCH_NO_CUDA_MEMORY_CACHING", "1")
 
 import torch
 
-from andfast.functional import blur_pool
-from andfast.functional import dispatch as _dispatch
+from andfast.functional import blur_pool, dispatch
 
 TOLERANCES = {torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3, torch.float64: 1e-14}
 # Shapes of the small side, what of them is odd, and how many values the tensors lie off 16 bytes.
@@ -61,7 +60,7 @@ def check(shape, memory_format, offset, factor, taps, dtype) -> int:
 
 def main() -> None:
     try:
-        _dispatch.resolve("blur_pool", "cuda", "cuda")
+        dispatch.resolve("blur_pool", "cuda", "cuda")
     except RuntimeError as error:
         sys.exit(f"error: {error}")
     torch.manual_seed(0)

@@ -17,8 +17,7 @@ import pytest
 import torch
 
 from andfast.adversary import PRESETS, sample_identity
-from andfast.functional import ascent_step
-from andfast.functional import dispatch as _dispatch
+from andfast.functional import ascent_step, dispatch
 from andfast.functional import identity_gradients as identity
 from andfast.functional.ascent_step import OP, ascent_step_reference
 from benchmarks import counts, measure
@@ -29,7 +28,7 @@ DEVICE = device()
 CUDA = DEVICE == "cuda"
 IMAGES, SIDE, CHANNELS = (48, 256, 64) if CUDA and not measure.quick() else (2, 64, 16)
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-CASES = list(itertools.product(["first", "later"], DTYPES, _dispatch.available(OP, DEVICE)))
+CASES = list(itertools.product(["first", "later"], DTYPES, dispatch.available(OP, DEVICE)))
 if CUDA:  # half a minute of compilation; inductor's C++ takes minutes on a CPU
     CASES.append(("later", "fp32", "compiled"))
 BALL = PRESETS["calibrated"].ball_for(SIDE, SIDE)
@@ -113,7 +112,7 @@ def test_ascent(benchmark, step, dtype, name):
 IDENTITY_CASES = [
     (*case, impl)
     for case in (("HR", "fp32", "full"), ("HR", "bf16", "full"), ("HR", "fp32", "single"), ("LR", "fp32", "full"))
-    for impl in _dispatch.available(identity.OP, DEVICE)
+    for impl in dispatch.available(identity.OP, DEVICE)
 ]
 
 

@@ -14,8 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from andfast.functional import blur_pool
-from andfast.functional import dispatch as _dispatch
+from andfast.functional import blur_pool, dispatch
 from andfast.functional.blur_pool import OP, binomial_taps
 from benchmarks import counts, measure
 from benchmarks.machine import device
@@ -31,7 +30,7 @@ else:
 FORMATS = {"nhwc": torch.channels_last, "nchw": torch.contiguous_format}
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 TOLERANCE = {"bf16": 1e-2, "fp16": 2e-3, "fp32": 1e-5}
-IMPLEMENTATIONS = list(_dispatch.available(OP, DEVICE))
+IMPLEMENTATIONS = list(dispatch.available(OP, DEVICE))
 OTHERS = ["depthwise convolution", "avg_pool2d", "interpolate antialias"]
 DIRECTIONS = ("forward", "backward", "forward+backward")
 

@@ -21,8 +21,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from andfast.functional import degradation_block
-from andfast.functional import dispatch as _dispatch
+from andfast.functional import degradation_block, dispatch
 from andfast.functional.degradation_block import OP
 from benchmarks import counts, measure
 from benchmarks.machine import device
@@ -31,7 +30,7 @@ DEVICE = device()
 CUDA = DEVICE == "cuda"
 BATCH, SIDES = (48, (256, 64)) if CUDA and not measure.quick() else (2, (16,))
 LAYERS = ((64, 64), (3, 64), (64, 3))
-IMPLEMENTATIONS = list(_dispatch.available(OP, DEVICE))
+IMPLEMENTATIONS = list(dispatch.available(OP, DEVICE))
 OTHERS = ["eager", "compiled", "convolution"]
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "tf32": torch.float32, "fp32": torch.float32}
 TOLERANCE = {"bf16": 1e-2, "fp16": 2e-3, "tf32": 2e-3, "fp32": 1e-5}

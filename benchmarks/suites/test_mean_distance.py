@@ -13,8 +13,7 @@ import itertools
 import pytest
 import torch
 
-from andfast.functional import dispatch as _dispatch
-from andfast.functional import mean_distance
+from andfast.functional import dispatch, mean_distance
 from andfast.functional.mean_distance import OP, mean_distance_reference
 from benchmarks import counts, measure
 from benchmarks.machine import device
@@ -27,7 +26,7 @@ else:
     SHAPES = [(2, 3, 32, 32)] if measure.quick() else [(4, 64, 128, 128)]
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 DIRECTIONS = ("forward", "forward+backward")
-NAMES = [*_dispatch.available(OP, DEVICE), "composed"]
+NAMES = [*dispatch.available(OP, DEVICE), "composed"]
 
 pytestmark = pytest.mark.benchmark(timer=measure.clock)
 

@@ -21,8 +21,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from andfast.functional import dispatch as _dispatch
-from andfast.functional import residual_dense_block
+from andfast.functional import dispatch, residual_dense_block
 from andfast.functional.residual_dense_block import NAME as OP
 from andfast.functional.residual_dense_block import residual_dense_block_reference
 from andfast.functional.residual_dense_block_fp8 import NAME as FP8
@@ -36,9 +35,9 @@ FEATURES, GROWTH = 64, 32
 SHAPE = (48, FEATURES, 64, 64) if CUDA and not measure.quick() else (2, FEATURES, 16, 16)
 SLOPE = SCALE = 0.2
 DIRECTIONS = ("forward", "frozen forward+backward", "trainable forward+backward")
-IMPLEMENTATIONS = list(_dispatch.available(OP, DEVICE))
+IMPLEMENTATIONS = list(dispatch.available(OP, DEVICE))
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "tf32": torch.float32, "fp32": torch.float32}
-FP8_IMPLEMENTATION = _dispatch.available(FP8, DEVICE, torch.bfloat16)[0]
+FP8_IMPLEMENTATION = dispatch.available(FP8, DEVICE, torch.bfloat16)[0]
 FP8_TOLERANCE = 0.05
 TOLERANCE = {"bf16": 1e-2, "fp16": 4e-3, "tf32": 2e-3, "fp32": 1e-5}
 

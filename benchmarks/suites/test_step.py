@@ -29,7 +29,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from andfast.functional import dispatch as _dispatch
+from andfast.functional import dispatch
 from andfast.functional.residual_dense_block_fp8 import NAME as FP8
 from andfast.training.profiling import StepTimer
 from benchmarks.suites.step_variants import FULL, TINY, VARIANTS, Step, Variant, compile_options, loss_error
@@ -113,7 +113,7 @@ def test_step(benchmark, variant, stage, share, kind):
         pytest.skip("torch.compile on a CPU takes minutes and says nothing about a GPU")
     if (variant.graph or variant.fp8) and kind == "plain":
         pytest.skip("it is about the ascent, which a plain step does not have")
-    if variant.fp8 and CUDA and "triton" not in _dispatch.available(FP8, DEVICE):
+    if variant.fp8 and CUDA and "triton" not in dispatch.available(FP8, DEVICE):
         pytest.skip("products of fp8 need compute capability 8.9, and emulating them says nothing")
     benchmark.group = (
         f"{'plain ESRGAN' if kind == 'plain' else 'AND'} step, stage {stage}, {DEVICE}" + f", batch {SHARE}" * share

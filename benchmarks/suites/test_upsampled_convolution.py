@@ -21,8 +21,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from andfast.functional import dispatch as _dispatch
-from andfast.functional import upsampled_convolution
+from andfast.functional import dispatch, upsampled_convolution
 from andfast.functional.upsampled_convolution import NAME as OP
 from andfast.functional.upsampled_convolution import upsampled_convolution_reference
 from andfast.functional.upsampled_kernel import transposed_kernel
@@ -35,7 +34,7 @@ FEATURES, SLOPE = 64, 0.2
 BATCH, SIDE = (48, 64) if CUDA and not measure.quick() else (1, 12)
 LAYERS = {"conv_up1": (2, SIDE), "conv_up2": (2, 2 * SIDE), "conv_hr": (1, 4 * SIDE)}  # factor, height and width
 DIRECTIONS = ("forward", "frozen forward+backward", "trainable forward+backward")
-IMPLEMENTATIONS = list(_dispatch.available(OP, DEVICE))
+IMPLEMENTATIONS = list(dispatch.available(OP, DEVICE))
 DTYPES = {"bf16": torch.bfloat16, "tf32": torch.float32, "fp32": torch.float32}
 TOLERANCE = {"bf16": 1e-2, "tf32": 2e-3, "fp32": 1e-5}
 

@@ -9,7 +9,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from andfast.kernels.degradation_block.configs import MAX_REGISTERS, TABLE, Config, channel_block
+from andfast.kernels.common.config import MAX_REGISTERS, KernelConfig, channel_block
+from andfast.kernels.degradation_block.configs import TABLE
 from benchmarks.tuning import config_table
 
 KERNELS: Final = ("forward", "grad_input", "grad_weight")
@@ -31,7 +32,7 @@ class Candidate(NamedTuple):
     architecture: str
     kernel: str
     precision: str
-    config: Config
+    config: KernelConfig
     distance: int
     """In how many fields, a tile being one, it differs from the table's."""
 
@@ -61,11 +62,11 @@ def candidates(architecture: str, kernel: str, precision: str, *, reduced: bool)
     return sorted((one for one in some if not reduced or one.distance <= 1), key=lambda one: one.distance)
 
 
-def _distance(a: Config, b: Config) -> int:
+def _distance(a: KernelConfig, b: KernelConfig) -> int:
     tile = (a.block_h, a.block_w) != (b.block_h, b.block_w)
     return tile + sum(
         one != other
-        for name, one, other in zip(Config._fields, a, b, strict=True)
+        for name, one, other in zip(KernelConfig._fields, a, b, strict=True)
         if name not in ("block_h", "block_w")
     )
 
@@ -119,7 +120,7 @@ def compiled(candidate: Candidate) -> tuple[Candidate, dict[str, Any] | None, st
     return candidate, {"registers": registers, "shared": shared}, None
 
 
-def _compile(variant: Any, config: Config) -> tuple[dict[str, int] | None, str | None]:
+def _compile(variant: Any, config: KernelConfig) -> tuple[dict[str, int] | None, str | None]:
     """A variant's resources, or why it is of no use."""
     kernels, kernel_resources = compilers()
 

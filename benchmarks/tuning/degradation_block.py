@@ -26,8 +26,8 @@ from typing import Any, Final
 
 import torch
 
-from andfast.kernels.degradation_block.configs import PRECISIONS, TABLE, Config
-from andfast.kernels.degradation_block.configs import architecture as architecture_of
+from andfast.kernels.common.config import PRECISIONS, KernelConfig, newest_architecture
+from andfast.kernels.degradation_block.configs import TABLE
 from benchmarks.tuning import config_table
 from benchmarks.tuning.candidates import (
     KERNELS,
@@ -182,13 +182,14 @@ def tuned(
     rows: Sequence[dict[str, Any]],
     architecture: str,
     fits: Callable[[Sequence[Candidate]], dict[Candidate, str | None]],
-) -> dict[str, dict[tuple[str, str], Config]]:
+) -> dict[str, dict[tuple[str, str], KernelConfig]]:
     """The table with each kernel's fastest configuration that compiles in every form; ``fits`` finds that out."""
     table = {name: dict(entries) for name, entries in TABLE.items()}
     open_rows = {key: ranked(rows, *key) for key in table[architecture]}
     while some := {key: found.pop(0) for key, found in open_rows.items() if found}:
         tried = {
-            key: Candidate(architecture, *key, Config(**row["config"]), row["distance"]) for key, row in some.items()
+            key: Candidate(architecture, *key, KernelConfig(**row["config"]), row["distance"])
+            for key, row in some.items()
         }
         reasons = fits(list(tried.values()))
         for key, candidate in tried.items():
@@ -223,7 +224,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not given.compile_only and not torch.cuda.is_available():
         print("error: no CUDA device; --compile-only needs none", file=sys.stderr)
         return 1
-    here = architecture_of(torch.cuda.get_device_capability()) if torch.cuda.is_available() else max(TABLE)
+    here = newest_architecture(torch.cuda.get_device_capability(), TABLE) if torch.cuda.is_available() else max(TABLE)
     architecture = given.architecture or here
     if not given.compile_only and architecture != here:
         print(f"error: --architecture must be that of the GPU, {here}, was {architecture}", file=sys.stderr)

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from andfast.functional.triton_support import DTYPES, why_not
 
+from ..common.layout import in_order
+
 __all__ = ["DTYPES", "ascent_step", "why_not"]
 
 _ALIGNMENT = 16  # values of an image, and bytes of an address: what a 16-byte access takes
@@ -59,10 +61,10 @@ def _laid_out(value: Tensor, gradient: Tensor, center: Tensor) -> tuple[Tensor, 
     model = next((one for one in (value, gradient) if _dense(one)), None)
     strides = torch.empty(value.shape, device="meta").stride() if model is None else model.stride()
     out = torch.empty_strided(value.shape, strides, dtype=value.dtype, device=value.device)
-    gradient = _in_order(gradient, out)
+    gradient = in_order(gradient, out)
     if not _expanded(center):
-        center = _in_order(center, out)
-    value = center if at_center else _in_order(value, out)
+        center = in_order(center, out)
+    value = center if at_center else in_order(value, out)
     return value, gradient, center, out
 
 
@@ -82,14 +84,6 @@ def _expanded(tensor: Tensor) -> bool:
     return tensor.numel() > 1 and all(
         stride == 0 or size == 1 for stride, size in zip(tensor.stride(), tensor.shape, strict=True)
     )
-
-
-def _in_order(tensor: Tensor, like: Tensor) -> Tensor:
-    """The tensor if its values lie in memory as another's do, else a copy that does."""
-    pairs = zip(tensor.shape, tensor.stride(), like.stride(), strict=True)
-    if all(size == 1 or stride == wanted for size, stride, wanted in pairs):
-        return tensor
-    return torch.empty_strided(tensor.shape, like.stride(), dtype=tensor.dtype, device=tensor.device).copy_(tensor)
 
 
 def _same_memory(value: Tensor, center: Tensor) -> bool:

@@ -15,15 +15,8 @@ Tensors may have any strides; channels_last is what the tiles are shaped for. Su
 runs give the same bits. docs/kernels.md draws and counts.
 """
 
-import functools
-from collections.abc import Sequence
-
-import torch
 import triton
 import triton.language as tl
-from torch import Tensor
-
-from ..degradation_block.configs import MAX_REGISTERS, TABLE, Config, architecture
 
 TAPS = tl.constexpr(9)
 BITS = tl.constexpr(8)  # sign bits of eight channels share a byte
@@ -113,63 +106,14 @@ def load_slope(
     return tl.load(slope + channel * stride_c, mask=channel < c_out, other=0.0).to(tl.float32)
 
 
-# -------------------------------------------------------------------------------------------------------- launches
-
-
-@functools.cache
-def _architecture(device: torch.device) -> str:
-    return architecture(torch.cuda.get_device_capability(device))
-
-
-def precision_name(dtype: torch.dtype, tf32: bool) -> str:
-    if dtype in (torch.bfloat16, torch.float16):
-        return "half"
-    return "tf32" if tf32 else "tf32x3"
-
-
-def table_config(kernel: str, x: Tensor, tf32: bool) -> Config:
-    """The table's entry; Triton's interpreter, which runs on the CPU, takes that of the oldest architecture."""
-    name = _architecture(x.device) if x.device.type == "cuda" else min(TABLE)
-    return TABLE[name][kernel, precision_name(x.dtype, tf32)]
-
-
-def dot_precision(dtype: torch.dtype, tf32: bool) -> str:
-    """tl.dot's input_precision; it has no meaning for half types."""
-    precision = precision_name(dtype, tf32)
-    return "tf32" if precision == "half" else precision
-
-
-def register_limit(config: Config, *images: Tensor) -> int:
-    """The configuration's limit if all images are channels_last with channels in multiples of 16, else none."""
-    aligned = all(one.stride(1) == 1 and one.shape[1] % 16 == 0 for one in images)
-    return config.registers if aligned else MAX_REGISTERS
-
-
-def refuse_huge(name: str, value: Tensor) -> None:
-    """Offsets within an image are 32-bit."""
-    refuse_huge_extent(name, value.shape, value.stride())
-
-
-def refuse_huge_extent(name: str, shape: Sequence[int], stride: Sequence[int]) -> None:
-    """The same of a tensor of this shape and these strides."""
-    extent = sum((size - 1) * step for size, step in zip(shape[1:], stride[1:], strict=True))
-    if extent >= 2**31:
-        raise ValueError(f"an image of {name} must span fewer than 2**31 values, spanned {extent + 1}")
-
-
-def slope_strides(slope: Tensor) -> tuple[int, int]:
-    first, second, *_ = (*slope.stride(), 0, 0)
-    return first, second
-
-
-def tile_counts(height: int, width: int, config: Config) -> tuple[int, int]:
-    """Pixel tiles of an image, and in a row of it."""
-    tiles_w = triton.cdiv(width, config.block_w)
-    return triton.cdiv(height, config.block_h) * tiles_w, tiles_w
-
-
-def taps_first(weight: Tensor, *order: int) -> tuple[Tensor, int]:
-    """Weights as (N or 1, 9, ...), contiguous, channels in the given order, and the stride of an image, 0 if shared."""
-    shared = weight.dim() == 4
-    packed = (weight.unsqueeze(0) if shared else weight).flatten(-2).permute(0, 3, *order).contiguous()
-    return packed, 0 if shared else packed.stride(0)
+@triton.jit
+def shift_pixels(
+    sums,  # [P, BLOCK_OUT]
+    shift,  # 1 or -1
+    PIXELS: tl.constexpr,  # P
+    BLOCK_OUT: tl.constexpr,  # output channels per program
+):
+    """The sums of pixel p + shift at p; at the ends the pixel's own, which are never read."""
+    pixel = tl.arange(0, PIXELS) + shift
+    pixel = tl.minimum(tl.maximum(pixel, 0), PIXELS - 1)
+    return tl.gather(sums, tl.broadcast_to(pixel[:, None], (PIXELS, BLOCK_OUT)), axis=0)

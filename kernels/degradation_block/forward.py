@@ -5,20 +5,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..common.convolution import (
-    BITS,
-    TAPS,
-    dot_precision,
-    load_padded,
-    refuse_huge,
-    register_limit,
-    slope_strides,
-    table_config,
-    taps_first,
-    tile_counts,
-    tile_pixels,
-)
-from .configs import Config, channel_block
+from ..common.config import KernelConfig, channel_block
+from ..common.convolution import BITS, TAPS, load_padded, tile_pixels
+from ..common.launch import dot_precision, register_limit, table_config, taps_first, tile_counts
+from ..common.layout import check_int32_extent, slope_strides
+from .configs import TABLE
 from .saved import saved_bytes, split_saved
 
 NO_NOISE, FULL_NOISE, ONE_MAP = 0, 1, 2
@@ -123,7 +114,7 @@ def forward(
     save: int,
     tf32: bool,
     memory_format: torch.memory_format,
-    config: Config | None = None,
+    config: KernelConfig | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The output in ``memory_format``, and the buffer of :mod:`degradation_block_saved` for ``save``."""
     n, c_in, height, width = x.shape
@@ -137,8 +128,8 @@ def forward(
     if z is not None:
         saved[bits.numel() : saved.numel() - z.nbytes].zero_()  # at most 15 bytes, at common sizes none
     for name, value in (("x", x), ("out", out), *([("noise", noise)] if noise is not None else [])):
-        refuse_huge(name, value)
-    config = config or table_config("forward", x, tf32)
+        check_int32_extent(name, value.shape, value.stride())
+    config = config or table_config(TABLE, "forward", x.dtype, x.device, tf32)
     tiles, tiles_w = tile_counts(height, width, config)
     packed, w_stride_n = taps_first(weight, 2, 1)
     block_in, block_out = channel_block(c_in, config.block_k), channel_block(c_out)

@@ -5,21 +5,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..common.convolution import (
-    BITS,
-    TAPS,
-    dot_precision,
-    load_activated,
-    load_slope,
-    refuse_huge,
-    register_limit,
-    slope_strides,
-    table_config,
-    taps_first,
-    tile_counts,
-    tile_pixels,
-)
-from .configs import Config, channel_block
+from ..common.config import KernelConfig, channel_block
+from ..common.convolution import BITS, TAPS, load_activated, load_slope, tile_pixels
+from ..common.launch import dot_precision, register_limit, table_config, taps_first, tile_counts
+from ..common.layout import check_int32_extent, slope_strides
+from .configs import TABLE
 from .saved import split_saved
 
 
@@ -165,7 +155,7 @@ def grad_input(
     noise_map: torch.dtype | None,
     tf32: bool,
     memory_format: torch.memory_format,
-    config: Config | None = None,
+    config: KernelConfig | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """The gradient to x in ``memory_format``; with ``noise_map`` also that of a (N, 1, H, W) noise, in that dtype.
 
@@ -179,8 +169,8 @@ def grad_input(
         shape = (n, 1, height, width)
         grad_noise = torch.empty(shape, dtype=noise_map, device=x.device, memory_format=memory_format)
     for name, value in (("grad", grad), ("x", grad_x)):
-        refuse_huge(name, value)
-    config = config or table_config("grad_input", x, tf32)
+        check_int32_extent(name, value.shape, value.stride())
+    config = config or table_config(TABLE, "grad_input", x.dtype, x.device, tf32)
     tiles, tiles_w = tile_counts(height, width, config)
     packed, w_stride_n = taps_first(weight, 1, 2)
     block_in, block_out = channel_block(c_in), channel_block(c_out, config.block_k)

@@ -5,21 +5,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..common.convolution import (
-    BITS,
-    TAPS,
-    dot_precision,
-    load_activated,
-    load_padded,
-    load_slope,
-    refuse_huge,
-    register_limit,
-    slope_strides,
-    table_config,
-    tile_counts,
-    tile_pixels,
-)
-from .configs import Config, channel_block
+from ..common.config import KernelConfig, channel_block
+from ..common.convolution import BITS, TAPS, load_activated, load_padded, load_slope, tile_pixels
+from ..common.launch import dot_precision, register_limit, table_config, tile_counts
+from ..common.layout import check_int32_extent, slope_strides
+from .configs import TABLE
 from .saved import split_saved
 
 
@@ -169,7 +159,7 @@ def grad_weight(
     tf32: bool,
     result: Tensor | None = None,
     noise: Tensor | None = None,
-    config: Config | None = None,
+    config: KernelConfig | None = None,
 ) -> tuple[Tensor | None, Tensor | None]:
     """The gradient to weight in its shape, and that to the slope as (N, Cout) in fp32; each None unless wanted.
 
@@ -177,7 +167,7 @@ def grad_weight(
     """
     n, c_in, height, width = x.shape
     c_out = weight.shape[-4]
-    config = config or table_config("grad_weight", x, tf32)
+    config = config or table_config(TABLE, "grad_weight", x.dtype, x.device, tf32)
     tiles, tiles_w = tile_counts(height, width, config)
     block_in, block_out = channel_block(c_in, config.block_k), channel_block(c_out, config.block_k)
     rows, in_blocks = (3, triton.cdiv(c_in, block_in)) if want_weight else (1, 1)
@@ -200,7 +190,7 @@ def grad_weight(
     elif want_slope and groups:
         raise ValueError("the slope's gradient needs z or the result, and only sign bits were saved")
     for name, value in (("grad", grad), ("x", x), ("out", read), ("noise", removed)):
-        refuse_huge(name, value)
+        check_int32_extent(name, value.shape, value.stride())
     if groups:
         programs = (groups + row_groups * (want_weight and want_slope)) * splits
         _grad_weight_kernel[programs,](

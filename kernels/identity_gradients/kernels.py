@@ -19,7 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..common.convolution import refuse_huge
+from ..common.layout import check_int32_extent
 
 COLOURS = tl.constexpr(3)
 TAPS = 27  # nine taps of three channels, in a block of
@@ -257,7 +257,7 @@ def layers(
     sums = before.new_empty((count if want_slopes else 0, n, chunks, channels))
     if count and programs and (want_slopes or noises):
         for name, one in (("x", x), ("grad", grad), *(("noise", one) for one in noises)):
-            refuse_huge(name, one)
+            check_int32_extent(name, one.shape, one.stride())
         last = form != EACH_CHANNEL or not noises[0].is_contiguous()
         if form == ONE_MAP:
             after = torch.cat([after.flatten(), after.sum(3).flatten()])
@@ -282,7 +282,7 @@ def correlation(x: Tensor, grad: Tensor, *, replicate: bool, config: Config | No
     sums = x.new_empty((n, parts, COLOURS.value, TAPS_BLOCK), dtype=torch.float32)
     if n:
         for name, one in (("x", x), ("grad", grad)):
-            refuse_huge(name, one)
+            check_int32_extent(name, one.shape, one.stride())
         x, grad = _pixels(x), _pixels(grad)
         _correlation_kernel[n * parts,](
             x, grad, sums, height, width, in_row, segments, config.segments, parts, int(replicate),

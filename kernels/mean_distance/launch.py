@@ -8,6 +8,8 @@ from torch import Tensor
 
 from andfast.functional.triton_support import DTYPES, why_not
 
+from ..common.layout import in_order
+
 __all__ = ["DTYPES", "backward", "forward", "why_not"]
 
 
@@ -34,12 +36,4 @@ def backward(grad: Tensor, x: Tensor, target: Tensor, square: bool) -> Tensor:
 def _laid_out(x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """Both with their values in one order and without gaps: x as it is if it fills its memory, in any order."""
     like = torch.empty_like(x, device="meta")
-    return _in_order(x.detach(), like), _in_order(target, like)
-
-
-def _in_order(tensor: Tensor, like: Tensor) -> Tensor:
-    """The tensor if its values lie in memory as another's do, else a copy that does."""
-    pairs = zip(tensor.shape, tensor.stride(), like.stride(), strict=True)
-    if all(size == 1 or stride == wanted for size, stride, wanted in pairs):
-        return tensor
-    return torch.empty_strided(tensor.shape, like.stride(), dtype=tensor.dtype, device=tensor.device).copy_(tensor)
+    return in_order(x.detach(), like), in_order(target, like)

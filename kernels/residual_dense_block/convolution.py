@@ -24,11 +24,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..common.convolution import dot_precision, precision_name, refuse_huge_extent
-from ..degradation_block.configs import MAX_REGISTERS, architecture
-from .configs import CHANNEL_BLOCKS, OUTPUT_BLOCKS, TABLE, Config, block_of, reduction_block
-
-BITS = tl.constexpr(8)  # sign bits of eight channels share a byte
+from ..common.config import MAX_REGISTERS, KernelConfig, reduction_block, smallest_block
+from ..common.convolution import BITS, shift_pixels
+from ..common.launch import dot_precision, table_config
+from ..common.layout import aligned, check_int32_extent
+from .configs import CHANNEL_BLOCKS, OUTPUT_BLOCKS, TABLE
 
 # What follows the sum; a run-time number, as uniform branches of an epilogue cost nothing.
 ACTIVATE, ACTIVATE_AND_SAVE, GRADIENT_BY_BITS, GRADIENT_BY_FEATURES, RESIDUAL = range(5)
@@ -74,19 +74,6 @@ def _add_products(
             tap += w_stride_tap
             right = tl.dot(x, tl.load(tap + w_offset, mask=w_mask, other=0.0), right, input_precision=PRECISION)
     return left, middle, right
-
-
-@triton.jit
-def _shifted(
-    sums,  # [P, BLOCK_OUT]
-    shift,  # 1 or -1
-    PIXELS: tl.constexpr,  # P
-    BLOCK_OUT: tl.constexpr,  # output channels a program
-):
-    """The sums of the pixel ``shift`` further on; the last pixel's own at the end, where nobody reads them."""
-    pixel = tl.arange(0, PIXELS) + shift
-    pixel = tl.minimum(tl.maximum(pixel, 0), PIXELS - 1)
-    return tl.gather(sums, tl.broadcast_to(pixel[:, None], (PIXELS, BLOCK_OUT)), axis=0)
 
 
 @triton.jit(
@@ -162,8 +149,8 @@ def _convolution_kernel(
         )  # fmt: skip
         factor = tl.where(of_a, a_scale, 1.0)
         left, middle, right = left * factor, middle * factor, right * factor
-    left = tl.where((column > 0)[:, None], _shifted(left, -1, PIXELS, BLOCK_OUT), 0.0)
-    right = tl.where((column < width - 1)[:, None], _shifted(right, 1, PIXELS, BLOCK_OUT), 0.0)
+    left = tl.where((column > 0)[:, None], shift_pixels(left, -1, PIXELS, BLOCK_OUT), 0.0)
+    right = tl.where((column < width - 1)[:, None], shift_pixels(right, 1, PIXELS, BLOCK_OUT), 0.0)
     acc = left + middle + right
 
     store = inside[:, None] & (o < c_out)[None, :]
@@ -198,27 +185,6 @@ def _convolution_kernel(
     tl.store(out_ptr + n * out_stride_n + at, value.to(out_ptr.dtype.element_ty), mask=store)
 
 
-@functools.cache
-def _architecture(device: torch.device) -> str:
-    return architecture(torch.cuda.get_device_capability(device))
-
-
-def table_config(kernel: str, dtype: torch.dtype, device: torch.device, tf32: bool) -> Config:
-    """The table's entry; Triton's interpreter, which runs on the CPU, takes that of the oldest architecture."""
-    name = _architecture(device) if device.type == "cuda" else min(TABLE)
-    return TABLE[name][kernel, precision_name(dtype, tf32)]
-
-
-def pixel_strides(value: Tensor) -> tuple[int, int, int]:
-    """Strides of image, row and column."""
-    return value.stride(0), value.stride(2), value.stride(3)
-
-
-def aligned(*sizes: int) -> bool:
-    """Whether all are multiples of 16: addresses are simple then, and loads 16 bytes wide."""
-    return all(size % 16 == 0 for size in sizes)
-
-
 def convolve(
     a: Tensor,
     b: Tensor,
@@ -238,7 +204,7 @@ def convolve(
     out_scale: float = 1.0,
     flip: bool = False,
     tf32: bool,
-    config: Config | None = None,
+    config: KernelConfig | None = None,
 ) -> None:
     """Write one convolution's channels of ``out``, from ``out_first`` on.
 
@@ -292,7 +258,7 @@ def _plan(
     dtype: torch.dtype,
     device: torch.device,
     tf32: bool,
-    config: Config | None,
+    config: KernelConfig | None,
 ) -> tuple[int, tuple[int, ...], tuple[int, ...], dict[str, Any]]:
     """What :func:`convolve` tells a launch of its shapes: programs, sizes, strides of a and b, options.
 
@@ -301,15 +267,15 @@ def _plan(
     for name, shape, stride in (
         ("x", a_shape, a_stride), ("the growth of x", b_shape, b_stride), ("the result", out_shape, out_stride),
     ):  # fmt: skip
-        refuse_huge_extent(name, shape, stride)
+        check_int32_extent(name, shape, stride)
     n, a_channels, height, width = a_shape
     b_channels = b_range[1] - b_range[0]
     in_pixels = [(stride[0], stride[2], stride[3]) for stride in (a_stride, b_stride, out_stride)]
     simple = out_stride[1] == 1 and aligned(a_channels, *b_range, c_out, out_first, *in_pixels[0], *in_pixels[2])
     # Addresses that are not simple take registers, which the smallest blocks leave them.
-    block_out = block_of(c_out, OUTPUT_BLOCKS) if simple else OUTPUT_BLOCKS[0]
-    config = config or table_config(f"convolution_{block_out}", dtype, device, tf32)
-    block_k = reduction_block((a_channels, b_channels), config.block_k if simple else CHANNEL_BLOCKS[0])
+    block_out = smallest_block(c_out, OUTPUT_BLOCKS) if simple else OUTPUT_BLOCKS[0]
+    config = config or table_config(TABLE, f"convolution_{block_out}", dtype, device, tf32)
+    block_k = reduction_block((a_channels, b_channels), config.block_k if simple else CHANNEL_BLOCKS[0], CHANNEL_BLOCKS)
     pixels = config.block_h * config.block_w
     tiles = triton.cdiv(height * width, pixels - 2)
     sizes = (a_channels, b_channels, b_range[0], c_out, out_first, n, height, width, tiles)

@@ -17,10 +17,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..common.convolution import dot_precision, refuse_huge, tile_counts, tile_pixels
-from ..degradation_block.configs import MAX_REGISTERS
-from .configs import Config, block_of
-from .convolution import aligned, pixel_strides, table_config
+from ..common.config import MAX_REGISTERS, KernelConfig, smallest_block
+from ..common.convolution import tile_pixels
+from ..common.launch import dot_precision, table_config, tile_counts
+from ..common.layout import aligned, check_int32_extent, pixel_strides
+from .configs import CHANNEL_BLOCKS, TABLE
 
 TAPS = tl.constexpr(9)
 
@@ -158,7 +159,7 @@ def grad_weight(
     wanted: Sequence[bool],
     *,
     tf32: bool,
-    config: Config | None = None,
+    config: KernelConfig | None = None,
 ) -> list[Tensor | None]:
     """The gradients to the five weights in fp32, (Cout, Cin, 3, 3), any strides; None where it is not wanted.
 
@@ -174,8 +175,8 @@ def grad_weight(
     n, features, height, width = x.shape
     channels = growth.shape[1] // 4
     total = features + 4 * channels
-    block = block_of(max(features, 4 * channels))
-    config = config or table_config(f"grad_weight_{block}", x.dtype, x.device, tf32)
+    block = smallest_block(max(features, 4 * channels), CHANNEL_BLOCKS)
+    config = config or table_config(TABLE, f"grad_weight_{block}", x.dtype, x.device, tf32)
     tiles, tiles_w = tile_counts(height, width, config)
     blocks = triton.cdiv(features, block) + triton.cdiv(4 * channels, block)
     groups = 3 * blocks * blocks
@@ -183,7 +184,7 @@ def grad_weight(
     new = x.new_empty if x.numel() else x.new_zeros
     gw = new((splits, 9, total, total), dtype=torch.float32)
     for name, value in (("x", x), ("the growth of x", growth), ("the gradient", grad)):
-        refuse_huge(name, value)
+        check_int32_extent(name, value.shape, value.stride())
     simple = aligned(features, channels, *pixel_strides(x), *pixel_strides(grad))
     if x.numel():
         _grad_weight_kernel[groups * splits,](

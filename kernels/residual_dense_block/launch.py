@@ -11,6 +11,8 @@ from torch import Tensor
 
 from andfast.functional.triton_support import tf32_allowed
 
+from ..common.layout import with_contiguous_channels
+
 CONVOLUTIONS = 5
 _SIGNS_A_BYTE = 8
 
@@ -37,13 +39,6 @@ def _channels_last(x: Tensor, channels: int) -> Tensor:
     return torch.empty((n, channels, height, width), dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
 
 
-def _with_neighbouring_channels(x: Tensor) -> Tensor:
-    """x, or a channels_last copy if its channels are not neighbours: 45 reads of them make up for it."""
-    if x.shape[1] == 1 or x.stride(1) == 1:
-        return x
-    return x.contiguous(memory_format=torch.channels_last)
-
-
 def forward(
     x: Tensor,
     weights: Sequence[Tensor],
@@ -61,7 +56,7 @@ def forward(
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=memory_format)
     saved = saved_for_backward(x, width, keep_features)
     growth, bits = (saved, None) if keep_features else (_channels_last(x, 4 * width), saved)
-    x = _with_neighbouring_channels(x)
+    x = with_contiguous_channels(x)
     # Taps first, then input channels: (9, sum of Cin, G) and (9, Cin, F), two launches in all.
     narrow = torch.cat([weight.flatten(2).permute(2, 1, 0) for weight in weights[:-1]], 1)
     last = weights[-1].flatten(2).permute(2, 1, 0).contiguous()
@@ -97,7 +92,7 @@ def backward(
     from andfast.kernels.residual_dense_block import convolution as kernel  # noqa: PLC0415
 
     features, width = weights[-1].shape[0], weights[0].shape[0]
-    grad = _with_neighbouring_channels(grad)
+    grad = with_contiguous_channels(grad)
     grad_growth = _channels_last(grad, 4 * width)
     by_bits = saved.dtype == torch.uint8
     kind = kernel.GRADIENT_BY_BITS if by_bits else kernel.GRADIENT_BY_FEATURES
@@ -132,9 +127,7 @@ def backward(
 
         if x is None or by_bits:
             raise ValueError("gradients to the weights of residual_dense_block need x and the features, not signs")
-        made = grad_weight(
-            _with_neighbouring_channels(x), saved, grad_growth, grad, weights_needed, tf32=tf32_allowed()
-        )
+        made = grad_weight(with_contiguous_channels(x), saved, grad_growth, grad, weights_needed, tf32=tf32_allowed())
         if made[-1] is not None:
             made[-1] *= scale
         grad_weights = [None if one is None else one.to(grad.dtype) for one in made]

@@ -9,26 +9,17 @@ Products of fp8 want both operands with neighbouring channels of the *reduction*
 (9, Cout, R), not (9, R, Cout) as there. Everything fp8 is dense, so a pixel's number is its address.
 """
 
-import functools
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..common.convolution import refuse_huge
-from ..degradation_block.configs import MAX_REGISTERS
-from ..residual_dense_block.configs import (
-    FP8_CHANNEL_BLOCKS,
-    FP8_TABLE,
-    OUTPUT_BLOCKS,
-    Config,
-    block_of,
-    reduction_block,
-)
-from ..residual_dense_block.convolution import _shifted, aligned, pixel_strides
+from ..common.config import MAX_REGISTERS, KernelConfig, reduction_block, smallest_block
+from ..common.convolution import BITS, shift_pixels
+from ..common.launch import architecture_of
+from ..common.layout import aligned, check_int32_extent, pixel_strides
+from .configs import CHANNEL_BLOCKS, OUTPUT_BLOCKS, REDUCTION_BLOCKS, TABLE
 
-BITS = tl.constexpr(8)  # sign bits of eight channels share a byte
 QUANTISED_PIXELS = 64  # a program
 
 ACTIVATE, GRADIENT, RESIDUAL = range(3)
@@ -173,8 +164,8 @@ def _fp8_convolution_kernel(
             tl.where(of_a, a_channels, b_all), tl.where(of_a, w_ptr, w_ptr + a_channels), a_channels + b_channels,
             pixel, exists, pixels, width, o, c_out, BLOCK_K,
         )  # fmt: skip
-    left = tl.where((column > 0)[:, None], _shifted(left, -1, PIXELS, BLOCK_OUT), 0.0)
-    right = tl.where((column < width - 1)[:, None], _shifted(right, 1, PIXELS, BLOCK_OUT), 0.0)
+    left = tl.where((column > 0)[:, None], shift_pixels(left, -1, PIXELS, BLOCK_OUT), 0.0)
+    right = tl.where((column < width - 1)[:, None], shift_pixels(right, 1, PIXELS, BLOCK_OUT), 0.0)
 
     store = inside[:, None] & (o < c_out)[None, :]
     w_scale = tl.load(w_scale_ptr + o, mask=o < c_out, other=0.0)
@@ -208,24 +199,16 @@ def _fp8_convolution_kernel(
         )
 
 
-@functools.cache
-def _architecture(device: torch.device) -> str:
-    """The table's entry; Triton's interpreter, which runs on the CPU, takes that of the oldest architecture."""
-    if device.type != "cuda":
-        return min(FP8_TABLE)
-    return "9.0" if torch.cuda.get_device_capability(device) >= (9, 0) else "8.9"
-
-
 def quantise(x: Tensor, dtype: torch.dtype) -> Tensor:
     """x in an fp8 type, (N, H, W, C), contiguous; x (N, C, H, W) has neighbouring channels."""
     n, channels, height, width = x.shape
     out = x.new_empty((n, height, width, channels), dtype=dtype)
-    refuse_huge("x", x)
+    check_int32_extent("x", x.shape, x.stride())
     if out.numel():
         tiles = triton.cdiv(height * width, QUANTISED_PIXELS)
         _quantise_kernel[n * tiles,](
             x, out, channels, height, width, tiles, *pixel_strides(x),
-            PIXELS=QUANTISED_PIXELS, BLOCK_C=block_of(channels), num_warps=4,
+            PIXELS=QUANTISED_PIXELS, BLOCK_C=smallest_block(channels, CHANNEL_BLOCKS), num_warps=4,
         )  # fmt: skip
     return out
 
@@ -245,7 +228,7 @@ def convolve(
     slope: float = 1.0,
     residual: Tensor | None = None,
     out: Tensor | None = None,
-    config: Config | None = None,
+    config: KernelConfig | None = None,
 ) -> None:
     """One convolution: with ACTIVATE and GRADIENT it writes channels of b from ``out_first`` on, with RESIDUAL ``out``.
 
@@ -270,14 +253,14 @@ def convolve(
     if a.numel() == 0:
         return
     for name, value in (("x", a), ("the growth of x", b), ("the result", b if out is None else out)):
-        refuse_huge(name, value)
+        check_int32_extent(name, value.shape, value.stride())
     simple = aligned(a_channels, *b_range, b_all, c_out, out_first)
     if out is not None and residual is not None:
         simple = simple and out.stride(1) == 1 and aligned(*pixel_strides(out), *pixel_strides(residual))
-    block_out = block_of(c_out, OUTPUT_BLOCKS) if simple else OUTPUT_BLOCKS[0]
-    config = config or FP8_TABLE[_architecture(a.device)][block_out]
-    limit = config.block_k if simple else FP8_CHANNEL_BLOCKS[0]
-    block_k = reduction_block((a_channels, b_channels), limit, FP8_CHANNEL_BLOCKS)
+    block_out = smallest_block(c_out, OUTPUT_BLOCKS) if simple else OUTPUT_BLOCKS[0]
+    config = config or TABLE[architecture_of(a.device, tuple(TABLE))][block_out]
+    limit = config.block_k if simple else REDUCTION_BLOCKS[0]
+    block_k = reduction_block((a_channels, b_channels), limit, REDUCTION_BLOCKS)
     pixels = config.block_h * config.block_w
     tiles = triton.cdiv(height * width, pixels - 2)
     _fp8_convolution_kernel[n * tiles * triton.cdiv(c_out, block_out),](

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from andfast.kernels.residual_dense_block.launch import CONVOLUTIONS, _with_neighbouring_channels
+from ..common.layout import with_contiguous_channels
 
+CONVOLUTIONS = 5
 ACTIVATIONS = CONVOLUTIONS - 1
 
 
@@ -27,7 +28,7 @@ def forward(
 
     width = kernels[0].shape[1]
     kernels = [one.view(torch.float8_e4m3fn) for one in kernels]
-    x = _with_neighbouring_channels(x)
+    x = with_contiguous_channels(x)
     incoming = kernel.quantise(x, torch.float8_e4m3fn)
     growth = incoming.new_empty((*incoming.shape[:3], ACTIVATIONS * width))
     for k in range(ACTIVATIONS):
@@ -49,7 +50,7 @@ def backward(
 
     width = kernels[0].shape[1]
     kernels = [one.view(torch.float8_e4m3fn) for one in kernels]
-    grad = _with_neighbouring_channels(grad)
+    grad = with_contiguous_channels(grad)
     incoming = kernel.quantise(grad, torch.float8_e5m2)
     growth = incoming.new_empty((*incoming.shape[:3], ACTIVATIONS * width))
     for step, k in enumerate(reversed(range(ACTIVATIONS))):

@@ -7,25 +7,25 @@ kernels these resemble. A tile's rows and columns are of the small map. Chosen b
 
 from typing import Final
 
-from ..degradation_block.configs import Config
+from ..common.config import KernelConfig
 
 # fmt: off
-TABLE: Final[dict[str, dict[tuple[str, str], Config]]] = {
+TABLE: Final[dict[str, dict[tuple[str, str], KernelConfig]]] = {
     "8.0": {
-        ("forward", "half"): Config(8, 16, 64, 8, 1, registers=128),
-        ("forward", "tf32"): Config(8, 8, 16, 8, 1),
-        ("forward", "tf32x3"): Config(8, 8, 16, 8, 1),
-        ("grad_input", "half"): Config(8, 8, 32, 4, 1, registers=168),
-        ("grad_input", "tf32"): Config(8, 8, 32, 8, 1),
-        ("grad_input", "tf32x3"): Config(8, 8, 16, 8, 1),
+        ("forward", "half"): KernelConfig(8, 16, 64, 8, 1, registers=128),
+        ("forward", "tf32"): KernelConfig(8, 8, 16, 8, 1),
+        ("forward", "tf32x3"): KernelConfig(8, 8, 16, 8, 1),
+        ("grad_input", "half"): KernelConfig(8, 8, 32, 4, 1, registers=168),
+        ("grad_input", "tf32"): KernelConfig(8, 8, 32, 8, 1),
+        ("grad_input", "tf32x3"): KernelConfig(8, 8, 16, 8, 1),
     },
     "9.0": {
-        ("forward", "half"): Config(8, 16, 64, 8, 1, registers=128),
-        ("forward", "tf32"): Config(8, 8, 32, 8, 1),
-        ("forward", "tf32x3"): Config(8, 8, 16, 8, 1),
-        ("grad_input", "half"): Config(8, 16, 32, 8, 1, registers=128),
-        ("grad_input", "tf32"): Config(8, 8, 32, 8, 1),
-        ("grad_input", "tf32x3"): Config(8, 8, 16, 8, 1),
+        ("forward", "half"): KernelConfig(8, 16, 64, 8, 1, registers=128),
+        ("forward", "tf32"): KernelConfig(8, 8, 32, 8, 1),
+        ("forward", "tf32x3"): KernelConfig(8, 8, 16, 8, 1),
+        ("grad_input", "half"): KernelConfig(8, 16, 32, 8, 1, registers=128),
+        ("grad_input", "tf32"): KernelConfig(8, 8, 32, 8, 1),
+        ("grad_input", "tf32x3"): KernelConfig(8, 8, 16, 8, 1),
     },
 }
 # fmt: on

@@ -13,25 +13,14 @@ is two phases wide where taps can reach it, which is one pixel of the small map.
 runs give the same bits. docs/kernels.md counts.
 """
 
-import functools
-
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..common.convolution import (
-    BITS,
-    dot_precision,
-    load_activated,
-    load_padded,
-    precision_name,
-    refuse_huge,
-    register_limit,
-    tile_counts,
-    tile_pixels,
-)
-from ..degradation_block.configs import Config, architecture, channel_block
+from ..common.config import KernelConfig, channel_block
+from ..common.convolution import BITS, load_activated, load_padded, tile_pixels
+from ..common.launch import dot_precision, register_limit, table_config, tile_counts
+from ..common.layout import check_int32_extent
 from .configs import TABLE
 
 
@@ -185,17 +174,6 @@ def _grad_input_kernel(
 # -------------------------------------------------------------------------------------------------------- launches
 
 
-@functools.cache
-def _architecture(device: torch.device) -> str:
-    return architecture(torch.cuda.get_device_capability(device))
-
-
-def table_config(kernel: str, x: Tensor, tf32: bool) -> Config:
-    """The table's entry; Triton's interpreter, which runs on the CPU, takes that of the oldest architecture."""
-    name = _architecture(x.device) if x.device.type == "cuda" else min(TABLE)
-    return TABLE[name][kernel, precision_name(x.dtype, tf32)]
-
-
 def forward(
     x: Tensor,
     kernel: Tensor,
@@ -206,7 +184,7 @@ def forward(
     *,
     factor: int,
     tf32: bool,
-    config: Config | None = None,
+    config: KernelConfig | None = None,
 ) -> None:
     """Write ``out``, and its signs into ``bits`` if that has elements.
 
@@ -226,8 +204,8 @@ def forward(
     if out.numel() == 0:
         return
     for name, value in (("x", x), ("the result", out)):
-        refuse_huge(name, value)
-    config = config or table_config("forward", x, tf32)
+        check_int32_extent(name, value.shape, value.stride())
+    config = config or table_config(TABLE, "forward", x.dtype, x.device, tf32)
     tiles, tiles_w = tile_counts(height, width, config)
     block_in, block_out = channel_block(c_in, config.block_k), channel_block(c_out)
     _forward_kernel[n * tiles * factor**2 * triton.cdiv(c_out, block_out),](
@@ -248,7 +226,7 @@ def grad_input(
     *,
     factor: int,
     tf32: bool,
-    config: Config | None = None,
+    config: KernelConfig | None = None,
 ) -> None:
     """Write the gradient to x.
 
@@ -267,8 +245,8 @@ def grad_input(
     if grad_x.numel() == 0:
         return
     for name, value in (("the gradient", grad), ("x", grad_x)):
-        refuse_huge(name, value)
-    config = config or table_config("grad_input", grad, tf32)
+        check_int32_extent(name, value.shape, value.stride())
+    config = config or table_config(TABLE, "grad_input", grad.dtype, grad.device, tf32)
     tiles, tiles_w = tile_counts(height, width, config)
     block_in, block_out = channel_block(c_in), channel_block(c_out, config.block_k)
     _grad_input_kernel[n * tiles * triton.cdiv(c_in, block_in),](

@@ -16,7 +16,8 @@ import torch
 import triton_interpreter
 from triton_interpreter import INTERPRETED
 
-from andfast.kernels.degradation_block.configs import PRECISIONS, TABLE, Config
+from andfast.kernels.common.config import PRECISIONS, KernelConfig
+from andfast.kernels.degradation_block.configs import TABLE
 from benchmarks import measure
 from benchmarks.tuning import candidates as tuning_candidates
 from benchmarks.tuning import config_table
@@ -34,10 +35,10 @@ def test_the_table_is_regenerated_as_it_is() -> None:
 
 def test_another_table_is_written_and_read_back() -> None:
     other = {name: dict(entries) for name, entries in TABLE.items()}
-    other["9.0"]["grad_weight", "half"] = Config(4, 32, 16, 4, 2, 264, registers=96)
-    other["8.0"][KEY] = Config(16, 16, 32, 8, 3)
+    other["9.0"]["grad_weight", "half"] = KernelConfig(4, 32, 16, 4, 2, 264, registers=96)
+    other["8.0"][KEY] = KernelConfig(16, 16, 32, 8, 3)
     source = config_table.rewritten(config_table.FILE.read_text(), other)
-    assert '        ("grad_weight", "half"): Config(4, 32, 16, 4, 2, 264, registers=96),\n' in source
+    assert '        ("grad_weight", "half"): KernelConfig(4, 32, 16, 4, 2, 264, registers=96),\n' in source
     module = types.ModuleType("written")
     exec(source, module.__dict__)
     assert {arch: {key: tuple(one) for key, one in entries.items()} for arch, entries in module.TABLE.items()} == other
@@ -71,7 +72,7 @@ def test_groups_take_turns() -> None:
     assert kernels == ["forward", "grad_input", "grad_weight", "grad_input", "grad_weight", "grad_input"]
 
 
-def row(config: Config, weighted: float | None, distance: int = 1) -> dict[str, Any]:
+def row(config: KernelConfig, weighted: float | None, distance: int = 1) -> dict[str, Any]:
     found = {"kernel": KEY[0], "precision": KEY[1], "config": config._asdict(), "distance": distance}
     return found if weighted is None else found | {"weighted": weighted}
 

@@ -25,7 +25,7 @@ from andfast.config.schema import (
 )
 from andfast.diagnosis import machine, prospects
 from andfast.diagnosis.memory import free_bytes, photographs, step_memory
-from andfast.functional import dispatch as _dispatch
+from andfast.functional import dispatch
 from andfast.functional.selftest import SelfTestResult
 from andfast.nn import RRDBNet
 from andfast.nn.weights import save_weights
@@ -78,7 +78,7 @@ def test_without_a_configuration(capsys: pytest.CaptureFixture[str], tmp_path: P
     assert len(text.splitlines()) < 40
     found = json.loads((tmp_path / "found.json").read_text())
     assert found["ready"] is True
-    assert {op: one["used"] for op, one in found["ops"]["cpu"].items()} == _dispatch.chosen("cpu")
+    assert {op: one["used"] for op, one in found["ops"]["cpu"].items()} == dispatch.chosen("cpu")
     assert found["ops"]["cpu"]["degradation_block"]["unavailable"]["triton"].startswith("it runs on CUDA devices")
     assert found["versions"]["torch"] == torch.__version__.partition("+")[0]
     assert all(one["passed"] for one in found["self_test"])
@@ -204,7 +204,7 @@ def test_a_failed_self_test(
         SelfTestResult("blur_pool", "reference", torch.float32, False, 0.1, 0.1, "that of no use is off"),
     ]
     monkeypatch.setattr(machine, "self_test", lambda *_: results)
-    monkeypatch.setattr(machine._dispatch, "chosen", lambda _: {"blur_pool": "cpp"})
+    monkeypatch.setattr(machine.dispatch, "chosen", lambda _: {"blur_pool": "cpp"})
     assert doctor.main(["--json", str(tmp_path / "found.json")]) == 1
     assert json.loads((tmp_path / "found.json").read_text())["self_test"][0]["error"] is None
     end = capsys.readouterr().out.partition("would not run:")[2]

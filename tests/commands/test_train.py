@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from tiny_runs import environment, write_config
 
-from andfast.functional import dispatch as _dispatch
+from andfast.functional import dispatch
 from andfast.training.checkpoint import latest, load_checkpoint
 from andfast.training.failure import load_failure
 from andfast.training.logging import read_metrics
@@ -103,7 +103,7 @@ def test_a_run_leaves_what_it_promises(whole: Path) -> None:
     assert summary["psnr_y"]["bicubic_degraded"] < summary["psnr_y"]["bicubic_clean"]
     assert summary["steps"] == 20
     assert summary["seconds"] > 0
-    assert set(summary["ops"]) == set(_dispatch._TABLE) - {"residual_dense_block_fp8"}  # which was not asked for
+    assert set(summary["ops"]) == set(dispatch._TABLE) - {"residual_dense_block_fp8"}  # which was not asked for
     assert any("random (smoke run only)" in note for note in summary["notes"])
     lines = read_metrics(whole / "metrics.jsonl")
     steps = [(line["stage"], line["step"]) for line in lines if "loss" in line]

@@ -18,7 +18,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from andfast.kernels.degradation_block.configs import MAX_REGISTERS, Config
+from andfast.kernels.common.config import MAX_REGISTERS, KernelConfig
 
 KERNELS = Path(__file__).resolve().parents[2] / "kernels"
 SHARED_LIMIT = {"8.0": 163 * 1024, "8.9": 99 * 1024, "9.0": 227 * 1024}
@@ -105,7 +105,7 @@ def launched_source(
     return source(function, types, constants, divisible)
 
 
-def launch_options(config: Config, layout: str) -> dict[str, int]:
+def launch_options(config: KernelConfig, layout: str) -> dict[str, int]:
     """What a configuration of a kernel over images says to the compiler."""
     registers = config.registers if layout == "aligned" else MAX_REGISTERS
     return {"num_warps": config.warps, "num_stages": config.stages, "maxnreg": registers}

@@ -7,9 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from andfast.functional import dispatch as _dispatch
+from andfast.functional import dispatch, selftest
 from andfast.functional import residual_dense_block as _public
-from andfast.functional import selftest
 from andfast.functional.selftest import SelfTestResult, self_test
 from andfast.functional.selftest_cases import CASES, Case, Draw
 
@@ -17,12 +16,12 @@ DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 def test_every_registered_op_has_cases() -> None:
-    assert set(CASES) == set(_dispatch._TABLE)
+    assert set(CASES) == set(dispatch._TABLE)
 
 
 def test_every_implementation_passes_on_the_cpu() -> None:
     results = self_test("cpu", DTYPES)
-    expected = {(op, impl, dtype) for op in CASES for dtype in DTYPES for impl in _dispatch.available(op, "cpu", dtype)}
+    expected = {(op, impl, dtype) for op in CASES for dtype in DTYPES for impl in dispatch.available(op, "cpu", dtype)}
     assert {(one.op, one.impl, one.dtype) for one in results} == expected
     assert len(results) == len(expected)
     for one in results:
@@ -44,7 +43,7 @@ def test_every_implementation_passes_on_the_gpu() -> None:
 
 def test_only_what_auto_takes() -> None:
     results = self_test("cpu", [torch.float32], every=False)
-    assert {one.op: one.impl for one in results} == _dispatch.chosen("cpu")
+    assert {one.op: one.impl for one in results} == dispatch.chosen("cpu")
 
 
 def test_the_global_random_state_is_left_alone() -> None:

@@ -14,8 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from triton_interpreter import INTERPRETED
 
-from andfast.functional import ascent_step, degradation_block
-from andfast.functional import dispatch as _dispatch
+from andfast.functional import ascent_step, degradation_block, dispatch
 from andfast.functional.ascent_step import relative_norms
 from andfast.functional.selftest import self_test
 
@@ -41,7 +40,7 @@ if not INTERPRETED:
             ascent_step(x, x, x, radii=[1.0], step_size=0.3, impl="triton")
 
     def test_float64_is_refused_by_name_and_goes_to_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setitem(_dispatch._TABLE["ascent_step"], "triton", _dispatch.everywhere)
+        monkeypatch.setitem(dispatch._TABLE["ascent_step"], "triton", dispatch.everywhere)
         x, wide = [[torch.rand(2, 3)]], [[torch.rand(2, 3).double()]]
         with pytest.raises(TypeError, match=r"must be float32, .* with impl='triton', one was torch\.float64"):
             ascent_step(x, wide, x, radii=[1.0], step_size=0.3, impl="triton")
@@ -58,7 +57,7 @@ if INTERPRETED:
 
     @pytest.fixture(autouse=True)
     def _on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setitem(_dispatch._TABLE["ascent_step"], "triton", _dispatch.everywhere)
+        monkeypatch.setitem(dispatch._TABLE["ascent_step"], "triton", dispatch.everywhere)
 
     @pytest.mark.parametrize("seed", range(CASES))
     def test_parity(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,7 +148,7 @@ if INTERPRETED:
     @pytest.mark.parametrize("channels", [1, 5])
     def test_a_half_noise_goes_through_the_degradation_block(channels: int, monkeypatch: pytest.MonkeyPatch) -> None:
         """Its gradient comes in its own dtype, rounded once from the incoming one."""
-        monkeypatch.setitem(_dispatch._TABLE["degradation_block"], "triton", _dispatch.everywhere)
+        monkeypatch.setitem(dispatch._TABLE["degradation_block"], "triton", dispatch.everywhere)
         x, weight, slope = torch.randn(2, 3, 4, 6), torch.randn(2, 5, 3, 3, 3), torch.rand(2)
         noise = torch.randn(2, channels, 4, 6).half().requires_grad_()
         grad = torch.randn(2, 5, 4, 6)

@@ -13,8 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
-from andfast.functional import blur_pool
-from andfast.functional import dispatch as _dispatch
+from andfast.functional import blur_pool, dispatch
 from andfast.functional.blur_pool import binomial_taps
 
 IMPLS = ["reference", "cpp"]
@@ -262,8 +261,8 @@ def test_operation_count(impl):
 
 
 def test_cpu_takes_the_compiled_code():
-    assert _dispatch.resolve("blur_pool", "auto", "cpu") == "cpp"
-    assert _dispatch.resolve("blur_pool", "auto", "mps") == "reference"
+    assert dispatch.resolve("blur_pool", "auto", "cpu") == "cpp"
+    assert dispatch.resolve("blur_pool", "auto", "mps") == "reference"
 
 
 def test_explicit_choices_that_cannot_run():

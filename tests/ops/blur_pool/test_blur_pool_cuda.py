@@ -16,8 +16,7 @@ import torch
 from hypothesis import given, settings
 from test_blur_pool import FORMATS, TOLERANCES, cases, definition, error
 
-from andfast.functional import blur_pool
-from andfast.functional import dispatch as _dispatch
+from andfast.functional import blur_pool, dispatch
 from andfast.functional.blur_pool import _runs_on, _why_no_cuda_here
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -54,21 +53,21 @@ def pretend(monkeypatch, archs="8.0:9.0+PTX", version="13.0", *capabilities):
 )
 def test_reasons(fresh, given_, reason):
     pretend(fresh, *given_)
-    assert _dispatch.resolve("blur_pool", "auto", "cuda") == "reference"
+    assert dispatch.resolve("blur_pool", "auto", "cuda") == "reference"
     with pytest.raises(RuntimeError, match=f"impl='cuda' of blur_pool is not available: {reason}"):
-        _dispatch.resolve("blur_pool", "cuda", "cuda")
+        dispatch.resolve("blur_pool", "cuda", "cuda")
 
 
 def test_chosen_where_it_runs(fresh):
     pretend(fresh, "8.0:9.0", "13.0", (8, 6), (9, 0))
-    assert _dispatch.resolve("blur_pool", "auto", "cuda") == "cuda"
-    assert _dispatch.resolve("blur_pool", "auto", "cpu") == "cpp"
+    assert dispatch.resolve("blur_pool", "auto", "cuda") == "cuda"
+    assert dispatch.resolve("blur_pool", "auto", "cpu") == "cpp"
 
 
 def test_missing_extension_is_the_reason(fresh):
     fresh.setattr(MODULE, "_cpp_error", "no compiled extension: libtorch.so not found")
     with pytest.raises(RuntimeError, match=r"not available: no compiled extension: libtorch\.so not found"):
-        _dispatch.resolve("blur_pool", "cuda", "cuda")
+        dispatch.resolve("blur_pool", "cuda", "cuda")
 
 
 def test_other_devices():
@@ -266,7 +265,7 @@ def test_more_taps_than_kernels_take():
 
 @pytest.mark.gpu
 def test_auto_takes_it():
-    assert _dispatch.resolve("blur_pool", "auto", "cuda") == "cuda"
+    assert dispatch.resolve("blur_pool", "auto", "cuda") == "cuda"
     x = torch.randn(2, 3, 16, 16, device="cuda")
     assert torch.equal(blur_pool(x, 4), blur_pool(x, 4, impl="cuda"))
     torch.testing.assert_close(blur_pool(x, 4), blur_pool(x, 4, impl="reference"))

@@ -11,19 +11,6 @@ FORWARD = torch.ops.andfast.degradation_block
 BACKWARD = torch.ops.andfast.degradation_block_backward
 
 
-def assert_near(actual: Tensor, exact: Tensor, tolerance: float, what: str) -> None:
-    """Equal where not finite; elsewhere near in the norm of the difference over the norm."""
-    assert actual.shape == exact.shape, what
-    actual, exact = actual.detach().double(), exact.detach().double()
-    finite = exact.isfinite()
-    torch.testing.assert_close(
-        torch.where(finite, 0.0, actual), torch.where(finite, 0.0, exact), equal_nan=True, msg=f"{what}: not finite"
-    )
-    error = torch.where(finite, actual - exact, 0.0).norm()
-    norm = torch.where(finite, exact, 0.0).norm()
-    assert error <= tolerance * norm, f"{what}: error {error:.3g} of {norm:.3g}"
-
-
 def exact_results(arguments: list[Any], padding: str, grad: Tensor) -> list[Tensor]:
     """Output and gradients to x, weight, slope and noise of the reference in float64."""
     x, weight, slope, noise = (None if one is None else one.detach().double() for one in arguments)

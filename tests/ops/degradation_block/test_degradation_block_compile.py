@@ -14,7 +14,8 @@ import pytest
 from kernel_resources import Resources
 from triton.compiler import ASTSource
 
-from andfast.kernels.degradation_block.configs import CHANNEL_BLOCKS, PRECISIONS, TABLE, Config
+from andfast.kernels.common.config import CHANNEL_BLOCKS, PRECISIONS, KernelConfig
+from andfast.kernels.degradation_block.configs import TABLE
 
 KERNELS = ("forward", "grad_input", "grad_weight")
 LAYOUTS = ("aligned", "odd", "general")  # channels_last in multiples of 16; of any number of channels; any strides
@@ -63,7 +64,7 @@ def variants(architecture: str, kernel: str, precision: str) -> list[Variant]:
     return found
 
 
-def source(variant: Variant, config: Config) -> ASTSource:
+def source(variant: Variant, config: KernelConfig) -> ASTSource:
     """The kernel with the signature that a launch of this kind gets from Triton's own specialisation."""
     module = import_module(f"andfast.kernels.degradation_block.{variant.kernel}")
     function = getattr(module, f"_{variant.kernel}_kernel")

@@ -4,11 +4,13 @@ import itertools
 
 import pytest
 import torch
-from degradation_block_exact import assert_near, exact_results
+from comparison import assert_near
+from degradation_block_exact import exact_results
 from torch import Tensor
 
 from andfast.functional import degradation_block
-from andfast.kernels.degradation_block.configs import MAX_REGISTERS, TABLE
+from andfast.kernels.common.config import MAX_REGISTERS
+from andfast.kernels.degradation_block.configs import TABLE
 
 pytestmark = pytest.mark.gpu
 

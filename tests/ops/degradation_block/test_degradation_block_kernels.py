@@ -14,22 +14,17 @@ import layouts
 import pytest
 import torch
 import triton_interpreter
-from degradation_block_exact import BACKWARD, FORWARD, assert_near, exact_results
+from comparison import assert_near
+from degradation_block_exact import BACKWARD, FORWARD, exact_results
 from torch import Tensor
 from triton_interpreter import INTERPRETED
 
-from andfast.functional import degradation_block
-from andfast.functional import dispatch as _dispatch
+from andfast.functional import degradation_block, dispatch
 from andfast.functional.degradation_block import _memory_format, _reduce_slope
 from andfast.functional.selftest import self_test
+from andfast.kernels.common.config import PRECISIONS, KernelConfig, channel_block, newest_architecture
 from andfast.kernels.degradation_block import saved as saved_form
-from andfast.kernels.degradation_block.configs import (
-    PRECISIONS,
-    TABLE,
-    Config,
-    architecture,
-    channel_block,
-)
+from andfast.kernels.degradation_block.configs import TABLE
 
 CASES = 140
 GROUPS = 16
@@ -60,17 +55,17 @@ if not INTERPRETED:
     def test_auto_takes_the_kernels_where_they_run_and_the_reference_for_what_they_do_not_take(
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        monkeypatch.setitem(_dispatch._TABLE["degradation_block"], "triton", _dispatch.everywhere)
-        assert _dispatch.resolve("degradation_block", "auto", "cuda", torch.bfloat16) == "triton"
-        assert _dispatch.resolve("degradation_block", "auto", "cuda", torch.float64) == "reference"
+        monkeypatch.setitem(dispatch._TABLE["degradation_block"], "triton", dispatch.everywhere)
+        assert dispatch.resolve("degradation_block", "auto", "cuda", torch.bfloat16) == "triton"
+        assert dispatch.resolve("degradation_block", "auto", "cuda", torch.float64) == "reference"
         with pytest.raises(TypeError, match=r"x must be float32, bfloat16 or float16 with impl='triton', was torch"):
-            _dispatch.resolve("degradation_block", "triton", "cuda", torch.float64)
+            dispatch.resolve("degradation_block", "triton", "cuda", torch.float64)
 
     def test_the_choice_is_a_constant_of_a_compiled_graph(monkeypatch: pytest.MonkeyPatch) -> None:
         def looks_around(_device_type: str) -> str | None:
             return None if importlib.util.find_spec("no_such_package") else "a package is not installed"
 
-        monkeypatch.setitem(_dispatch._TABLE["degradation_block"], "triton", looks_around)
+        monkeypatch.setitem(dispatch._TABLE["degradation_block"], "triton", looks_around)
         x, weight = torch.rand(1, 3, 4, 4), torch.rand(5, 3, 3, 3)
         compiled = torch.compile(degradation_block, fullgraph=True, backend="eager")
         torch.testing.assert_close(compiled(x, weight, 0.5), degradation_block(x, weight, 0.5))
@@ -79,11 +74,11 @@ if not INTERPRETED:
         ("capability", "expected"), [((8, 0), "8.0"), ((8, 9), "8.0"), ((9, 0), "9.0"), ((12, 0), "9.0")]
     )
     def test_every_device_from_8_0_on_has_configurations(capability: tuple[int, int], expected: str) -> None:
-        assert architecture(capability) == expected
+        assert newest_architecture(capability, TABLE) == expected
 
     def test_older_devices_are_refused() -> None:
         with pytest.raises(ValueError, match=r"compute capability must be at least 8\.0, was 7\.5"):
-            architecture((7, 5))
+            newest_architecture((7, 5), TABLE)
 
     def test_the_table_is_complete() -> None:
         kernels = ("forward", "grad_input", "grad_weight")
@@ -121,7 +116,7 @@ if not INTERPRETED:
 
 
 if INTERPRETED:
-    from andfast.kernels.common.convolution import refuse_huge
+    from andfast.kernels.common.layout import check_int32_extent
     from andfast.kernels.degradation_block import forward as forward_kernel
     from andfast.kernels.degradation_block import grad_input as grad_input_kernel
     from andfast.kernels.degradation_block import grad_weight as grad_weight_kernel
@@ -129,11 +124,11 @@ if INTERPRETED:
     triton_interpreter.repair()
 
     CONFIGS = (
-        Config(8, 8, 16, 4, 1, 3),
-        Config(8, 8, 64, 4, 1, 1),
-        Config(16, 16, 16, 4, 1, 1),
-        Config(4, 8, 32, 4, 1, 7),
-        Config(4, 4, 16, 4, 1, 40),
+        KernelConfig(8, 8, 16, 4, 1, 3),
+        KernelConfig(8, 8, 64, 4, 1, 1),
+        KernelConfig(16, 16, 16, 4, 1, 1),
+        KernelConfig(4, 8, 32, 4, 1, 7),
+        KernelConfig(4, 4, 16, 4, 1, 40),
     )
 
     def _grid_values(generator: random.Random, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
@@ -141,7 +136,7 @@ if INTERPRETED:
         values = torch.randint(-8, 9, shape, generator=torch.Generator().manual_seed(generator.getrandbits(31)))
         return (values / 8).to(dtype)
 
-    def _case(seed: int) -> tuple[list[Any], str, Tensor, Config, str]:
+    def _case(seed: int) -> tuple[list[Any], str, Tensor, KernelConfig, str]:
         """Arguments, padding, incoming gradient, configuration, and the argument that was poisoned, if any."""
         g = random.Random(seed)
         dtype = torch.float16 if seed % 5 == 4 else torch.float32
@@ -254,7 +249,7 @@ if INTERPRETED:
     @pytest.fixture
     def _on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
         """Let impl="triton" have the CPU, where the interpreter is."""
-        monkeypatch.setitem(_dispatch._TABLE["degradation_block"], "triton", _dispatch.everywhere)
+        monkeypatch.setitem(dispatch._TABLE["degradation_block"], "triton", dispatch.everywhere)
 
     def _arguments(noise_channels: int = 0, n: int = 2) -> list[Any]:
         x = torch.randn(n, 3, 4, 5)
@@ -375,6 +370,8 @@ if INTERPRETED:
             assert result.passed, result
 
     def test_an_image_beyond_32_bit_offsets_is_refused() -> None:
-        refuse_huge("x", torch.empty((9, 2, 2**15, 2**15), device="meta"))
+        image = torch.empty((9, 2, 2**15, 2**15), device="meta")
+        check_int32_extent("x", image.shape, image.stride())
+        image = torch.empty((1, 3, 2**15, 2**15), device="meta")
         with pytest.raises(ValueError, match=r"an image of x must span fewer than 2\*\*31 values, spanned 3221225472"):
-            refuse_huge("x", torch.empty((1, 3, 2**15, 2**15), device="meta"))
+            check_int32_extent("x", image.shape, image.stride())

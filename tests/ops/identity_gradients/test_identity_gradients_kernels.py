@@ -12,7 +12,7 @@ from identity_gradients_cases import Call, assert_right, random_call
 from triton_interpreter import INTERPRETED
 
 from andfast.adversary import sample_identity
-from andfast.functional import dispatch as _dispatch
+from andfast.functional import dispatch
 from andfast.functional.identity_gradients import OP, identity_gradients
 from andfast.functional.selftest import self_test
 from andfast.nn import DegradationNetwork
@@ -38,9 +38,9 @@ if not INTERPRETED:
         )
 
     def test_auto_takes_the_kernels_where_they_run(monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setitem(_dispatch._TABLE[OP], "triton", _dispatch.everywhere)
-        assert _dispatch.resolve(OP, "auto", "cuda", torch.float32) == "triton"
-        assert _dispatch.resolve(OP, "auto", "cuda", torch.float64) == "reference"
+        monkeypatch.setitem(dispatch._TABLE[OP], "triton", dispatch.everywhere)
+        assert dispatch.resolve(OP, "auto", "cuda", torch.float32) == "triton"
+        assert dispatch.resolve(OP, "auto", "cuda", torch.float64) == "reference"
 
     def test_the_explicit_choice_says_why_it_cannot_be_had() -> None:
         one = random_call(1)
@@ -57,7 +57,7 @@ if INTERPRETED:
 
     @pytest.fixture(autouse=True)
     def _on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setitem(_dispatch._TABLE[OP], "triton", _dispatch.everywhere)
+        monkeypatch.setitem(dispatch._TABLE[OP], "triton", dispatch.everywhere)
 
     @pytest.mark.parametrize("first", range(0, CASES, 20))
     def test_parity(first: int, monkeypatch: pytest.MonkeyPatch) -> None:

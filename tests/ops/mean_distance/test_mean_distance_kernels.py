@@ -13,8 +13,7 @@ from mean_distance_cases import assert_right, random_pair, run
 from torch import Tensor
 from triton_interpreter import INTERPRETED
 
-from andfast.functional import dispatch as _dispatch
-from andfast.functional import mean_distance
+from andfast.functional import dispatch, mean_distance
 from andfast.functional.mean_distance import mean_distance_reference
 from andfast.functional.selftest import self_test
 
@@ -36,7 +35,7 @@ if not INTERPRETED:
         )
 
     def test_float64_is_refused_by_name_and_goes_to_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setitem(_dispatch._TABLE["mean_distance"], "triton", _dispatch.everywhere)
+        monkeypatch.setitem(dispatch._TABLE["mean_distance"], "triton", dispatch.everywhere)
         x, wide = torch.rand(2, 3), torch.rand(2, 3).double()
         for one, other, name in ((wide, x, "x"), (x, wide, "target"), (wide, wide, "x")):
             with pytest.raises(TypeError, match=rf"{name} must be float32, .* with impl='triton', was torch\.float64"):
@@ -53,7 +52,7 @@ if INTERPRETED:
 
     @pytest.fixture(autouse=True)
     def _on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setitem(_dispatch._TABLE["mean_distance"], "triton", _dispatch.everywhere)
+        monkeypatch.setitem(dispatch._TABLE["mean_distance"], "triton", dispatch.everywhere)
 
     @pytest.mark.parametrize("seed", range(CASES))
     def test_parity(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ import pytest
 from kernel_resources import Resources
 from triton.compiler import ASTSource
 
-from andfast.kernels.degradation_block.configs import PRECISIONS, Config
+from andfast.kernels.common.config import PRECISIONS, KernelConfig
 from andfast.kernels.residual_dense_block.configs import CHANNEL_BLOCKS, OUTPUT_BLOCKS, TABLE
 from andfast.kernels.residual_dense_block.convolution import _convolution_kernel
 from andfast.kernels.residual_dense_block.grad_weight import _grad_weight_kernel
@@ -41,7 +41,7 @@ class Variant(NamedTuple):
     def name(self) -> str:
         return f"{self.architecture} {self.kernel} {self.precision} {self.dtype} {self.block} {self.layout}"
 
-    def config(self) -> Config:
+    def config(self) -> KernelConfig:
         return TABLE[self.architecture][self.kernel, self.precision]
 
 

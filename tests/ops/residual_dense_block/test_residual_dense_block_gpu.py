@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from degradation_block_exact import assert_near
+from comparison import assert_near
 from torch import Tensor
 
 from andfast.functional import residual_dense_block
 from andfast.functional.residual_dense_block import residual_dense_block_reference
-from andfast.kernels.degradation_block.configs import MAX_REGISTERS
+from andfast.kernels.common.config import MAX_REGISTERS
 from andfast.kernels.residual_dense_block.configs import TABLE
 
 pytestmark = pytest.mark.gpu

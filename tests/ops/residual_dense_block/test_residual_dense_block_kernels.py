@@ -13,25 +13,17 @@ import layouts
 import pytest
 import torch
 import triton_interpreter
-from degradation_block_exact import assert_near
+from comparison import assert_near
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 from triton_interpreter import INTERPRETED
 
-from andfast.functional import dispatch as _dispatch
-from andfast.functional import residual_dense_block
+from andfast.functional import dispatch, residual_dense_block
 from andfast.functional.residual_dense_block import backward_op, forward_op, residual_dense_block_reference
 from andfast.functional.selftest import self_test
-from andfast.kernels.degradation_block.configs import PRECISIONS
-from andfast.kernels.residual_dense_block.configs import (
-    CHANNEL_BLOCKS,
-    OUTPUT_BLOCKS,
-    TABLE,
-    Config,
-    block_of,
-    reduction_block,
-)
+from andfast.kernels.common.config import PRECISIONS, KernelConfig, reduction_block, smallest_block
+from andfast.kernels.residual_dense_block.configs import CHANNEL_BLOCKS, OUTPUT_BLOCKS, TABLE
 
 CASES = 72
 PARTS = 2
@@ -79,7 +71,7 @@ if not INTERPRETED:
             residual_dense_block(*make(), impl="triton")
 
     def test_float64_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setitem(_dispatch._TABLE["residual_dense_block"], "triton", _dispatch.everywhere)
+        monkeypatch.setitem(dispatch._TABLE["residual_dense_block"], "triton", dispatch.everywhere)
         x, weights, biases = make()
         with pytest.raises(TypeError, match=r"x must be float32, bfloat16 or float16 with impl='triton', was torch\.f"):
             residual_dense_block(
@@ -98,9 +90,9 @@ if not INTERPRETED:
                 assert (config.programs > 0) == kernel.startswith("grad_weight")
 
     def test_channel_blocks() -> None:
-        blocks = [block_of(channels) for channels in (1, 16, 17, 32, 33, 64, 65, 1000)]
+        blocks = [smallest_block(channels, CHANNEL_BLOCKS) for channels in (1, 16, 17, 32, 33, 64, 65, 1000)]
         assert blocks == [16, 16, 32, 32, 64, 64, 64, 64]
-        assert [block_of(channels, OUTPUT_BLOCKS) for channels in (3, 32, 64)] == [16, 32, 32]
+        assert [smallest_block(channels, OUTPUT_BLOCKS) for channels in (3, 32, 64)] == [16, 32, 32]
 
     @pytest.mark.parametrize(
         ("segments", "limit", "expected"),
@@ -115,7 +107,7 @@ if not INTERPRETED:
         ],
     )
     def test_a_reduction_takes_the_block_that_pads_least(segments: tuple[int, int], limit: int, expected: int) -> None:
-        assert reduction_block(segments, limit) == expected
+        assert reduction_block(segments, limit, CHANNEL_BLOCKS) == expected
 
     @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
     @pytest.mark.parametrize("frozen", [False, True])
@@ -123,7 +115,7 @@ if not INTERPRETED:
         frozen: bool, memory_format: torch.memory_format, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """At full size, in bytes: 16 a pixel with frozen weights, else the growth; no copy of x."""
-        monkeypatch.setitem(_dispatch._TABLE["residual_dense_block"], "triton", _dispatch.everywhere)
+        monkeypatch.setitem(dispatch._TABLE["residual_dense_block"], "triton", dispatch.everywhere)
         kept: dict[int, Tensor] = {}
 
         def keep(one: Tensor) -> Tensor:
@@ -158,10 +150,10 @@ if INTERPRETED:
     triton_interpreter.repair()
 
     CONFIGS = (
-        Config(8, 16, 64, 8, 1, 1),
-        Config(8, 8, 16, 4, 1, 40),
-        Config(4, 8, 32, 4, 1, 25),
-        Config(4, 4, 16, 4, 1, 1),
+        KernelConfig(8, 16, 64, 8, 1, 1),
+        KernelConfig(8, 8, 16, 4, 1, 40),
+        KernelConfig(4, 8, 32, 4, 1, 25),
+        KernelConfig(4, 4, 16, 4, 1, 1),
     )
 
     def _exact_in_fp32(draw: torch.Generator, shapes: list[tuple[int, ...]]) -> list[Tensor]:
@@ -188,7 +180,7 @@ if INTERPRETED:
             weights.append(weight)
         return [x, *weights, *(torch.randn(shape, generator=draw) / 10 for shape in shapes[6:])]
 
-    def _case(seed: int) -> tuple[list[Tensor], Tensor, dict[str, float], Config, bool, str]:
+    def _case(seed: int) -> tuple[list[Tensor], Tensor, dict[str, float], KernelConfig, bool, str]:
         """Arguments, incoming gradient, slope and scale, configuration, frozen, and which argument was poisoned."""
         g = random.Random(seed)
         dtype = torch.float16 if seed % 6 == 5 else torch.float32
@@ -244,10 +236,10 @@ if INTERPRETED:
     @pytest.fixture(autouse=True)
     def _on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
         """Let impl="triton" have the CPU, where the interpreter is, with few programs, as each takes milliseconds."""
-        monkeypatch.setitem(_dispatch._TABLE["residual_dense_block"], "triton", _dispatch.everywhere)
+        monkeypatch.setitem(dispatch._TABLE["residual_dense_block"], "triton", dispatch.everywhere)
         _configure(monkeypatch, CONFIGS[0])
 
-    def _configure(monkeypatch: pytest.MonkeyPatch, config: Config) -> None:
+    def _configure(monkeypatch: pytest.MonkeyPatch, config: KernelConfig) -> None:
         convolution._plan.cache_clear()
         monkeypatch.setattr(convolution, "table_config", lambda *_: config)
         monkeypatch.setattr(weights_kernel, "table_config", lambda *_: config)

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from andfast.functional import dispatch as _dispatch
-from andfast.functional import residual_dense_block
+from andfast.functional import dispatch, residual_dense_block
 from andfast.functional import residual_dense_block_fp8 as fp8
 from andfast.functional import triton_support as _triton
 from andfast.functional.residual_dense_block import residual_dense_block_reference
@@ -173,10 +172,10 @@ def test_older_gpus_are_refused_by_name(
     monkeypatch.setattr(_triton, "why_not", lambda device_type: None)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: capability)
-    impls = _dispatch.available(fp8.NAME, "cuda", torch.bfloat16)
+    impls = dispatch.available(fp8.NAME, "cuda", torch.bfloat16)
     assert impls == (("triton", "reference") if runs else ("reference",))
-    assert _dispatch.available(fp8.NAME, "cuda", torch.float32) == ("reference",)
+    assert dispatch.available(fp8.NAME, "cuda", torch.float32) == ("reference",)
     if not runs:
         text = rf"products of fp8 need compute capability 8.9 or newer .*, device 0 has {capability[0]}.{capability[1]}"
         with pytest.raises(RuntimeError, match=text):
-            _dispatch.resolve(fp8.NAME, "triton", "cuda", torch.bfloat16)
+            dispatch.resolve(fp8.NAME, "triton", "cuda", torch.bfloat16)

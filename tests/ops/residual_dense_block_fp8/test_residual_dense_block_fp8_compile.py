@@ -16,7 +16,7 @@ from kernel_resources import Resources
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from andfast.kernels.residual_dense_block.configs import FP8_CHANNEL_BLOCKS, FP8_TABLE, OUTPUT_BLOCKS
+from andfast.kernels.residual_dense_block_fp8.configs import OUTPUT_BLOCKS, REDUCTION_BLOCKS, TABLE
 from andfast.kernels.residual_dense_block_fp8.kernels import QUANTISED_PIXELS, _fp8_convolution_kernel, _quantise_kernel
 
 KINDS = ("activate", "gradient", "residual", "residual_gradient")  # by the kernel's number, and the last of backward
@@ -42,8 +42,8 @@ class Variant(NamedTuple):
 
 def variants(architecture: str, kind: str) -> list[Variant]:
     """All that the launchers can ask for, in every layout where the blocks are largest; fp16 once."""
-    largest = FP8_TABLE[architecture][OUTPUT_BLOCKS[-1]].block_k
-    blocks = [block for block in FP8_CHANNEL_BLOCKS if block <= largest]
+    largest = TABLE[architecture][OUTPUT_BLOCKS[-1]].block_k
+    blocks = [block for block in REDUCTION_BLOCKS if block <= largest]
     found = [Variant(architecture, kind, "bf16", *pair, "aligned") for pair in itertools.product(OUTPUT_BLOCKS, blocks)]
     # Addresses that are not simple take the smallest blocks.
     layouts = LAYOUTS[1:] if kind.startswith("residual") else LAYOUTS[1:2]
@@ -60,7 +60,7 @@ def source(variant: Variant) -> ASTSource:
         constants: dict[str, Any] = {"PIXELS": QUANTISED_PIXELS, "BLOCK_C": variant.block_k}
     else:
         function = _fp8_convolution_kernel
-        config = FP8_TABLE[variant.architecture][variant.block_out]
+        config = TABLE[variant.architecture][variant.block_out]
         operand = e5m2 if variant.kind.endswith("gradient") else e4m3
         last = variant.kind.startswith("residual")
         types = {"a_ptr": operand, "b_ptr": operand, "w_ptr": e4m3, "w_scale_ptr": "*fp32", "bias_ptr": "*fp32"}
@@ -81,7 +81,7 @@ def source(variant: Variant) -> ASTSource:
 def options(variant: Variant) -> dict[str, int]:
     if variant.kind == "quantise":
         return {"num_warps": 4}
-    return kernel_resources.launch_options(FP8_TABLE[variant.architecture][variant.block_out], variant.layout)
+    return kernel_resources.launch_options(TABLE[variant.architecture][variant.block_out], variant.layout)
 
 
 def resources(variant: Variant) -> Resources:
@@ -92,12 +92,12 @@ def resources(variant: Variant) -> Resources:
 RESOURCES = kernel_resources.Table(
     "residual_dense_block_fp8",
     {
-        **{"-".join(group): variants(*group) for group in itertools.product(FP8_TABLE, KINDS)},
+        **{"-".join(group): variants(*group) for group in itertools.product(TABLE, KINDS)},
         **{
             f"{architecture}-quantise": [
                 Variant(architecture, "quantise", dtype, 64, 64, "aligned") for dtype in ("bf16", "fp16")
             ]
-            for architecture in FP8_TABLE
+            for architecture in TABLE
         },
     },
     resources,

@@ -3,10 +3,10 @@
 import fp8_blocks
 import pytest
 import torch
-from degradation_block_exact import assert_near
+from comparison import assert_near
 from torch import Tensor
 
-from andfast.functional import dispatch as _dispatch
+from andfast.functional import dispatch
 from andfast.functional.residual_dense_block_fp8 import NAME, Fp8Weights, quantise_weights, residual_dense_block_fp8
 from andfast.kernels.residual_dense_block_fp8 import kernels
 from andfast.nn import RRDBNet, frozen
@@ -20,8 +20,8 @@ TOLERANCE = 1e-2
 
 @pytest.fixture(autouse=True)
 def _fp8_units() -> None:
-    if "triton" not in _dispatch.available(NAME, "cuda", torch.bfloat16):
-        pytest.skip(_dispatch.unavailable("cuda")[NAME]["triton"])
+    if "triton" not in dispatch.available(NAME, "cuda", torch.bfloat16):
+        pytest.skip(dispatch.unavailable("cuda")[NAME]["triton"])
 
 
 def make(dtype: torch.dtype, sizes: tuple[int, ...]) -> tuple[Tensor, Fp8Weights, Tensor]:

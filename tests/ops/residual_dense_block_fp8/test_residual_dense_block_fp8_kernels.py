@@ -16,9 +16,10 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from triton_interpreter import INTERPRETED
 
-from andfast.functional import dispatch as _dispatch
+from andfast.functional import dispatch
 from andfast.functional.residual_dense_block_fp8 import NAME, forward_op, quantise_weights, residual_dense_block_fp8
-from andfast.kernels.residual_dense_block.configs import FP8_CHANNEL_BLOCKS, FP8_TABLE, OUTPUT_BLOCKS, Config
+from andfast.kernels.common.config import KernelConfig
+from andfast.kernels.residual_dense_block_fp8.configs import OUTPUT_BLOCKS, REDUCTION_BLOCKS, TABLE
 
 CASES = 36
 
@@ -32,13 +33,13 @@ if not INTERPRETED:
         triton_interpreter.run(__file__, part)
 
     def test_the_table_is_complete() -> None:
-        for entries in FP8_TABLE.values():
+        for entries in TABLE.values():
             assert set(entries) == set(OUTPUT_BLOCKS)
-            assert all(config.block_k in FP8_CHANNEL_BLOCKS for config in entries.values())
+            assert all(config.block_k in REDUCTION_BLOCKS for config in entries.values())
 
     def test_what_is_kept_is_known_on_fake_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
         """At full size: 16 bytes a pixel, and weights."""
-        monkeypatch.setitem(_dispatch._TABLE[NAME], "triton", _dispatch.everywhere)
+        monkeypatch.setitem(dispatch._TABLE[NAME], "triton", dispatch.everywhere)
         kept: list[Tensor] = []
         with FakeTensorMode(), torch.autograd.graph.saved_tensors_hooks(kept.append, lambda one: one):
             x, weights, biases = fp8_blocks.arguments(48, 64, 32, 64, 64)
@@ -57,7 +58,7 @@ if INTERPRETED:
 
     @pytest.fixture(autouse=True)
     def _on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setitem(_dispatch._TABLE[NAME], "triton", _dispatch.everywhere)
+        monkeypatch.setitem(dispatch._TABLE[NAME], "triton", dispatch.everywhere)
 
     def _results(x: Tensor, quantised: Any, grad: Tensor, slope: float, impl: str) -> list[Tensor]:
         leaf = x.detach().requires_grad_()
@@ -101,10 +102,10 @@ if INTERPRETED:
             )
         kinds = (*layouts.KINDS, "prefix")
         x, grad = layouts.laid_out(g, x, kinds), layouts.laid_out(g, grad, kinds)
-        config = g.choice([Config(1, 64, 32, 8, 1), Config(1, 32, 64, 4, 1), Config(1, 16, 32, 4, 1)])
+        config = g.choice([KernelConfig(1, 64, 32, 8, 1), KernelConfig(1, 32, 64, 4, 1), KernelConfig(1, 16, 32, 4, 1)])
         if n * -(-height * width // (config.block_w - 2)) > 3:
-            config = Config(1, 128, 64, 8, 1)
-        for entries in FP8_TABLE.values():
+            config = KernelConfig(1, 128, 64, 8, 1)
+        for entries in TABLE.values():
             for block in entries:
                 monkeypatch.setitem(entries, block, config)
         quantised = quantise_weights(weights, biases)

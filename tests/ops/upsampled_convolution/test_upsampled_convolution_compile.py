@@ -12,7 +12,7 @@ import pytest
 from kernel_resources import Resources
 from triton.compiler import ASTSource
 
-from andfast.kernels.degradation_block.configs import CHANNEL_BLOCKS, PRECISIONS, Config
+from andfast.kernels.common.config import CHANNEL_BLOCKS, PRECISIONS, KernelConfig
 from andfast.kernels.upsampled_convolution import kernels as module
 from andfast.kernels.upsampled_convolution.configs import TABLE
 
@@ -40,7 +40,7 @@ class Variant(NamedTuple):
         blocks = f"x{self.factor} {self.block_in}->{self.block_out}" + ("" if self.activated else " no signs")
         return f"{self.architecture} {self.kernel} {self.precision} {self.dtype} {blocks} {self.layout}"
 
-    def config(self) -> Config:
+    def config(self) -> KernelConfig:
         return TABLE[self.architecture][self.kernel, self.precision]
 
 

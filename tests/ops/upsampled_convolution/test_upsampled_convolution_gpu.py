@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from degradation_block_exact import assert_near
+from comparison import assert_near
 from torch import Tensor
 
 from andfast.functional import upsampled_convolution
 from andfast.functional.upsampled_convolution import upsampled_convolution_reference
-from andfast.kernels.degradation_block.configs import MAX_REGISTERS
+from andfast.kernels.common.config import MAX_REGISTERS
 from andfast.kernels.upsampled_convolution.configs import TABLE
 
 pytestmark = pytest.mark.gpu

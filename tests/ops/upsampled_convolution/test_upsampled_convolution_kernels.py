@@ -13,15 +13,14 @@ import layouts
 import pytest
 import torch
 import triton_interpreter
-from degradation_block_exact import assert_near
+from comparison import assert_near
 from torch import Tensor
 from triton_interpreter import INTERPRETED
 
-from andfast.functional import dispatch as _dispatch
-from andfast.functional import upsampled_convolution
+from andfast.functional import dispatch, upsampled_convolution
 from andfast.functional.selftest import self_test
 from andfast.functional.upsampled_convolution import backward_op, forward_op, upsampled_convolution_reference
-from andfast.kernels.degradation_block.configs import PRECISIONS, Config
+from andfast.kernels.common.config import PRECISIONS, KernelConfig
 from andfast.kernels.upsampled_convolution.configs import TABLE
 from andfast.nn import RRDBNet
 from andfast.nn.frozen import frozen as frozen_parameters
@@ -65,7 +64,7 @@ if not INTERPRETED:
             upsampled_convolution(*make(), impl="triton")
 
     def test_float64_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setitem(_dispatch._TABLE["upsampled_convolution"], "triton", _dispatch.everywhere)
+        monkeypatch.setitem(dispatch._TABLE["upsampled_convolution"], "triton", dispatch.everywhere)
         with pytest.raises(TypeError, match=r"x must be float32, bfloat16 or float16 with impl='triton', was torch\.f"):
             upsampled_convolution(*(one.double() for one in make()), impl="triton")
 
@@ -85,7 +84,7 @@ if not INTERPRETED:
         result and its sum with the first features, and one map at twice and two at four times the size.
         """
         for op in ("residual_dense_block", "upsampled_convolution"):
-            monkeypatch.setitem(_dispatch._TABLE[op], "triton", _dispatch.everywhere)
+            monkeypatch.setitem(dispatch._TABLE[op], "triton", dispatch.everywhere)
         blocks, pixels = 23, 48 * 64 * 64
         with torch.device("meta"):
             network = RRDBNet(blocks=blocks, impl=impl).bfloat16().to(memory_format=memory_format)
@@ -125,13 +124,13 @@ if INTERPRETED:
     triton_interpreter.repair()
 
     CONFIGS = (
-        Config(8, 16, 64, 8, 1),
-        Config(8, 8, 16, 4, 1),
-        Config(2, 8, 64, 4, 1),
-        Config(4, 4, 16, 4, 1),
+        KernelConfig(8, 16, 64, 8, 1),
+        KernelConfig(8, 8, 16, 4, 1),
+        KernelConfig(2, 8, 64, 4, 1),
+        KernelConfig(4, 4, 16, 4, 1),
     )
 
-    def _case(seed: int) -> tuple[list[Tensor], Tensor, dict[str, Any], Config, bool, str]:
+    def _case(seed: int) -> tuple[list[Tensor], Tensor, dict[str, Any], KernelConfig, bool, str]:
         """Arguments, incoming gradient, factor and slope, configuration, frozen, and which argument was poisoned.
 
         Two thirds are exact in fp32: x and bias in eighths, weights 1, 0 or -1, so that whether a result is positive
@@ -199,7 +198,7 @@ if INTERPRETED:
     @pytest.fixture(autouse=True)
     def _on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
         """Let impl="triton" have the CPU, where the interpreter is."""
-        monkeypatch.setitem(_dispatch._TABLE["upsampled_convolution"], "triton", _dispatch.everywhere)
+        monkeypatch.setitem(dispatch._TABLE["upsampled_convolution"], "triton", dispatch.everywhere)
 
     @pytest.mark.parametrize("factor", [1, 2])
     def test_both_implementations_keep_the_same_signs(factor: int) -> None:
