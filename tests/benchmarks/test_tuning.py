@@ -39,7 +39,8 @@ def test_another_table_is_written_and_read_back() -> None:
     other["8.0"][KEY] = KernelConfig(16, 16, 32, 8, 3)
     source = config_table.rewritten(config_table.FILE.read_text(), other)
     assert '        ("grad_weight", "half"): KernelConfig(4, 32, 16, 4, 2, 264, registers=96),\n' in source
-    module = types.ModuleType("written")
+    module = types.ModuleType("andfast.kernels.degradation_block.written")
+    module.__package__ = "andfast.kernels.degradation_block"
     exec(source, module.__dict__)
     assert {arch: {key: tuple(one) for key, one in entries.items()} for arch, entries in module.TABLE.items()} == other
     for command in (["check"], ["format", "--check"]):
