@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import torch
 
-from andfast.data.pack import printable
 from andfast.evaluation.fit import fit_niqe_to_folder
 from andfast.evaluation.layouts import find_pairs
 from andfast.evaluation.methods import build_methods, load_restorers
@@ -15,6 +14,7 @@ from andfast.evaluation.report import images_table, remove_invalid, table, write
 from andfast.evaluation.run import Evaluation, check_pairs, score_pairs
 from andfast.evaluation.scores import Scorer
 from andfast.evaluation.sheet import Sheet
+from andfast.files import printable
 from andfast.inference.models import find_device
 from andfast.metrics.lpips import LPIPS
 from andfast.metrics.niqe import NIQE

@@ -1,4 +1,4 @@
-"""Files that are either whole or absent: written beside their place, synced to disk, renamed."""
+"""Atomic file writes (temporary file in the same folder, fsync, rename) and printable file names."""
 
 import os
 from collections.abc import Iterator
@@ -9,10 +9,10 @@ from typing import BinaryIO
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[BinaryIO]:
-    """Open a file for writing bytes; it appears under ``path`` when the block ends without an error."""
+    """Open a binary file for writing; it appears under ``path`` when the block exits without an error."""
     temporary = path.with_name(f".tmp-{path.name}")
     try:
-        temporary.unlink(missing_ok=True)  # what a crash left, or a link that someone else laid to another place
+        temporary.unlink(missing_ok=True)  # left by a crash, or a link that would be followed
         with temporary.open("xb") as file:
             yield file
             file.flush()
@@ -26,9 +26,9 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """A path beside ``path``, of its suffix, for what writes files by itself; it becomes ``path`` when the block ends.
+    """Yield a temporary path with the suffix of ``path``; it is renamed to ``path`` when the block exits.
 
-    After an error the temporary file is gone, and ``path`` is as it was.
+    After an error the temporary file is deleted and ``path`` is unchanged.
     """
     temporary = path.with_name(f".tmp-{path.name}")
     try:
@@ -42,15 +42,20 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 def sync_file(path: Path) -> None:
-    """Return once a file's contents are on disk."""
+    """Flush a file's contents to disk."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
 
 
 def sync_folder(path: Path) -> None:
-    """Return once a folder's entries are on disk."""
+    """Flush a folder's entries to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def printable(name: str) -> str:
+    """Escape a file name of any bytes to one printable line."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from andfast.arguments import whole
-from andfast.data.pack import pack_images, printable
+from andfast.data.pack import pack_images
+from andfast.files import printable
 
 DESCRIPTION = """\
 Decode pictures (PNG, JPEG, WebP, TIFF, BMP) once into a pack of plain pixels, which training reads. Run it

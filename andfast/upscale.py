@@ -4,7 +4,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from andfast.data.pack import printable
+from andfast.files import printable
 from andfast.inference.writers import FORMATS
 
 DESCRIPTION = """\

@@ -1,8 +1,8 @@
-"""Random crops of packed pictures, each a pure function of (seed, stage, number).
+"""Random crops of packed images, each a pure function of (seed, stage, index).
 
-Nothing here has state that a result depends on: sample g is the same in whatever process, order or run it is
-asked for. The random numbers are raw outputs of the Philox counter generator, keyed by (seed, stage), at a
-counter made of g; raw outputs are the same in every version of numpy.
+A sample does not depend on the process, the order of access or the run: its random numbers are raw outputs of the
+counter-based Philox generator, keyed by (seed, stage), at a counter derived from the index. Raw outputs are the same in
+every version of numpy.
 """
 
 from collections.abc import Sequence
@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-_EPOCH, _CROP = 0, 1  # the counter's last word: what the numbers are for
+_EPOCH, _CROP = 0, 1  # last word of the counter: separates the two uses of the generator
 
 
 class Images(Protocol):
-    """Pictures by number: ``PackedImages``, or a list of (H, W, 3) uint8 arrays."""
+    """Images by index: ``PackedImages``, or a list of (H, W, 3) uint8 arrays."""
 
     def __len__(self) -> int: ...
 
@@ -27,35 +27,33 @@ class Images(Protocol):
 
 
 class CropDataset(Dataset[Tensor]):
-    """Crops without end: epoch after epoch, each a new permutation of the pictures, one crop a picture.
+    """Infinite dataset of random crops: every epoch is a new permutation of the images, one crop per image.
 
-    Sample g is from picture ``permutation(g // n)[g % n]``, n pictures in all; its position is uniform over
-    all that lie inside, its orientation uniform over the eight of the square (horizontal flip, vertical flip,
-    quarter turn).
+    Sample g is a crop of image ``permutation(g // n)[g % n]`` of n images. Its position is uniform over all positions
+    inside the image, its orientation uniform over the eight symmetries of the square (flips and quarter turns).
 
     Args:
-        images: the pictures; ``PackedImages`` or any sequence of (H, W, 3) uint8 arrays.
-        patch_size: height and width of a crop, in pixels.
-        seed: any integer.
-        stage: a name or number that gives a training stage its own sequence.
+        images: ``PackedImages`` or any sequence of (H, W, 3) uint8 arrays.
+        patch_size: Height and width of a crop in pixels.
+        seed: Any integer.
+        stage: Name or number of the training stage; each stage has its own sequence.
 
     Raises:
-        ValueError: no pictures, a picture smaller than the patch, or a patch size below 1.
+        ValueError: ``images`` is empty, an image is smaller than the patch, or ``patch_size`` is below 1.
     """
 
     def __init__(self, images: Images, patch_size: int, *, seed: int, stage: str | int) -> None:
         if patch_size < 1:
             raise ValueError(f"patch_size must be at least 1, was {patch_size}")
         if len(images) == 0:
-            raise ValueError("images must hold at least one picture, was empty")
+            raise ValueError("images must hold at least one image, was empty")
         names: Sequence[str] | None = getattr(images, "names", None)
-        for i in range(len(images)):
-            height, width = images[i].shape[:2]
+        for index in range(len(images)):
+            height, width = images[index].shape[:2]
             if min(height, width) < patch_size:
-                name = repr(names[i]) if names is not None else f"number {i}"
+                name = repr(names[index]) if names is not None else f"number {index}"
                 raise ValueError(
-                    f"images must all be at least patch_size {patch_size} high and wide, "
-                    f"{name} has {width}x{height} pixels"
+                    f"images must be at least patch_size {patch_size} high and wide, {name} has {width}x{height} pixels"
                 )
         self.images, self.patch_size, self.seed, self.stage = images, patch_size, seed, stage
         digest = blake2b(repr((int(seed), stage)).encode(), digest_size=16).digest()
@@ -77,19 +75,19 @@ class CropDataset(Dataset[Tensor]):
         if orientation & 2:
             crop = crop[::-1]
         if orientation & 4:
-            crop = crop.swapaxes(0, 1)  # together with the flips: the four quarter turns and their mirror images
+            crop = crop.swapaxes(0, 1)  # with the flips: all quarter turns and their mirror images
         return torch.from_numpy(crop.copy(order="C")).permute(2, 0, 1)
 
     def _permutation(self, epoch: int) -> NDArray[np.int64]:
         if epoch not in self._permutations:
-            for old in sorted(self._permutations)[:-1]:  # a batch may straddle two epochs
+            for old in sorted(self._permutations)[:-1]:  # keep one: a batch may straddle two epochs
                 del self._permutations[old]
             order = self._random(_EPOCH, epoch, len(self.images))
             self._permutations[epoch] = np.argsort(order, kind="stable")
         return self._permutations[epoch]
 
     def _random(self, purpose: int, number: int, count: int) -> NDArray[np.uint64]:
-        counter = np.array([0, 0, number, purpose], np.uint64)  # counts up in its first word
+        counter = np.array([0, 0, number, purpose], np.uint64)  # Philox increments the first word
         return np.asarray(np.random.Philox(key=self._key, counter=counter).random_raw(count))
 
     def __getstate__(self) -> dict[str, Any]:
@@ -97,5 +95,5 @@ class CropDataset(Dataset[Tensor]):
 
 
 def _below(bound: int, random: int) -> int:
-    """A uniform number in [0, bound) from a uniform 64-bit one; the bias is below bound / 2**64."""
+    """Map a uniform 64-bit number to [0, bound); the bias is below bound / 2**64."""
     return (random * bound) >> 64

@@ -1,9 +1,8 @@
-"""Decode many files at once, each in a worker process that may die without harm.
+"""Decode many files in parallel, in worker processes that may crash.
 
-A worker is the program in ``images.py`` behind two pipes, not a ``multiprocessing`` process: it imports
-neither torch nor the caller's main module (so it starts fast and a script needs no ``__main__`` guard), and
-when a decoder crashes it is known which file did it. A worker ends by itself when its parent is gone, however
-that ended.
+A worker runs ``images.py`` behind two pipes instead of being a ``multiprocessing`` process: it imports neither torch
+nor the caller's main module (it starts fast, and scripts need no ``__main__`` guard), and when a decoder crashes, the
+file that caused it is known. A worker exits when its parent is gone, however the parent ended.
 """
 
 import contextlib
@@ -24,21 +23,22 @@ from numpy.typing import NDArray
 from . import images
 
 PIPE_BYTES = 1 << 20
-Decoded = NDArray[np.uint8] | str  # the pixels, or the reason why there are none
+Decoded = NDArray[np.uint8] | str
+"""The pixels, or the reason why the file could not be decoded."""
 
 
 def default_workers() -> int:
-    """The number of CPU cores that this process may use."""
+    """Number of CPU cores available to this process."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def decode_files(paths: Sequence[str], *, min_size: int, workers: int | None) -> Generator[Decoded, None, None]:
-    """Decode files in parallel and yield their pixels, or the reason why not, in the order of ``paths``.
+    """Decode files in parallel; yield pixels, or the reason for a failure, in the order of ``paths``.
 
     Args:
-        paths: the files.
-        min_size: the least height and width, in pixels.
-        workers: how many processes; None is one a core, 0 decodes in this process.
+        paths: Files to decode.
+        min_size: Minimum height and width in pixels.
+        workers: Number of processes; None for one per core, 0 to decode in this process.
     """
     if workers == 0:
         for path in paths:
@@ -51,8 +51,8 @@ def decode_files(paths: Sequence[str], *, min_size: int, workers: int | None) ->
     with contextlib.ExitStack() as stack:
         team = [_Worker() for _ in range(workers)]
         pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
-        # Last registered, first called: close ends what the threads wait for, then they stop; a thread may by
-        # then have started a process anew, so close again.
+        # Callbacks run in reverse order: closing the workers unblocks the threads, which then stop. A thread may have
+        # started a new process in the meantime, so the workers are closed a second time.
         for worker in team:
             stack.callback(worker.close)
         stack.callback(pool.shutdown, wait=True, cancel_futures=True)
@@ -70,7 +70,7 @@ def decode_files(paths: Sequence[str], *, min_size: int, workers: int | None) ->
         pending: deque[Future[Decoded]] = deque()
         for path in paths:
             pending.append(pool.submit(decode, path))
-            if len(pending) > 2 * workers:  # a bound on the decoded pictures in memory
+            if len(pending) > 2 * workers:  # bounds the number of decoded images in memory
                 yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()
@@ -84,11 +84,11 @@ def _decode_here(path: str, min_size: int) -> Decoded:
 
 
 class _Worker:
-    """One decoding process, started when first needed and again after a crash."""
+    """One decoding process, started on first use and restarted after a crash."""
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
-        self._messages = tempfile.TemporaryFile()  # noqa: SIM115 - closed in close()
+        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - closed in close()
         self._closed = False
 
     def decode(self, path: str, min_size: int) -> Decoded:
@@ -103,7 +103,7 @@ class _Worker:
                 return self._read(process, height).tobytes().decode()
             return self._read(process, height * width * 3).reshape(height, width, 3)
         except (EOFError, BrokenPipeError):
-            return f"the decoder {self._end()}"
+            return f"the decoder {self._wait()}"
 
     def _start(self) -> subprocess.Popen[bytes]:
         if self._closed:
@@ -112,14 +112,14 @@ class _Worker:
             [sys.executable, "-P", images.__file__],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=self._messages,
+            stderr=self._stderr,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(part for part in sys.path if part)},
             pipesize=PIPE_BYTES,
         )
         try:
             self._read(process, images.HEADER.size)
         except EOFError:
-            raise RuntimeError(f"the image decoder {sys.executable} {images.__file__} {self._end()}") from None
+            raise RuntimeError(f"the image decoder {sys.executable} {images.__file__} {self._wait()}") from None
         return process
 
     @staticmethod
@@ -130,22 +130,22 @@ class _Worker:
             raise EOFError
         return buffer
 
-    def _end(self) -> str:
-        """Reap the process; say how it ended."""
+    def _wait(self) -> str:
+        """Reap the process; describe how it ended, with the last line of its stderr."""
         process, self._process = self._process, None
         if process is None:
             return "was closed"
         self._reap(process)
         code = process.returncode
-        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+        status = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
         if self._closed:
-            return how
-        self._messages.seek(0)
-        lines = self._messages.read().decode(errors="replace").split("\n")
+            return status
+        self._stderr.seek(0)
+        lines = self._stderr.read().decode(errors="replace").split("\n")
         last = next((line for line in reversed(lines) if line.strip()), "")
-        self._messages.seek(0)
-        self._messages.truncate()
-        return f"{how}: {last}" if last else how
+        self._stderr.seek(0)
+        self._stderr.truncate()
+        return f"{status}: {last}" if last else status
 
     @staticmethod
     def _reap(process: subprocess.Popen[bytes]) -> None:
@@ -160,6 +160,6 @@ class _Worker:
         self._closed = True
         process, self._process = self._process, None
         if process is not None:
-            process.kill()  # it may be in the middle of a file that nobody wants any more
+            process.kill()  # it may be decoding a file that is no longer needed
             self._reap(process)
-        self._messages.close()
+        self._stderr.close()

@@ -1,21 +1,18 @@
-"""Decode one picture file to (H, W, 3) uint8 sRGB-coded values, or say in one line why not.
+"""Decode an image file to (H, W, 3) uint8 sRGB-coded values, or report in one line why it is unusable.
 
-Also the program that ``pack`` runs in its worker processes (see ``decoding.py``): it imports nothing of this
-package, so that a worker starts in a fraction of a second.
+This file is also the program that ``decoding.py`` runs in worker processes: it imports nothing from this package, so
+that a worker starts in a fraction of a second.
 
-What a file becomes
-- Formats: PNG, JPEG, WebP, TIFF, BMP; of several frames or pages, the first.
-- 8 bit: as stored. 16 bit: rounded to the nearest of 256 levels, v / 257 (Pillow alone would cut off the low
-  byte). Only 16-bit CMYK and 16-bit premultiplied alpha keep their high byte. Signed, 32-bit and
-  floating-point samples have no agreed range and are refused, as are 16-bit TIFFs that store one plane a
-  colour, which Pillow reads wrongly.
-- Grey becomes three equal channels; palettes, CMYK and YCbCr are converted by Pillow's formulas; embedded
-  colour profiles are ignored.
-- Transparency (an alpha channel, a transparent palette entry or key colour) is composited over white, as
-  viewers show
-  it: the colours stored under transparent pixels are arbitrary.
+Conversions
+- Formats: PNG, JPEG, WebP, TIFF, BMP; the first frame or page only.
+- 8 bits: as stored. 16 bits: rounded to the nearest 8-bit level, v / 257 (Pillow alone truncates to the high byte).
+  16-bit CMYK and 16-bit premultiplied alpha keep the high byte. Signed, 32-bit and floating-point samples have no
+  agreed range and raise, as do 16-bit TIFFs with separate planes, which Pillow decodes wrongly.
+- Grey becomes three equal channels; palettes, CMYK and YCbCr are converted by Pillow; ICC profiles are ignored.
+- Transparency (alpha channel, transparent palette entry or key colour) is composited over white, as viewers do: colours
+  stored under transparent pixels are arbitrary.
 - The EXIF orientation is applied.
-- More pixels than Pillow's decompression-bomb limit (``PIL.Image.MAX_IMAGE_PIXELS``, 89 million) are refused.
+- Images above Pillow's decompression-bomb limit (``PIL.Image.MAX_IMAGE_PIXELS``, 89 million pixels) raise.
 """
 
 import json
@@ -32,14 +29,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFile, TiffImagePlugin, UnidentifiedImageError
 
-# Raise it whenever the same file would decode to other pixels: packs made by another version are then made
-# anew.
+# Increment when a file would decode to different pixels: packs of other versions are rebuilt.
 DECODER_VERSION = 1
 
 FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP")
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".tif", ".tiff", ".bmp"})
 
-HEADER = struct.Struct("<cII")  # a reply of the worker: kind, then height and width, or the length of a reason and 0
+HEADER = struct.Struct("<cII")  # reply header: kind, then height and width, or the length of the reason and 0
 READY, PIXELS, REASON = b"r", b"p", b"e"
 
 _PHOTOMETRIC, _PLANAR, ORIENTATION, _BITS = 262, 284, 274, 258  # TIFF and EXIF tags
@@ -48,38 +44,37 @@ _DEEP_RAW_MODES = ("RGB;16", "RGBA;16", "RGBX;16")
 
 
 class UnusableImageError(Exception):
-    """A file that does not decode to a usable picture; the message is the reason, in one line."""
+    """The file does not decode to a usable image; the message is the reason, in one line."""
 
 
 def decode(path: str | Path, *, min_size: int = 1) -> NDArray[np.uint8]:
-    """Decode a picture file.
+    """Decode an image file.
 
     Args:
-        path: the file.
-        min_size: the least height and width, in pixels.
+        path: Image file.
+        min_size: Minimum height and width in pixels.
 
     Returns:
         A contiguous (H, W, 3) uint8 array.
 
     Raises:
-        UnusableImageError: the file is missing, unreadable, damaged, truncated, of another kind or too small.
+        UnusableImageError: The file is missing, unreadable, damaged, truncated, too small or not a supported format.
     """
-    with reasons(path):
+    with image_errors(path):
         return _decode(path, min_size)
 
 
 @contextmanager
-def reasons(path: str | Path, *, max_pixels: int | None = None) -> Iterator[None]:
-    """Turn whatever goes wrong with a file inside the block into an UnusableImageError that says why in one line.
+def image_errors(path: str | Path, *, max_pixels: int | None = None) -> Iterator[None]:
+    """Convert any error raised inside the block into an UnusableImageError with a one-line reason.
 
     Args:
-        path: the file.
-        max_pixels: more than these are refused; None for Pillow's decompression-bomb limit.
+        path: Image file that the block reads.
+        max_pixels: Maximum number of pixels; None for Pillow's decompression-bomb limit.
     """
     limit = Image.MAX_IMAGE_PIXELS
     with warnings.catch_warnings():
-        # What Pillow only warns of is either fatal here (a bomb, a truncated file) or harmless (damaged
-        # metadata).
+        # Pillow's warnings are either fatal here (decompression bomb, truncated file) or harmless (damaged metadata).
         warnings.simplefilter("ignore")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         warnings.filterwarnings("error", message="(?i).*truncated")
@@ -87,9 +82,7 @@ def reasons(path: str | Path, *, max_pixels: int | None = None) -> Iterator[None
             if max_pixels is not None:
                 Image.MAX_IMAGE_PIXELS = max_pixels
             if ImageFile.LOAD_TRUNCATED_IMAGES:
-                raise UnusableImageError(
-                    "PIL.ImageFile.LOAD_TRUNCATED_IMAGES is set, which would let truncated files pass"
-                )
+                raise UnusableImageError("PIL.ImageFile.LOAD_TRUNCATED_IMAGES must be False, was True")
             yield
         except UnusableImageError:
             raise
@@ -101,33 +94,33 @@ def reasons(path: str | Path, *, max_pixels: int | None = None) -> Iterator[None
             raise UnusableImageError(error.strerror or f"truncated or damaged: {_line(error)}") from error
         except MemoryError as error:
             raise UnusableImageError("not enough memory for its pixels") from error
-        except Exception as error:  # Pillow's plugins meet damaged files with all kinds of errors
+        except Exception as error:  # Pillow's plugins raise arbitrary exceptions on damaged files
             raise UnusableImageError(f"damaged: {type(error).__name__}: {_line(error)}") from error
         finally:
             Image.MAX_IMAGE_PIXELS = limit
 
 
 def _decode(path: str | Path, min_size: int) -> NDArray[np.uint8]:
-    with open_picture(path) as image:
+    with open_image(path) as image:
         width, height = image.size
         if min(width, height) < min_size:
             raise UnusableImageError(f"{width}x{height} pixels, smaller than the minimum of {min_size}")
         samples = load_samples(path, image)
-        orientation = image.getexif().get(ORIENTATION, 1)  # after load, by which TIFFs are already turned
-    return np.ascontiguousarray(oriented(_over_white(samples), orientation))
+        orientation = image.getexif().get(ORIENTATION, 1)  # after load(), which already rotates TIFFs
+    return np.ascontiguousarray(apply_orientation(_over_white(samples), orientation))
 
 
-def open_picture(path: str | Path) -> ImageFile.ImageFile:
-    """Open a file of one of FORMATS, without decoding its pixels."""
+def open_image(path: str | Path) -> ImageFile.ImageFile:
+    """Open a file in one of FORMATS without decoding its pixels."""
     image = Image.open(path, formats=FORMATS)
-    assert isinstance(image, ImageFile.ImageFile)  # what Image.open returns for every file format
+    assert isinstance(image, ImageFile.ImageFile)
     return image
 
 
 def load_samples(path: str | Path, image: ImageFile.ImageFile, *, grey: bool = False) -> NDArray[Any]:
-    """Decode the pixels of an open picture: (H, W, 1..4), uint8 or uint16, as stored.
+    """Decode the pixels of an open image: (H, W, C) with C in 1..4, uint8 or uint16, as stored.
 
-    Two and four channels end in alpha. Grey of 8 bits becomes one channel if ``grey`` is set, else three.
+    With 2 or 4 channels the last one is alpha. 8-bit grey gives one channel if ``grey`` is True, else three.
     """
     samples: NDArray[Any] | None = _deep_samples(path, image)
     if samples is None:
@@ -137,14 +130,14 @@ def load_samples(path: str | Path, image: ImageFile.ImageFile, *, grey: bool = F
 
 
 def _deep_samples(path: str | Path, image: ImageFile.ImageFile) -> NDArray[np.uint16] | None:
-    """(H, W, 1..4) uint16 samples of a 16-bit picture, or None where it has other samples."""
+    """(H, W, C) uint16 samples of a 16-bit image, or None for other sample types."""
     if image.mode.startswith("I;16"):
         if _raw_mode(image) == "I;12":
-            raise UnusableImageError("12-bit samples: save it as 8 or 16 bit")
+            raise UnusableImageError("12-bit samples: save it as 8 or 16 bits")
         image.load()
         grey = np.array(image, np.uint16)
         tags = getattr(image, "tag_v2", {})
-        if tags.get(_PHOTOMETRIC) == 0:  # "white is zero", which Pillow turns round for 8 bit only
+        if tags.get(_PHOTOMETRIC) == 0:  # WhiteIsZero, which Pillow inverts for 8 bits only
             grey = 65535 - grey
         return _with_key(grey[..., None], image.info.get("transparency"))
     raw = _raw_mode(image)
@@ -152,15 +145,15 @@ def _deep_samples(path: str | Path, image: ImageFile.ImageFile) -> NDArray[np.ui
         deep = max(image.tag_v2.get(_BITS, (1,))) > 8
         if deep and image.tag_v2.get(_PLANAR, 1) == 2:
             raise UnusableImageError("a TIFF of 16 bits in separate planes: save it with interleaved channels")
-    if raw == "LA;16B":  # four bytes a pixel: read as four channels, they are high and low bytes, side by side
+    if raw == "LA;16B":  # 4 bytes per pixel: read as RGBA, the channels are high and low bytes in turn
         pairs = _load_as(image, "RGBA").astype(np.uint16)
         return pairs[..., 0::2] * 256 + pairs[..., 1::2]
     if not raw.startswith(_DEEP_RAW_MODES):
         return None
-    # Pillow's unpacker for 16 bits keeps the high byte; the one for the other byte order keeps the low one.
+    # Pillow's 16-bit unpacker keeps the high byte; the one for the opposite byte order keeps the low byte.
     samples = _load_as(image, raw).astype(np.uint16)
-    samples <<= 8  # in place, as such pictures may be scans of half a gigabyte
-    with open_picture(path) as again:
+    samples <<= 8  # in place: such scans may take half a gigabyte
+    with open_image(path) as again:
         samples += _load_as(again, raw[:-3] + _OTHER_BYTE[raw[-3:]])
     return _with_key(samples, image.info.get("transparency"))
 
@@ -172,7 +165,7 @@ def _raw_mode(image: ImageFile.ImageFile) -> str:
 
 
 def _load_as(image: ImageFile.ImageFile, raw_mode: str) -> NDArray[np.uint8]:
-    """Decode the pixels with another of Pillow's unpackers; (H, W, C) uint8."""
+    """Decode the pixels with the given Pillow unpacker; (H, W, C) uint8."""
     image.tile = [
         tile._replace(args=(raw_mode, *tile.args[1:]) if isinstance(tile.args, tuple) else raw_mode)
         for tile in image.tile
@@ -182,7 +175,7 @@ def _load_as(image: ImageFile.ImageFile, raw_mode: str) -> NDArray[np.uint8]:
 
 
 def _with_key(samples: NDArray[np.uint16], key: Any) -> NDArray[np.uint16]:
-    """Add an alpha channel that is 0 where the samples equal PNG's transparent colour."""
+    """Append an alpha channel that is 0 where the samples equal PNG's transparent colour (tRNS)."""
     if key is None:
         return samples
     alpha = np.where((samples == np.asarray(key, np.uint16)).all(-1, keepdims=True), 0, 65535)
@@ -190,10 +183,10 @@ def _with_key(samples: NDArray[np.uint16], key: Any) -> NDArray[np.uint16]:
 
 
 def _plain_samples(image: Image.Image, grey: bool) -> NDArray[np.uint8]:
-    """(H, W, 3 or 4) uint8 samples of a picture of at most 8 bits; (H, W, 1 or 2) of a grey one that stays so."""
+    """uint8 samples of an image of at most 8 bits: (H, W, 3 or 4), or (H, W, 1 or 2) if ``grey``."""
     if image.mode in {"I", "F"}:
         raise UnusableImageError(
-            "signed, 32-bit or floating-point samples, whose range is unknown: save it as 8 or 16 bit"
+            "signed, 32-bit or floating-point samples, whose range is unknown: save it as 8 or 16 bits"
         )
     mode = ("L" if grey else "RGB") + ("A" if image.has_transparency_data else "")
     samples = np.asarray(image if image.mode == mode else image.convert(mode))
@@ -201,11 +194,11 @@ def _plain_samples(image: Image.Image, grey: bool) -> NDArray[np.uint8]:
 
 
 def _over_white(samples: NDArray[Any]) -> NDArray[np.uint8]:
-    """(H, W, 1..4) uint8 or uint16 samples to (H, W, 3) uint8: alpha composited over white, then rounded."""
+    """(H, W, C) uint8 or uint16 samples to (H, W, 3) uint8: composite alpha over white, then round."""
     colour, alpha = (samples, None) if samples.shape[-1] % 2 else (samples[..., :-1], samples[..., -1:])
     top = np.iinfo(samples.dtype).max
     if alpha is not None:
-        wide = np.uint16 if samples.dtype == np.uint8 else np.uint32  # top * top + top // 2 just fits
+        wide = np.uint16 if samples.dtype == np.uint8 else np.uint32  # holds top * top + top // 2
         cover = alpha.astype(wide)
         colour = ((colour * cover + top * (top - cover) + top // 2) // top).astype(samples.dtype)
     if colour.dtype == np.uint16:
@@ -213,8 +206,8 @@ def _over_white(samples: NDArray[Any]) -> NDArray[np.uint8]:
     return np.broadcast_to(colour, (*colour.shape[:2], 3))
 
 
-def oriented(pixels: NDArray[Any], orientation: Any) -> NDArray[Any]:
-    """Turn an (H, W, C) array upright; what is none of EXIF's eight orientations counts as upright."""
+def apply_orientation(pixels: NDArray[Any], orientation: Any) -> NDArray[Any]:
+    """Turn an (H, W, C) array upright; values other than EXIF's eight orientations mean upright."""
     turned = pixels.swapaxes(0, 1) if orientation in {5, 6, 7, 8} else pixels
     if orientation in {3, 4, 7, 8}:
         turned = turned[::-1]
@@ -226,7 +219,7 @@ def _unidentified(path: str | Path) -> str:
         start = file.read(8)
     if not start:
         return "an empty file"
-    return f"no PNG, JPEG, WebP, TIFF or BMP picture, or its header is damaged (it starts with {start!r})"
+    return f"not a PNG, JPEG, WebP, TIFF or BMP image, or its header is damaged (it starts with {start!r})"
 
 
 def _line(error: BaseException) -> str:
@@ -234,7 +227,7 @@ def _line(error: BaseException) -> str:
 
 
 def serve(requests: BinaryIO, replies: BinaryIO) -> None:
-    """Answer requests, one JSON line [path, min_size] each, by pixels or a reason, to the end."""
+    """Reply to each request, a JSON line [path, min_size], with pixels or a reason, until EOF."""
     replies.write(HEADER.pack(READY, 0, 0))
     replies.flush()
     for line in requests:
@@ -251,7 +244,7 @@ def serve(requests: BinaryIO, replies: BinaryIO) -> None:
 
 
 def _main() -> None:
-    # The parent decides when to stop; what a C library prints must not get among the pixels.
+    # The parent decides when to stop. C libraries may print to stdout, which must not mix with the pixels.
     import signal  # noqa: PLC0415
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -259,7 +252,7 @@ def _main() -> None:
         os.dup2(2, 1)
         try:
             serve(sys.stdin.buffer, replies)
-        except BrokenPipeError:  # the parent is gone
+        except BrokenPipeError:  # the parent exited
             os._exit(1)
 
 

@@ -1,8 +1,8 @@
-"""Batches for training: worker processes that cut the crops, and the copy to the device.
+"""Training batches: worker processes that cut the crops, and the copy to the device.
 
-Batch b of rank r of W, of B samples, holds samples (b * W + r) * B ... + B - 1. So what a step sees depends
-on nothing but its number: not on the workers, not on how a run was cut off and resumed; and W ranks with B
-samples see together what one rank with W * B samples sees.
+Batch b of rank r out of W, of size B, holds samples (b * W + r) * B, ..., (b * W + r) * B + B - 1. The data of a step
+depends on its number only: not on the workers, nor on interruptions; W ranks with batch size B see together what one
+rank with batch size W * B sees.
 """
 
 import atexit
@@ -21,12 +21,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
-PREFETCH = 2  # batches that each worker has ready
+PREFETCH = 2  # batches prefetched by each worker
 SHARED_MEMORY = "/dev/shm"
 
 
 class _GlobalBatches(Sampler[list[int]]):
-    """Lists of sample numbers, without end."""
+    """Infinite batch sampler over sample indices."""
 
     def __init__(self, batch_size: int, start_batch: int, rank: int, world_size: int) -> None:
         self.batch_size, self.start_batch, self.rank, self.world_size = (
@@ -45,17 +45,17 @@ class _GlobalBatches(Sampler[list[int]]):
 
 
 class TrainingLoader:
-    """An iterator without end of (B, 3, P, P) uint8 batches in channels-last memory: ``training_loader``."""
+    """Infinite iterator over (B, 3, P, P) uint8 batches in channels-last memory; see :func:`training_loader`."""
 
-    def __init__(self, make: Callable[[], DataLoader[Tensor]]) -> None:
+    def __init__(self, make_loader: Callable[[], DataLoader[Tensor]]) -> None:
         self._iterator: Iterator[Tensor] | None = None
         with warnings.catch_warnings():
-            # More workers than cores are of use where storage is slow. Python 3.12 warns of forking a process
-            # that has threads; the workers use none of the parent's and run no parallel code.
+            # More workers than cores help where storage is slow. Python 3.12 warns about forking a multi-threaded
+            # process; the workers use none of the parent's threads.
             warnings.filterwarnings("ignore", message="This DataLoader will create", category=UserWarning)
             warnings.filterwarnings("ignore", message=".*multi-threaded, use of fork", category=DeprecationWarning)
-            self._iterator = iter(make())
-        # Registered after DataLoader's own: so called first, and the workers are told to stop, not killed.
+            self._iterator = iter(make_loader())
+        # Registered after DataLoader's own hook, so it runs first: workers are asked to stop instead of being killed.
         reference = weakref.ref(self)
         self._at_exit = lambda: reference() and reference().close()  # type: ignore[union-attr]
         atexit.register(self._at_exit)
@@ -69,12 +69,12 @@ class TrainingLoader:
         return next(self._iterator)
 
     def close(self) -> None:
-        """End the workers; may be called more than once."""
+        """Stop the workers; may be called more than once."""
         iterator, self._iterator = self._iterator, None
         if iterator is None:
             return
         atexit.unregister(self._at_exit)
-        shutdown = getattr(iterator, "_shutdown_workers", None)  # what DataLoader's own __del__ calls
+        shutdown = getattr(iterator, "_shutdown_workers", None)  # called by DataLoader's own __del__
         if shutdown is not None:
             shutdown()
 
@@ -97,34 +97,34 @@ def training_loader(
     workers: int,
     pin_memory: bool = False,
 ) -> TrainingLoader:
-    """Batches without end.
+    """Create the infinite loader of a training stage.
 
-    The workers run on one thread each and ignore SIGINT and SIGTERM, so that the training process can finish
-    its step; they end with ``close()`` or with that process, however it ends. The global random state is not
-    touched.
+    Workers run single-threaded and ignore SIGINT and SIGTERM, so that the training process can finish its step; they
+    exit on ``close()`` or with the training process, however it ends. The global RNG state is left unchanged.
 
     Args:
         dataset: ``dataset[g]`` is sample g, a (3, P, P) uint8 tensor.
-        batch_size: samples in a batch.
-        start_batch: the number of the first batch; step * accumulation + micro step when resuming.
-        rank, world_size: this process among those that train together.
-        workers: worker processes; 0 loads in this one. They do not change the batches.
-        pin_memory: put the batches in page-locked memory; needs CUDA.
+        batch_size: Number of samples per batch.
+        start_batch: Index of the first batch; step * accumulation + micro step when resuming.
+        rank: Rank of this process.
+        world_size: Number of processes that train together.
+        workers: Number of worker processes; 0 loads in this process. The batches do not depend on it.
+        pin_memory: Put batches into page-locked memory; requires CUDA.
 
     Raises:
-        ValueError: a number is out of its range, or pin_memory without CUDA.
-        RuntimeError: shared memory is too small for the batches that the workers keep ready.
+        ValueError: A number is out of range, or ``pin_memory`` is True without CUDA.
+        RuntimeError: Shared memory is too small for the prefetched batches.
     """
-    for name, value, least in (
+    for name, value, minimum in (
         ("batch_size", batch_size, 1), ("start_batch", start_batch, 0), ("world_size", world_size, 1),
         ("rank", rank, 0), ("workers", workers, 0),
     ):  # fmt: skip
-        if value < least:
-            raise ValueError(f"{name} must be at least {least}, was {value}")
+        if value < minimum:
+            raise ValueError(f"{name} must be at least {minimum}, was {value}")
     if rank >= world_size:
         raise ValueError(f"rank must be below world_size {world_size}, was {rank}")
     if pin_memory and not torch.cuda.is_available():
-        raise ValueError("pin_memory must be False where there is no CUDA device, was True")
+        raise ValueError("pin_memory must be False without a CUDA device, was True")
     if workers:
         _check_shared_memory(dataset, batch_size, workers)
     return TrainingLoader(
@@ -136,7 +136,7 @@ def training_loader(
             collate_fn=_stack,
             pin_memory=pin_memory,
             worker_init_fn=_start_worker,
-            generator=torch.Generator(),  # or DataLoader would draw from the global one
+            generator=torch.Generator(),  # otherwise DataLoader draws from the global generator
         )
     )
 
@@ -148,41 +148,40 @@ def _start_worker(_: int) -> None:
 
 
 def _stack(samples: list[Tensor]) -> Tensor:
-    """Stack (3, P, P) samples, whose memory is channels last, to a (B, 3, P, P) batch, likewise."""
+    """Stack channels-last (3, P, P) samples to a channels-last (B, 3, P, P) batch."""
     rows = [sample.permute(1, 2, 0) for sample in samples]
     batch = torch.empty((len(rows), *rows[0].shape), dtype=rows[0].dtype)
     if get_worker_info() is not None:
-        batch.share_memory_()  # so that it need not be copied there later
+        batch.share_memory_()  # before filling it, which saves a copy
     torch.stack(rows, out=batch)
     return batch.permute(0, 3, 1, 2)
 
 
 def _check_shared_memory(dataset: Dataset[Tensor], batch_size: int, workers: int) -> None:
-    """Containers often have 64 MB of it; a worker that finds it full dies of a mute bus error."""
+    """Containers often have 64 MB of shared memory; a worker that exhausts it dies with a bare SIGBUS."""
     if not os.path.isdir(SHARED_MEMORY):
         return
     needed = dataset[0].numel() * batch_size * (PREFETCH * workers + 1)
     free = shutil.disk_usage(SHARED_MEMORY).free
     if needed > free:
         raise RuntimeError(
-            f"workers={workers} need {needed / 1e6:.0f} MB of shared memory, {SHARED_MEMORY} has "
-            f"{free / 1e6:.0f} MB free: "
-            "use fewer workers or a smaller batch, or enlarge it (docker run --shm-size)"
+            f"workers={workers} need {needed / 1e6:.0f} MB of shared memory, {SHARED_MEMORY} has {free / 1e6:.0f} MB "
+            "free: use fewer workers or a smaller batch, or enlarge it (docker run --shm-size)"
         )
 
 
 class DevicePrefetcher:
-    """Batches as float32 in [0, 1] on the device, channels last, the next one copied while this one is used.
+    """Iterate over float32 batches in [0, 1] on the device, channels last, copying one batch ahead.
 
-    On CUDA the copy (from pinned memory) and the conversion run on a stream of their own, one batch ahead. On
-    the CPU nothing runs ahead but the loader's own workers.
+    On CUDA the copy (from pinned memory) and the conversion run on a side stream. On the CPU only the loader's workers
+    run ahead.
 
     Args:
-        loader: an iterator of uint8 (B, 3, H, W) batches; closed with this, if it can be.
-        device: where to.
+        loader: Iterator over uint8 (B, 3, H, W) batches; closed together with this object if it has ``close()``.
+        device: Device of the batches.
 
     Attributes:
-        waited_seconds: how long ``next`` has waited for the loader so far; the conversion does not count.
+        waited_seconds: Total time spent waiting for the loader, without the conversion.
     """
 
     def __init__(self, loader: Iterator[Tensor], device: torch.device | str) -> None:
@@ -207,7 +206,7 @@ class DevicePrefetcher:
             raise StopIteration
         current = torch.cuda.current_stream(self.device)
         current.wait_stream(self._stream)
-        batch.record_stream(current)  # its memory belongs to the side stream, which must not use it again too early
+        batch.record_stream(current)  # allocated on the side stream: keep it until the current stream is done
         self._copy_ahead(self._stream)
         return batch
 
@@ -230,7 +229,7 @@ class DevicePrefetcher:
                 self._next = _to_unit(batch.to(self.device, non_blocking=True))
 
     def close(self) -> None:
-        """Give up the batch that is ready and end the loader's workers; may be called more than once."""
+        """Drop the prefetched batch and stop the loader's workers; may be called more than once."""
         loader, self._loader, self._next = self._loader, None, None
         if self._stream is not None:
             self._stream.synchronize()

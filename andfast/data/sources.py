@@ -1,4 +1,4 @@
-"""Find the picture files of sources: folders (searched through), single files, "package:NAME/sub/folder"."""
+"""Find the image files of sources: folders (searched recursively), single files, ``package:NAME/sub/folder``."""
 
 import importlib.util
 import os
@@ -15,12 +15,12 @@ PACKAGE = "package:"
 
 @dataclass(frozen=True)
 class SourceFile:
-    """A file to pack.
+    """An image file of a source.
 
     Attributes:
-        name: its path relative to its source, with forward slashes; where two sources hold the same one, its
-            real path. Unique in a list of files.
-        path: its real path, absolute.
+        name: Path relative to the source, with forward slashes; the real path where two sources have the same relative
+            path. Unique within a list.
+        path: Absolute real path.
     """
 
     name: str
@@ -28,24 +28,23 @@ class SourceFile:
 
 
 def resolve_source(source: str | Path) -> Path:
-    """The folder or file that a source names.
+    """Return the folder or file of a source.
 
-    ``package:NAME/sub/folder`` is a folder (or file) inside the installed top-level package NAME, found
-    without importing it.
+    ``package:NAME/sub/folder`` is a folder (or file) inside the installed top-level package NAME, without importing it.
 
     Raises:
-        ValueError: the text after ``package:`` is not a top-level package and a path inside it.
-        FileNotFoundError: there is no such package, folder or file.
+        ValueError: The text after ``package:`` is not a top-level package and a path inside it.
+        FileNotFoundError: The package, folder or file does not exist.
     """
     text = str(source)
     if not text.startswith(PACKAGE):
         path = Path(source)
         if not path.exists():
-            raise FileNotFoundError(f"source {text!r} must be a folder or a file, there is none")
+            raise FileNotFoundError(f"source {text!r} must be an existing folder or file")
         return path
     name, _, inside = text.removeprefix(PACKAGE).partition("/")
     if not name.isidentifier():
-        raise ValueError(f"source {text!r} must be package:NAME/folder with a top-level package's NAME, was {name!r}")
+        raise ValueError(f"source {text!r} must be package:NAME/folder with a top-level package NAME, was {name!r}")
     spec = importlib.util.find_spec(name)
     if spec is None or spec.submodule_search_locations is None:
         raise FileNotFoundError(f"source {text!r} names the package {name!r}, which is not installed")
@@ -59,19 +58,19 @@ def resolve_source(source: str | Path) -> Path:
 def find_images(
     sources: Sequence[str | Path], *, include: Sequence[str] = (), exclude: Sequence[str] = ()
 ) -> list[SourceFile]:
-    """List the picture files of the sources: in their order, within a folder by name.
+    """List the image files of the sources, in the order of the sources, sorted by name within a folder.
 
-    A folder is searched through, linked folders included, for the suffixes of ``images.SUFFIXES`` in either
-    case; what begins with a dot is left out. A file that is named itself counts whatever its suffix. A file
-    that is reached twice counts once.
+    Folders are searched recursively, linked folders included, for the suffixes in ``images.SUFFIXES``
+    (case-insensitive); names that start with a dot are skipped. A source that is a file is listed whatever its suffix.
+    A file reached twice, for instance through a link, is listed once.
 
     Args:
-        sources: what ``resolve_source`` takes.
-        include: keep only files of which the name, or the path relative to the source, matches one of these
-            glob patterns (case counts, ``*`` also matches slashes); empty keeps all.
-        exclude: then leave out those that match one of these.
+        sources: See :func:`resolve_source`.
+        include: Keep only files whose name or path relative to the source matches one of these glob patterns
+            (case-sensitive, ``*`` also matches slashes); empty keeps all.
+        exclude: Then drop files that match one of these patterns.
     """
-    found: dict[str, str] = {}  # real path: path relative to the source
+    relative_paths: dict[str, str] = {}  # by real path
     for source in sources:
         root = resolve_source(source)
         for relative in [root.name] if root.is_file() else sorted(_walk(root)):
@@ -79,22 +78,22 @@ def find_images(
             if include and not _matches(relative, include):
                 continue
             if not _matches(relative, exclude):
-                found.setdefault(os.path.realpath(file), relative)
-    count = Counter(found.values())
-    return [SourceFile(name if count[name] == 1 else path, path) for path, name in found.items()]
+                relative_paths.setdefault(os.path.realpath(file), relative)
+    count = Counter(relative_paths.values())
+    return [SourceFile(name if count[name] == 1 else path, path) for path, name in relative_paths.items()]
 
 
 def _walk(root: Path) -> Iterator[str]:
-    """Paths of pictures below a folder, relative to it, in POSIX form."""
-    seen = {os.path.realpath(root)}  # a link may lead in a circle
+    """Paths of image files below a folder, relative to it, in POSIX form."""
+    seen = {os.path.realpath(root)}  # links may form a cycle
     for folder, subfolders, files in os.walk(root, followlinks=True, onerror=_raise):
-        fresh = []
+        unvisited = []
         for name in sorted(subfolders):
             real = os.path.realpath(os.path.join(folder, name))
             if not name.startswith(".") and real not in seen:
                 seen.add(real)
-                fresh.append(name)
-        subfolders[:] = fresh
+                unvisited.append(name)
+        subfolders[:] = unvisited
         below = Path(folder).relative_to(root)
         for name in files:
             if not name.startswith(".") and os.path.splitext(name)[1].lower() in SUFFIXES:

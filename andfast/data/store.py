@@ -1,17 +1,15 @@
-"""The pack on disk: many pictures in a few large files, mapped into memory; how it is written and read.
+"""On-disk format of a pack: many images in a few large memory-mapped files.
 
-A pack is a folder of
-- ``pixels-NNNN.bin``: shards, pictures one after another, each as height * width * 3 bytes (row by row, RGB).
-- ``index.json``: what is a pack: the format's version, the shards with their lengths, and for each picture
-  its name, source file (path, size, modification time), shard, offset, height and width. It alone counts; a
-  shard that it does not name does not exist.
-- ``progress.json``: only while packing, or after packing was cut off: pictures in shards that are finished
-  but not yet in the index, so that the next run need not decode them again. Readers ignore it.
-- ``pack.lock``: held (flock) by whoever packs; the first file of a new pack.
+A pack is a folder with
+- ``pixels-NNNN.bin``: shards of concatenated images, each height * width * 3 bytes (row-major, RGB).
+- ``index.json``: format version, shards with their lengths, and per image: name, source file (path, size, modification
+  time), shard, offset, height and width. Shards that the index does not list are ignored.
+- ``progress.json``: only while packing or after an interrupted run: images in finished shards that are not yet in the
+  index, so that the next run need not decode them again. Readers ignore it.
+- ``pack.lock``: flock held by the packing process; the first file of a new pack.
 
-Shards are never changed once written and their names never used twice. The index is replaced in one step
-after all it names is on the disk, so that whatever happens in between, the pack is either as before or as
-after.
+A shard is immutable once written and its name is never reused. The index is replaced atomically after everything it
+lists is on disk, so an interruption leaves either the previous or the new pack.
 """
 
 import contextlib
@@ -35,12 +33,12 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class PackError(ValueError):
-    """A folder holds no pack that can be read."""
+    """The folder does not hold a readable pack."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One picture of a pack: where it came from and where its pixels are."""
+    """One image of a pack: its source file and the location of its pixels."""
 
     name: str
     path: str
@@ -53,13 +51,13 @@ class Entry:
 
     @property
     def bytes(self) -> int:
-        """The length of its pixels."""
+        """Number of bytes of its pixels."""
         return self.height * self.width * 3
 
 
 @dataclass(frozen=True)
 class Index:
-    """The contents of ``index.json`` or ``progress.json``."""
+    """Contents of ``index.json`` or ``progress.json``."""
 
     decoder: int
     next_shard: int
@@ -68,33 +66,33 @@ class Index:
 
 
 def read_index(path: Path) -> Index:
-    """Read an index and check that it is one.
+    """Read and check an index.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        PackError: it is something else, damaged, or of another version.
+        FileNotFoundError: The file does not exist.
+        PackError: The file is not an index, is damaged, or has another format version.
     """
     try:
         data: Any = json.loads(path.read_bytes())
     except (ValueError, UnicodeDecodeError) as error:
         raise PackError(f"{path} is damaged: {error}") from error
     if not isinstance(data, dict) or data.get("format") != FORMAT:
-        raise PackError(f"{path} is not the index of a pack of andfast")
+        raise PackError(f"{path} is not the index of an andfast pack")
     if data.get("version") != VERSION:
-        raise PackError(f"{path} is of version {data.get('version')}, this andfast reads version {VERSION}")
+        raise PackError(f"{path} must have format version {VERSION}, was {data.get('version')}")
     try:
         images = [Entry(**dict(zip(data["columns"], row, strict=True))) for row in data["images"]]
         index = Index(data["decoder"], data["next_shard"], data["shards"], images)
         for entry in images:
             if entry.offset < 0 or entry.bytes <= 0 or entry.offset + entry.bytes > index.shards[entry.shard]:
-                raise ValueError(f"{entry.name} lies outside of its shard")
+                raise ValueError(f"{entry.name} is outside of its shard")
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise PackError(f"{path} is damaged: {type(error).__name__}: {error}") from error
     return index
 
 
 def write_index(path: Path, index: Index) -> None:
-    """Replace an index in one step; its shards must be on the disk. On an error the old one is there."""
+    """Atomically replace an index; its shards must already be on disk."""
     data = {
         "format": FORMAT,
         "version": VERSION,
@@ -109,11 +107,11 @@ def write_index(path: Path, index: Index) -> None:
 
 
 class ShardWriter:
-    """Appends pictures to new shards.
+    """Append images to new shards.
 
     Attributes:
-        shards: the finished shards and their lengths.
-        next_shard: the number of the next one.
+        shards: Finished shards and their lengths in bytes.
+        next_shard: Number of the next shard.
     """
 
     def __init__(self, folder: Path, first_shard: int, shard_bytes: int = SHARD_BYTES) -> None:
@@ -124,7 +122,7 @@ class ShardWriter:
         self._name, self._length = "", 0
 
     def add(self, pixels: NDArray[np.uint8]) -> tuple[str, int]:
-        """Append a contiguous array; return the shard's name and the offset in it."""
+        """Append a contiguous array; return the name of its shard and its offset."""
         if self._file is not None and self._length + pixels.nbytes > self._limit:
             self.finish_shard()
         if self._file is None:
@@ -137,7 +135,7 @@ class ShardWriter:
         return self._name, offset
 
     def finish_shard(self) -> None:
-        """Bring the shard being written, if any, onto the disk."""
+        """Sync the current shard, if any, to disk and close it."""
         if self._file is not None:
             self._file.flush()
             os.fsync(self._file.fileno())
@@ -146,9 +144,9 @@ class ShardWriter:
             self.shards[self._name] = self._length
 
     def abandon(self, *, everything: bool) -> None:
-        """Delete the unfinished shard, or all new ones."""
+        """Delete the unfinished shard, or all new shards."""
         if self._file is not None:
-            with contextlib.suppress(OSError):  # on a full disk closing fails too, and the file goes in any case
+            with contextlib.suppress(OSError):  # closing fails too on a full disk; the file is deleted anyway
                 self._file.close()
             self._file = None
             (self._folder / self._name).unlink(missing_ok=True)
@@ -159,31 +157,30 @@ class ShardWriter:
 
 
 class PackedImages:
-    """The pictures of a pack, in the order of their sources, read through memory maps.
+    """Memory-mapped images of a pack, in the order of its sources.
 
-    ``images[i]`` is a read-only (H, W, 3) uint8 view of the file: copy it before giving it to
-    ``torch.from_numpy``. Can be pickled; the copy maps the same shards when first used. A pack that is
-    replaced meanwhile stays readable here.
+    ``images[i]`` is a read-only (H, W, 3) uint8 view of the file: copy it before ``torch.from_numpy``. Pickling keeps
+    the path only; the copy maps the same shards on first use. An open pack stays readable while it is replaced.
 
     Attributes:
-        path: the pack's folder.
-        names: the pictures' names, unique.
+        path: Folder of the pack.
+        names: Unique image names.
         sizes: (n, 2) int64, height and width.
 
     Raises:
-        FileNotFoundError: the folder holds no pack.
-        PackError: the pack is damaged or of another version.
+        FileNotFoundError: The folder holds no pack.
+        PackError: The pack is damaged or has another format version.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        # Another process may replace the pack between the reading of the index and the opening of its shards.
+        # Another process may replace the pack between reading the index and opening the shards.
         for attempt in range(3):
             try:
                 index = read_index(self.path / INDEX)
             except FileNotFoundError:
                 raise FileNotFoundError(
-                    f"{self.path} holds no pack, which python -m andfast.prepare FOLDER --output PACK makes"
+                    f"{self.path} holds no pack: create one with python -m andfast.prepare FOLDER --output {self.path}"
                 ) from None
             self._shards = index.shards
             try:
@@ -194,16 +191,16 @@ class PackedImages:
                     raise
         self.names = [entry.name for entry in index.images]
         self.sizes = np.array([(entry.height, entry.width) for entry in index.images], np.int64).reshape(-1, 2)
-        self._places = [(entry.shard, entry.offset, entry.height, entry.width) for entry in index.images]
+        self._locations = [(entry.shard, entry.offset, entry.height, entry.width) for entry in index.images]
 
     def _map(self) -> dict[str, NDArray[np.uint8]]:
         maps = {}
         for name, length in self._shards.items():
             file = self.path / name
             try:
-                found = file.stat().st_size
-                if found != length:
-                    raise PackError(f"{file} has {found} bytes instead of {length}: delete {self.path} and pack again")
+                size = file.stat().st_size
+                if size != length:
+                    raise PackError(f"{file} must have {length} bytes, has {size}: delete {self.path} and pack again")
                 maps[name] = np.asarray(np.memmap(file, np.uint8, "r"))
             except FileNotFoundError:
                 raise PackError(f"{file} is missing: delete {self.path} and pack again") from None
@@ -215,7 +212,7 @@ class PackedImages:
     def __getitem__(self, index: int) -> NDArray[np.uint8]:
         if self._maps is None:
             self._maps = self._map()
-        shard, offset, height, width = self._places[index]
+        shard, offset, height, width = self._locations[index]
         return self._maps[shard][offset : offset + height * width * 3].reshape(height, width, 3)
 
     def __getstate__(self) -> dict[str, Any]:

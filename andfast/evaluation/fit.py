@@ -5,10 +5,10 @@ from pathlib import Path
 
 from torch import Tensor
 
-from andfast.data.pack import printable
 from andfast.data.sources import find_images
 from andfast.evaluation.pairs import InvalidPairError, read_image
 from andfast.evaluation.scores import PROTOCOLS
+from andfast.files import printable
 from andfast.metrics.niqe import fit_niqe
 from andfast.metrics.niqe_parameters import write_niqe_parameters
 

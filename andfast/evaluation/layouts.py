@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Final, Literal, NamedTuple
 
-from andfast.data.pack import printable
 from andfast.data.sources import find_images
+from andfast.files import printable
 
 Role = Literal["hr", "lr", "other"]
 """Role of a file in its pair; "other" is an LR (or HR and LR) file of another scale."""

@@ -9,10 +9,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from andfast.data.pack import printable
 from andfast.data.sources import find_images
 from andfast.evaluation.layouts import Listing, PairFiles
 from andfast.evaluation.pairs import InvalidPairError, Pair, read_image
+from andfast.files import printable
 from andfast.inference.models import Restorer, load_restorer
 from andfast.inference.tiles import check_tile, restore_tiled
 

@@ -7,10 +7,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from andfast.data.pack import printable
 from andfast.evaluation.layouts import Listing
 from andfast.evaluation.scores import DECIMALS, HIGHER_IS_BETTER, Score, Summary
-from andfast.files import atomic_file
+from andfast.files import atomic_file, printable
 from andfast.training.logging import versions
 
 

@@ -15,8 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from andfast.data.images import UnusableImageError
-from andfast.data.pack import printable
-from andfast.files import atomic_file
+from andfast.files import atomic_file, printable
 from andfast.inference.channels import ChannelsRestorer
 from andfast.inference.jobs import Job
 from andfast.inference.models import Restorer

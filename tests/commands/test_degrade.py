@@ -284,7 +284,7 @@ def test_a_configuration(photo: Path, tmp_path: Path) -> None:
         (["{photo}", "--weights", "{folder}/none.safetensors"], "none.safetensors: no such file of weights"),
         (["{photo}", "--config", "{folder}/none.yaml"], "none.yaml' does not exist"),
         (["{folder}/none.png"], "none.png: No such file or directory"),
-        (["{folder}/text.png"], "text.png: no PNG, JPEG, WebP, TIFF or BMP picture"),
+        (["{folder}/text.png"], "text.png: not a PNG, JPEG, WebP, TIFF or BMP image"),
     ],
 )
 def test_bad_input(

@@ -175,7 +175,7 @@ def test_without_onnx(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
         (["--output", "{folder}/g.safetensors"], "g.safetensors is there already; --overwrite replaces it"),
         (["--output", "{folder}/g.pth", "--weights", "{folder}/none.pth"], "none.pth: no such file of weights"),
         (["--output", "{folder}/g.pth", "--weights", "{folder}/text.pth"], "text.pth: not a readable file of weights"),
-        (["--output", "{folder}/g.pth", "--image", "{folder}/text.pth"], "text.pth: no PNG, JPEG"),
+        (["--output", "{folder}/g.pth", "--image", "{folder}/text.pth"], "text.pth: not a PNG, JPEG"),
         (["--output", "{folder}/g.pth", "--image", "{folder}/small.png"], "smaller than the minimum of 64"),
     ],
 )

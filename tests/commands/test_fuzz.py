@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from andfast.config.parsing import parse_train, setting_types
-from andfast.data.pack import printable
+from andfast.files import printable
 from andfast.upscale import main
 
 MEMORY = 1 << 30

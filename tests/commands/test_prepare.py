@@ -33,7 +33,7 @@ def test_packs_and_prints_a_table(photos, tmp_path):
     rows = dict(line.split(maxsplit=1) for line in result.stdout.splitlines()[:5])
     assert rows == {"packed": "1", "reused": "0", "removed": "0", "skipped": "2", "MB": "0.0"}
     assert "skipped small.png: 20x20 pixels, smaller than the minimum of 30" in result.stdout
-    assert "skipped words.jpg: no PNG" in result.stdout
+    assert "skipped words.jpg: not a PNG" in result.stdout
     assert "packing: 100%" in result.stderr  # the progress bar
     assert PackedImages(tmp_path / "pack").names == ["large.png"]
 
@@ -65,8 +65,8 @@ def test_errors_are_one_line_and_not_zero(photos, tmp_path, capsys):
     assert main([str(photos), "--output", str(photos)]) == 1
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 3
-    assert lines[0].startswith(f"error: sources hold no usable pictures: {photos}; large.png: 40x40 pixels")
-    assert "must be a folder or a file, there is none" in lines[1]
+    assert lines[0].startswith(f"error: sources hold no usable images: {photos}; large.png: 40x40 pixels")
+    assert "must be an existing folder or file" in lines[1]
     assert "output must be a pack or an empty folder" in lines[2]
 
 

@@ -186,7 +186,7 @@ def test_an_unreadable_picture_is_reported_and_the_rest_goes_on(
     assert upscale(tmp_path, tmp_path / "out") == 1
     out, err = capsys.readouterr()
     assert "2 of 4 pictures restored by bicubic x2 on cpu" in out
-    assert r"b\x1b[31m\n.png: not restored: no PNG" in err
+    assert r"b\x1b[31m\n.png: not restored: not a PNG" in err
     assert "c.png: not restored: truncated or damaged" in err
     assert err.splitlines()[-1] == "error: 2 of 4 pictures could not be restored"
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.png", "d.png"]

@@ -1,4 +1,4 @@
-"""Batches: the same whatever the workers, ranks and restarts; processes that end when they should."""
+"""Training batches: independent of workers, ranks and restarts; worker processes exit; prefetching."""
 
 import os
 import signal
@@ -22,7 +22,7 @@ PATCH = 16
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory):
-    """Crops of real photographs."""
+    """Crops of photographs."""
     pack = tmp_path_factory.mktemp("data") / "pack"
     include = ["astronaut.png", "coffee.png", "chelsea.png", "rocket.jpg", "camera.png"]
     pack_images(["package:skimage/data"], pack, min_size=PATCH, include=include, workers=0, progress=False)
@@ -52,27 +52,27 @@ def test_workers_do_not_change_the_batches(dataset, workers):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_resuming_goes_on_where_it_stopped(dataset, workers):
+def test_start_batch_continues_the_sequence(dataset, workers):
     whole = batches(dataset, 9)
     rest = batches(dataset, 4, start_batch=5, workers=workers)
     assert all(torch.equal(a, b) for a, b in zip(whole[5:], rest, strict=True))
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_two_ranks_see_together_what_one_sees(dataset, workers):
+def test_two_ranks_equal_one(dataset, workers):
     one = batches(dataset, 5, batch_size=6)
     two = [batches(dataset, 5, batch_size=3, rank=rank, world_size=2, workers=workers) for rank in range(2)]
     for step in range(5):
         assert torch.equal(torch.cat([two[0][step], two[1][step]]), one[step])
 
 
-def test_accumulation_sees_what_a_larger_batch_sees(dataset):
+def test_accumulation_equals_a_larger_batch(dataset):
     large, small = batches(dataset, 3, batch_size=8), batches(dataset, 6, batch_size=4)
     for step in range(3):
         assert torch.equal(torch.cat(small[2 * step : 2 * step + 2]), large[step])
 
 
-def test_global_random_state_is_not_touched(dataset):
+def test_global_rng_state_is_unchanged(dataset):
     torch.manual_seed(7)
     before = torch.get_rng_state()
     batches(dataset, 3, workers=2)
@@ -80,7 +80,7 @@ def test_global_random_state_is_not_touched(dataset):
 
 
 class Report:
-    """A dataset of what its worker is like."""
+    """Samples that describe the worker: threads, ignored signals, process id."""
 
     def __getitem__(self, g):
         ignored = [signal.getsignal(number) is signal.SIG_IGN for number in (signal.SIGINT, signal.SIGTERM)]
@@ -88,11 +88,11 @@ class Report:
         return torch.tensor(values, dtype=torch.uint8).reshape(5, 1, 1)
 
 
-def test_workers_have_one_thread_and_outlast_signals():
+def test_workers_are_single_threaded_and_ignore_signals():
     with training_loader(Report(), batch_size=2, workers=2) as loader:
         first = next(loader)
         assert first[0, :3].flatten().tolist() == [1, 1, 1]
-        next(loader)  # from the second worker, which is ready now too
+        next(loader)  # from the second worker
         pids = [worker.pid for worker in loader._iterator._workers]
         for pid in pids:
             os.kill(pid, signal.SIGINT)
@@ -131,7 +131,7 @@ while not stopped:
         raise RuntimeError("in the loop")
     time.sleep(0.01)
 for _ in range(20):
-    next(loader)  # the step is finished after the signal
+    next(loader)  # finish the step after the signal
 print("finished", flush=True)
 """
 
@@ -141,13 +141,12 @@ print("finished", flush=True)
     ("way", "number", "whole_group", "code"),
     [
         ("handler", signal.SIGINT, True, 0),
-        ("handler", signal.SIGTERM, True, 0),
         ("none", signal.SIGTERM, True, -signal.SIGTERM),
         ("none", signal.SIGKILL, False, -signal.SIGKILL),
         ("raise", None, False, 1),
     ],
 )
-def test_workers_end_with_the_training_however_it_ends(way, number, whole_group, code):
+def test_workers_exit_with_the_training_process(way, number, whole_group, code):
     with subprocess.Popen(
         [sys.executable, "-W", "error", "-c", TRAINING, way],
         stdout=subprocess.PIPE,
@@ -164,7 +163,7 @@ def test_workers_end_with_the_training_however_it_ends(way, number, whole_group,
     assert process.returncode == code, errors
     if way == "handler":
         assert (output, errors) == ("finished\n", "")
-    deadline = time.monotonic() + 20  # a worker looks for its parent every five seconds
+    deadline = time.monotonic() + 20  # workers check for their parent every five seconds
     while any(alive(pid) for pid in pids):
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -180,26 +179,26 @@ def test_workers_end_with_the_training_however_it_ends(way, number, whole_group,
         ({"workers": -1}, "workers must be at least 0, was -1"),
     ],
 )
-def test_wrong_arguments_are_named(dataset, options, message):
+def test_rejects_invalid_arguments(dataset, options, message):
     with pytest.raises(ValueError, match=message):
         training_loader(dataset, **{"batch_size": 4, "workers": 0} | options)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-def test_pinning_without_cuda_is_refused(dataset):
-    with pytest.raises(ValueError, match="pin_memory must be False where there is no CUDA device"):
+def test_rejects_pin_memory_without_cuda(dataset):
+    with pytest.raises(ValueError, match="pin_memory must be False without a CUDA device"):
         training_loader(dataset, batch_size=4, workers=0, pin_memory=True)
 
 
-def test_too_little_shared_memory_is_said(dataset, monkeypatch):
+def test_too_little_shared_memory_raises(dataset, monkeypatch):
     monkeypatch.setattr(loader_module.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 1000}))
     monkeypatch.setattr(loader_module, "SHARED_MEMORY", os.getcwd())
     with pytest.raises(RuntimeError, match=r"workers=2 need .* MB of shared memory"):
         training_loader(dataset, batch_size=4, workers=2)
-    assert len(batches(dataset, 1)) == 1  # without workers none is needed
+    assert len(batches(dataset, 1)) == 1  # not needed without workers
 
 
-def test_closed_loader_says_so(dataset):
+def test_closed_loader_raises(dataset):
     loader = training_loader(dataset, batch_size=4, workers=0)
     loader.close()
     loader.close()
@@ -223,7 +222,7 @@ def test_prefetcher_converts_to_unit_floats(dataset, workers):
         next(prefetcher)
 
 
-def test_prefetcher_counts_what_it_waits():
+def test_prefetcher_measures_waiting_time():
     def slow():
         for _ in range(3):
             time.sleep(0.05)
@@ -233,9 +232,9 @@ def test_prefetcher_counts_what_it_waits():
     assert prefetcher.waited_seconds == 0
     next(prefetcher)
     assert prefetcher.waited_seconds >= 0.05
-    time.sleep(2)  # the caller's time does not count
+    time.sleep(1)  # the caller's time is not counted
     assert sum(1 for _ in prefetcher) == 2
-    assert 0.15 <= prefetcher.waited_seconds < 2
+    assert 0.15 <= prefetcher.waited_seconds < 1
     prefetcher.close()
 
 
@@ -249,9 +248,9 @@ def test_workers_load_while_the_caller_computes():
         next(prefetcher)
         waited = prefetcher.waited_seconds
         for _ in range(5):
-            time.sleep(0.5)  # a step that takes longer than the 0.2 s of a batch
+            time.sleep(0.5)  # longer than the 0.2 s of a batch
             next(prefetcher)
-        assert prefetcher.waited_seconds - waited < 0.5  # without overlap 1 s at least
+        assert prefetcher.waited_seconds - waited < 0.5  # at least 1 s without overlap
 
 
 @pytest.mark.gpu
@@ -267,7 +266,7 @@ def test_prefetcher_on_the_gpu(dataset, workers):
             assert batch.device.type == "cuda"
             assert batch.is_contiguous(memory_format=torch.channels_last)
             busy = torch.randn(2000, 2000, device="cuda")
-            kept.append((batch * 255 + 0 * (busy @ busy).mean()).round().to(torch.uint8))  # used late on the stream
+            kept.append((batch * 255 + 0 * (busy @ busy).mean()).round().to(torch.uint8))  # read late on the stream
             del batch
             assert kept[-1].shape == raw.shape
     for raw, used in zip(expected, kept, strict=True):
@@ -276,6 +275,6 @@ def test_prefetcher_on_the_gpu(dataset, workers):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
-def test_prefetcher_on_the_gpu_ends_with_its_loader():
+def test_prefetcher_on_the_gpu_stops_with_its_loader():
     source = iter([torch.full((1, 3, 4, 4), value, dtype=torch.uint8) for value in (0, 255)])
     assert [float(batch.mean()) for batch in DevicePrefetcher(source, "cuda")] == [0.0, 1.0]

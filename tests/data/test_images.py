@@ -1,4 +1,4 @@
-"""Decoding one file: formats, depths, modes, orientation, and what is refused."""
+"""Decoding: formats, bit depths, modes, transparency, orientation, unusable files."""
 
 import io
 import struct
@@ -20,12 +20,12 @@ def photo(channels=3, dtype=np.uint8, seed=0):
 
 
 def to_eight_bits(values):
-    """Round 16-bit values to the nearest 8-bit level, in floating point."""
+    """Round 16-bit values to the nearest 8-bit level, in float64."""
     return np.rint(values.astype(np.float64) / 257).astype(np.uint8)
 
 
 def over_white(colour, alpha):
-    """Composite (H, W, 3) over white by (H, W) alpha, both in [0, 1]; 8 bits."""
+    """Composite (H, W, 3) over white with (H, W) alpha, both in [0, 1], to 8 bits."""
     return np.rint(255 * (colour * alpha[..., None] + 1 - alpha[..., None]))
 
 
@@ -34,7 +34,7 @@ def chunk(kind, data):
 
 
 def png(samples, colour_type, *, extra=b"", size=None):
-    """A PNG file of any depth, which Pillow cannot write, of (H, W, C) samples; the filters in turn."""
+    """A PNG of (H, W, C) uint8 or uint16 samples (Pillow writes no 16-bit RGB), cycling through the row filters."""
     height, width, channels = samples.shape
     depth = samples.dtype.itemsize
     rows = np.ascontiguousarray(samples.astype(samples.dtype.newbyteorder(">"))).view(np.uint8)
@@ -70,7 +70,7 @@ def test_lossy_formats_come_close(tmp_path, suffix):
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "LA", "CMYK", "YCbCr"])
-def test_every_mode_gives_three_channels_that_pillow_agrees_with(tmp_path, mode):
+def test_modes_match_pillow(tmp_path, mode):
     image = Image.fromarray(photo()).convert(mode)
     file = tmp_path / ("a.jpg" if mode == "YCbCr" else "a.tif" if mode == "CMYK" else "a.png")
     image.save(file)
@@ -86,21 +86,21 @@ def test_grey_becomes_three_equal_channels(tmp_path):
 
 
 @pytest.mark.parametrize(("channels", "colour_type"), [(1, 0), (2, 4), (3, 2), (4, 6)])
-def test_16_bit_png_is_rounded_to_nearest_not_cut_off(tmp_path, channels, colour_type):
+def test_16_bit_png_is_rounded(tmp_path, channels, colour_type):
     samples = photo(channels, np.uint16)
     if channels in {2, 4}:
         samples[..., -1] = 65535
     (tmp_path / "a.png").write_bytes(png(samples, colour_type))
     colour = samples[..., : 3 if channels > 2 else 1]
     expected = np.broadcast_to(to_eight_bits(colour), (HEIGHT, WIDTH, 3))
-    assert (expected != colour // 256).any()  # else this test could not tell rounding from cutting off
+    assert (expected != colour // 256).any()  # rounding differs from truncation
     np.testing.assert_array_equal(decode(tmp_path / "a.png"), expected)
 
 
 @pytest.mark.parametrize("order", ["<", ">"])
 @pytest.mark.parametrize("channels", [1, 3, 4])
 @pytest.mark.parametrize("compression", ["raw", "tiff_adobe_deflate"])
-def test_16_bit_tiff_is_rounded_to_nearest(tmp_path, order, channels, compression):
+def test_16_bit_tiff_is_rounded(tmp_path, order, channels, compression):
     samples = photo(channels, np.uint16)
     samples[..., 3:] = 65535
     kinds = {1: {"photometric": "minisblack"}, 3: {"photometric": "rgb"}, 4: {"photometric": "rgb"}}
@@ -113,7 +113,7 @@ def test_16_bit_tiff_is_rounded_to_nearest(tmp_path, order, channels, compressio
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
-def test_tiff_whose_white_is_zero_is_turned_round(tmp_path, dtype):
+def test_white_is_zero_tiff_is_inverted(tmp_path, dtype):
     samples = photo(1, dtype)[..., 0]
     tifffile.imwrite(tmp_path / "a.tif", samples, photometric="miniswhite")
     inverted = np.iinfo(dtype).max - samples
@@ -121,7 +121,7 @@ def test_tiff_whose_white_is_zero_is_turned_round(tmp_path, dtype):
     np.testing.assert_array_equal(decode(tmp_path / "a.tif")[..., 1], expected)
 
 
-def test_tiff_of_separate_planes(tmp_path):
+def test_tiff_with_separate_planes(tmp_path):
     pixels = photo()
     tifffile.imwrite(tmp_path / "a.tif", pixels.transpose(2, 0, 1), photometric="rgb", planarconfig="separate")
     np.testing.assert_array_equal(decode(tmp_path / "a.tif"), pixels)
@@ -132,7 +132,7 @@ def test_tiff_of_separate_planes(tmp_path):
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.int32, np.int16, np.uint32])
-def test_samples_of_unknown_range_are_refused(tmp_path, dtype):
+def test_rejects_samples_of_unknown_range(tmp_path, dtype):
     tifffile.imwrite(tmp_path / "a.tif", photo(1)[..., 0].astype(dtype))
     with pytest.raises(UnusableImageError, match="range is unknown"):
         decode(tmp_path / "a.tif")
@@ -167,7 +167,7 @@ def test_palette_with_transparent_entries(tmp_path):
 
 def test_transparent_key_colours_become_white(tmp_path):
     deep = np.full((HEIGHT, WIDTH, 3), 20000, np.uint16)
-    deep[0] = (20000, 20000, 20001)  # the same high bytes: only all 16 bits tell it from the key
+    deep[0] = (20000, 20000, 20001)  # same high bytes: only all 16 bits differ from the key
     key = chunk(b"tRNS", struct.pack(">HHH", 20000, 20000, 20001))
     (tmp_path / "deep.png").write_bytes(png(deep, 2, extra=key))
     result = decode(tmp_path / "deep.png")
@@ -184,7 +184,7 @@ def test_transparent_key_colours_become_white(tmp_path):
 @pytest.mark.parametrize("suffix", [".png", ".tif", ".webp"])
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_orientation_is_applied(tmp_path, suffix, orientation):
-    # EXIF's own words: where row 0 and column 0 of what is stored are on the upright picture.
+    # As in the EXIF standard: where row 0 and column 0 of the stored image are on the upright one.
     places = [
         "top left",
         "top right",
@@ -208,7 +208,7 @@ def test_exif_orientation_is_applied(tmp_path, suffix, orientation):
     np.testing.assert_array_equal(decode(file), upright)
 
 
-def test_16_bit_tiff_with_an_orientation_is_turned_once(tmp_path):
+def test_orientation_of_16_bit_tiff_is_applied_once(tmp_path):
     samples = photo(3, np.uint16)
     stored = np.ascontiguousarray(np.rot90(samples))  # orientation 6: turn clockwise to see it upright
     tifffile.imwrite(tmp_path / "a.tif", stored, photometric="rgb", extratags=[(274, 3, 1, 6, True)])
@@ -216,14 +216,14 @@ def test_16_bit_tiff_with_an_orientation_is_turned_once(tmp_path):
 
 
 @pytest.mark.parametrize("exif", [b"Exif\0\0garbage", b"Exif\0\0II*\0\xff\xff\xff\xff"])
-def test_damaged_exif_does_not_cost_the_picture(tmp_path, exif):
+def test_damaged_exif_is_ignored(tmp_path, exif):
     Image.fromarray(photo()).save(tmp_path / "a.jpg", exif=exif)
     assert decode(tmp_path / "a.jpg").shape == (HEIGHT, WIDTH, 3)
 
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".bmp", ".webp", ".tif"])
 @pytest.mark.parametrize("part", [0.3, 0.6, 0.9])
-def test_truncated_files_are_refused(tmp_path, suffix, part):
+def test_rejects_truncated_files(tmp_path, suffix, part):
     buffer = io.BytesIO()
     noise = np.random.default_rng(1).integers(0, 256, (64, 64, 3), np.uint8)
     Image.fromarray(noise).save(buffer, {".jpg": "JPEG", ".tif": "TIFF"}.get(suffix, suffix[1:]))
@@ -235,7 +235,7 @@ def test_truncated_files_are_refused(tmp_path, suffix, part):
     assert str(tmp_path) not in str(caught.value)
 
 
-def test_a_setting_that_lets_truncated_files_pass_is_refused(tmp_path, monkeypatch):
+def test_rejects_load_truncated_images(tmp_path, monkeypatch):
     Image.fromarray(photo()).save(tmp_path / "a.png")
     monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
     with pytest.raises(UnusableImageError, match="LOAD_TRUNCATED_IMAGES"):
@@ -248,23 +248,23 @@ def test_a_setting_that_lets_truncated_files_pass_is_refused(tmp_path, monkeypat
         (b"", "empty file"),
         (b"These are words.", "starts with b'These ar'"),
         (b"\x89PNG\r\n\x1a\n" + b"\0" * 50, "header is damaged"),
-        (b"GIF89a" + b"\0" * 50, "no PNG, JPEG"),
+        (b"GIF89a" + b"\0" * 50, "not a PNG, JPEG"),
     ],
 )
-def test_what_is_no_picture_is_refused_with_the_reason(tmp_path, data, reason):
+def test_rejects_other_files_with_a_reason(tmp_path, data, reason):
     (tmp_path / "a.png").write_bytes(data)
     with pytest.raises(UnusableImageError, match=reason):
         decode(tmp_path / "a.png")
 
 
 @pytest.mark.parametrize("size", [(100_000, 100_000), (12_000, 10_000)])
-def test_decompression_bombs_are_refused_before_they_go_off(tmp_path, size):
+def test_rejects_decompression_bombs(tmp_path, size):
     (tmp_path / "a.png").write_bytes(png(photo(), 2, size=size))
     with pytest.raises(UnusableImageError, match="too many pixels"):
         decode(tmp_path / "a.png")
 
 
-def test_too_small_missing_and_unreadable(tmp_path):
+def test_rejects_small_missing_and_unreadable_files(tmp_path):
     Image.fromarray(photo()).save(tmp_path / "a.png")
     assert decode(tmp_path / "a.png", min_size=HEIGHT).shape == (HEIGHT, WIDTH, 3)
     with pytest.raises(UnusableImageError, match=r"11x7 pixels, smaller than the minimum of 8"):
@@ -275,7 +275,7 @@ def test_too_small_missing_and_unreadable(tmp_path):
         decode(tmp_path)
 
 
-def test_of_several_frames_the_first(tmp_path):
+def test_decodes_first_frame(tmp_path):
     first, second = Image.fromarray(photo(seed=1)), Image.fromarray(photo(seed=2))
     for name in ("a.tif", "a.png", "a.webp"):
         options = {"lossless": True} if name.endswith("webp") else {}

@@ -1,0 +1,52 @@
+"""Finding image files: folders, files, links, packages."""
+
+import subprocess
+import sys
+
+import pytest
+from packs import build, save_noise
+
+from andfast.data.sources import find_images, resolve_source
+
+
+def test_finds_files_folders_and_links(photos, tmp_path):
+    folder, _ = photos
+    single = tmp_path / "elsewhere" / "scan.dat"
+    save_noise(single, format="PNG", seed=9)
+    other = tmp_path / "other"
+    save_noise(other / "a.png", seed=8)
+    (other / "circle").symlink_to(other)
+    (other / "linked").symlink_to(folder / "sub")
+    files = find_images([folder, single, other, folder / "sub"])
+    names = [file.name for file in files]
+    # Two files are a.png relative to their sources and get their real paths; files reached twice are listed once.
+    assert names == [
+        "Füße 犬.bmp",
+        str(folder / "a.png"),
+        "sub/a.png",
+        "sub/deep/b.TIFF",
+        "scan.dat",
+        str(other / "a.png"),
+    ]
+    assert build([folder, single, other], tmp_path / "pack").packed == 6
+
+
+def test_package_sources():
+    files = find_images(["package:skimage/data"], include=["astronaut.png", "chelsea.png"])
+    assert [file.name for file in files] == ["astronaut.png", "chelsea.png"]
+    assert resolve_source("package:skimage/data/coffee.png").is_file()
+    with pytest.raises(FileNotFoundError, match="'no_such_package', which is not installed"):
+        resolve_source("package:no_such_package/data")
+    with pytest.raises(FileNotFoundError, match="no folder or file 'nowhere'"):
+        resolve_source("package:skimage/nowhere")
+    for wrong in ("package:", "package:skimage.data", "package:/etc"):
+        with pytest.raises(ValueError, match="top-level package"):
+            resolve_source(wrong)
+
+
+def test_package_sources_are_not_imported():
+    code = (
+        "import sys; from andfast.data.sources import resolve_source; resolve_source('package:skimage/data');"
+        "assert 'skimage' not in sys.modules; import andfast.data.pack; assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
