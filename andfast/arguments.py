@@ -1,24 +1,27 @@
-"""Types of command line arguments, for argparse: each refuses what it is not in a line that says what it must be."""
+"""Argument types for argparse with error messages that state the valid range.
+
+Kept apart from ``andfast.checks``, which imports torch: ``andfast.prepare`` starts without it.
+"""
 
 import argparse
 from collections.abc import Callable
 
 
-def whole(least: int) -> Callable[[str], int]:
-    """A whole number of at least that."""
+def integer(minimum: int) -> Callable[[str], int]:
+    """Argument type of an integer of at least ``minimum``."""
 
     def number(text: str) -> int:
         value = int(text)
-        if value < least:
-            raise argparse.ArgumentTypeError(f"must be at least {least}, was {value}")
+        if value < minimum:
+            raise argparse.ArgumentTypeError(f"must be at least {minimum}, was {value}")
         return value
 
-    number.__name__ = "whole number"  # what argparse calls a value that int() refuses
+    number.__name__ = "integer"  # the name in argparse's message when int() raises
     return number
 
 
 def positive(text: str) -> float:
-    """A number above 0, which may be infinite."""
+    """Argument type of a number above 0, possibly infinite."""
     value = float(text)
     if not value > 0:
         raise argparse.ArgumentTypeError(f"must be above 0, was {text}")

@@ -1,18 +1,18 @@
-"""Pack folders of pictures for training: ``python -m andfast.prepare FOLDER [FOLDER ...] --output PACK``."""
+"""Pack folders of images for training: ``python -m andfast.prepare FOLDER [FOLDER ...] --output PACK``."""
 
 import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from andfast.arguments import whole
+from andfast.arguments import integer
 from andfast.data.pack import pack_images
 from andfast.files import printable
 
 DESCRIPTION = """\
-Decode pictures (PNG, JPEG, WebP, TIFF, BMP) once into a pack of plain pixels, which training reads. Run it
-again after the folders have changed: only new and changed files are decoded, files that are gone vanish from
-the pack. Files that cannot be used are listed and left out."""
+Decode images (PNG, JPEG, WebP, TIFF, BMP) once into a pack of raw pixels, which training reads. Run it again after the
+folders have changed: only new and changed files are decoded, and removed files leave the pack. Unusable files are
+listed and skipped."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -22,44 +22,44 @@ def parser() -> argparse.ArgumentParser:
         "sources",
         nargs="+",
         metavar="FOLDER",
-        help="a folder (searched through), a file, or package:NAME/sub/folder",
+        help="folder (searched recursively), file, or package:NAME/sub/folder",
     )
     result.add_argument(
-        "--output", type=Path, required=True, metavar="PACK", help="the folder of the pack; made if need be"
+        "--output", type=Path, required=True, metavar="PACK", help="folder of the pack; created if missing"
     )
     result.add_argument(
         "--min-size",
-        type=whole(1),
+        type=integer(1),
         default=256,
         metavar="N",
-        help="leave out pictures less high or wide than N pixels (default: %(default)s, the presets' patch)",
+        help="skip images less than N pixels high or wide (default: %(default)s, the patch size of the presets)",
     )
     result.add_argument(
         "--include",
         action="append",
         default=[],
         metavar="GLOB",
-        help="only files whose name or path in the folder matches, as in '*.png' or 'trees/*'; repeatable",
+        help="only files whose name or relative path matches, e.g. '*.png' or 'trees/*'; repeatable",
     )
     result.add_argument(
         "--exclude",
         action="append",
         default=[],
         metavar="GLOB",
-        help="leave these files out; repeatable",
+        help="skip matching files; repeatable",
     )
     result.add_argument(
         "--workers",
-        type=whole(0),
+        type=integer(0),
         metavar="N",
-        help="decoding processes; 0 decodes in this one (default: one a core)",
+        help="number of decoding processes; 0 decodes in the main process (default: one per core)",
     )
     result.add_argument("--quiet", action="store_true", help="no progress bar")
     return result
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; return its exit code: 0, 1 on an error, 130 when interrupted."""
+    """Run the command; return its exit code: 0, 1 on an error, 130 if interrupted."""
     options = parser().parse_args(arguments)
     try:
         report = pack_images(
@@ -75,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {printable(str(error))}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print(f"interrupted: {printable(str(options.output))} is as it was", file=sys.stderr)
+        print(f"interrupted: {printable(str(options.output))} is unchanged", file=sys.stderr)
         return 130
     print(report)
     return 0

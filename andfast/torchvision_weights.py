@@ -1,4 +1,4 @@
-"""torchvision's ImageNet weights: from torch.hub's cache, downloaded into it if need be; nothing is unpickled."""
+"""torchvision's ImageNet weights: read from torch.hub's cache, downloaded if missing; nothing is unpickled."""
 
 from pathlib import Path
 from urllib.parse import urlparse
@@ -7,21 +7,21 @@ import torch
 
 
 def cached(url: str) -> Path:
-    """Where torch.hub keeps the file of that address, there or not."""
+    """Path of the URL's file in torch.hub's cache, whether it exists or not."""
     return Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(url).path).name
 
 
 def fetch(url: str, *, needed: str, instead: str, progress: bool = True) -> Path:
-    """The cached file of that address; one that is not there is downloaded, and its checksum compared.
+    """Return the cached file of a URL; download it and verify its checksum if it is missing.
 
     Args:
-        url: of a file whose name ends in ``-CHECKSUM``, as torchvision's do.
-        needed: what needs which weights, the beginning of the error's text.
-        instead: what else a user can do, its end.
-        progress: show a bar.
+        url: URL of a file whose name ends in ``-CHECKSUM``, as torchvision's do.
+        needed: Start of the error message: what needs which weights.
+        instead: End of the error message: what the user can do otherwise.
+        progress: Show a progress bar.
 
     Raises:
-        FileNotFoundError: it could not be downloaded; the text says which file to put where.
+        FileNotFoundError: The download failed; the message says which file to put where.
     """
     file = cached(url)
     if not file.is_file():
@@ -29,7 +29,7 @@ def fetch(url: str, *, needed: str, instead: str, progress: bool = True) -> Path
             file.parent.mkdir(parents=True, exist_ok=True)
             checksum = file.stem.rpartition("-")[2]
             torch.hub.download_url_to_file(url, str(file), hash_prefix=checksum, progress=progress)
-        except (OSError, RuntimeError) as error:  # RuntimeError: the hash of what came is another
+        except (OSError, RuntimeError) as error:  # RuntimeError: checksum mismatch
             raise FileNotFoundError(
                 f"{needed}, and {file.name} could not be downloaded ({error}). "
                 f"Get {url} and put it at {file}, {instead}"
@@ -38,10 +38,10 @@ def fetch(url: str, *, needed: str, instead: str, progress: bool = True) -> Path
 
 
 def read(file: Path) -> object:
-    """What a file of tensors holds, .safetensors or .pth; nothing is unpickled.
+    """Read a file of tensors, .safetensors or .pth, without unpickling.
 
     Raises:
-        ValueError: it cannot be read.
+        ValueError: The file cannot be read.
     """
     try:
         if file.suffix == ".safetensors":
@@ -49,9 +49,9 @@ def read(file: Path) -> object:
 
             return load_file(file)
         return torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # unpickling, zip and safetensors errors share no class below Exception
+    except Exception as error:  # unpickling, zip and safetensors errors share no base class below Exception
         reason = " ".join(str(error).split())[:200]
         raise ValueError(
-            f"{file} cannot be read as a file of weights, it is damaged, incomplete or something else "
-            f"(in torch.hub's cache: once it is deleted, it is downloaded anew): {reason}"
+            f"{file} cannot be read as a file of weights, it is damaged, incomplete or another kind of file "
+            f"(in torch.hub's cache: delete it to download it again): {reason}"
         ) from error

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from andfast.arguments import positive, whole
+from andfast.arguments import integer, positive
 from andfast.evaluation.layouts import LAYOUTS
 from andfast.evaluation.scores import METRICS, PROTOCOLS
 from andfast.inference.models import PRECISIONS
@@ -47,7 +47,7 @@ def parser() -> argparse.ArgumentParser:
     )
     data.add_argument(
         "--scale",
-        type=whole(1),
+        type=integer(1),
         metavar="N",
         help="HR size over LR size (default: the weights' scale, else 4; 2 for imagepairs)",
     )
@@ -74,13 +74,13 @@ def parser() -> argparse.ArgumentParser:
     )
     methods.add_argument(
         "--tile",
-        type=whole(0),
+        type=integer(0),
         default=0,
         metavar="N",
         help="restore in tiles of N LR pixels (default: whole images)",
     )
     methods.add_argument(
-        "--overlap", type=whole(0), default=32, metavar="N", help="tile overlap in LR pixels (default: %(default)s)"
+        "--overlap", type=integer(0), default=32, metavar="N", help="tile overlap in LR pixels (default: %(default)s)"
     )
 
     metrics = result.add_argument_group("metrics")
@@ -97,7 +97,7 @@ def parser() -> argparse.ArgumentParser:
     )
     metrics.add_argument(
         "--crop-border",
-        type=whole(0),
+        type=integer(0),
         default=0,
         metavar="N",
         help="HR pixels excluded on each side in all metrics (default: %(default)s; many papers use the scale)",
@@ -121,7 +121,7 @@ def parser() -> argparse.ArgumentParser:
     report.add_argument("--json", type=Path, metavar="FILE", help="write all numbers, the protocol and versions")
     report.add_argument("--sheet", type=Path, metavar="FILE", help="write a PNG of crops where the methods differ most")
     report.add_argument(
-        "--sheet-rows", type=whole(1), default=6, metavar="N", help="images on the sheet (default: %(default)s)"
+        "--sheet-rows", type=integer(1), default=6, metavar="N", help="images on the sheet (default: %(default)s)"
     )
     report.add_argument("--images", action="store_true", help="print the numbers of each image")
     report.add_argument("--quiet", action="store_true", help="disable progress bars")

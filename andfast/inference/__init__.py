@@ -1,4 +1,4 @@
-"""Restoring pictures: any restorer behind one interface, in tiles where a picture is large."""
+"""Restoring images: one interface for all restorers, tiled restoration of large images, export."""
 
 from andfast.inference.models import Restorer, load_restorer
 from andfast.inference.tiles import restore_tiled

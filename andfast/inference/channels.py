@@ -1,4 +1,4 @@
-"""Restorers of RGB made to restore the channels that files have: grey, and alpha beside the colours."""
+"""Extend an RGB restorer to the channels of image files: grey and alpha."""
 
 import torch
 import torch.nn.functional as F
@@ -7,15 +7,15 @@ from torch import Tensor
 from andfast.inference.models import BICUBIC, Restorer, load_restorer
 
 _LUMA = (0.299, 0.587, 0.114)
-_BLEED = 8  # LR pixels by which colours spread into what is fully transparent
+_BLEED = 8  # LR pixels by which colours spread into fully transparent areas
 
 
 class ChannelsRestorer:
-    """Restores 1 (grey), 2 (grey, alpha), 3 (RGB) or 4 (RGB, alpha) channels with a restorer of RGB.
+    """Restore 1 (grey), 2 (grey, alpha), 3 (RGB) or 4 (RGB, alpha) channels with an RGB restorer.
 
-    Grey is restored as three equal channels and comes back as their luma. Alpha is enlarged by bicubic interpolation,
-    clamped to [0, 1]; the network never sees it. Colours under fully transparent pixels are arbitrary, often black, and
-    would seep into the edges of what is visible: beforehand, they are replaced by those of the nearest visible pixels.
+    Grey is restored as three equal channels and reduced to their luma. Alpha is upscaled bicubically and clamped to
+    [0, 1]; the network never sees it. Colours under fully transparent pixels are arbitrary, often black, and would
+    bleed into visible edges: they are first replaced by the colours of the nearest visible pixels.
     """
 
     def __init__(self, restorer: Restorer) -> None:
@@ -26,7 +26,7 @@ class ChannelsRestorer:
         self._alpha = load_restorer(BICUBIC, scale=restorer.scale, device=restorer.device)
 
     def restore(self, lr: Tensor) -> Tensor:
-        """(N, C, H, W) in [0, 1] to (N, C, H * scale, W * scale), fp32; the colours neither clamped nor rounded."""
+        """(N, C, H, W) in [0, 1] to fp32 (N, C, H * scale, W * scale); colours neither clamped nor rounded."""
         channels = lr.shape[1]
         alpha = lr[:, -1:] if channels % 2 == 0 else None
         colours = lr if alpha is None else _bleed(lr[:, :-1], alpha)
@@ -37,12 +37,12 @@ class ChannelsRestorer:
             restored = (restored * weights).sum(1, keepdim=True)
         if alpha is None:
             return restored
-        enlarged = self._alpha.restore(alpha.expand(-1, 3, -1, -1))[:, :1].clamp(0, 1)
-        return torch.cat([restored, enlarged.to(restored.device)], dim=1)
+        upscaled = self._alpha.restore(alpha.expand(-1, 3, -1, -1))[:, :1].clamp(0, 1)
+        return torch.cat([restored, upscaled.to(restored.device)], dim=1)
 
 
 def _bleed(colours: Tensor, alpha: Tensor) -> Tensor:
-    """Spread the colours of visible pixels into fully transparent ones, a ring of pixels at a time."""
+    """Spread the colours of visible pixels into fully transparent ones, one ring of pixels per iteration."""
     visible = (alpha > 0).to(colours.dtype)
     if visible.all() or not visible.any():
         return colours

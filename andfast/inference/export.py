@@ -1,10 +1,11 @@
-"""A generator as a file for other programs, checked against the generator before the file appears.
+"""Export a generator to files for other programs; each file is checked against the generator before it appears.
 
-Formats: BasicSR's .pth (``params_ema``), safetensors, ONNX and torch.export programs. The last two take batches and
-pictures of any size; their dense blocks are plain convolutions, so that nothing of andfast is needed to run them.
+Formats: BasicSR's .pth (``params_ema``), safetensors, ONNX and torch.export programs. The last two accept any batch and
+image size; their dense blocks are plain convolutions, so they run without andfast.
 """
 
 import importlib.util
+import logging
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -22,76 +23,78 @@ from andfast.nn.plain import plain_copy
 from andfast.nn.weights import generator_from_weights, save_weights
 
 SUFFIXES: Final = {"basicsr": ".pth", "safetensors": ".safetensors", "onnx": ".onnx", "torch-export": ".pt2"}
-"""The formats and the suffixes of their files."""
+"""Formats and the suffixes of their files."""
 
 OPSET: Final = 18
-"""ONNX's operator set that is written."""
+"""ONNX operator set version."""
 
 TOLERANCE: Final = 1e-4
-"""The largest difference from the generator that a file may have, for values of 0 to 1."""
+"""Maximum absolute difference from the generator's output, for values in [0, 1]."""
 
-_SPANDRELS_GROWTH: Final = 32  # it takes this number for granted, and reads no RRDBNet that has another
+_SPANDREL_GROWTH: Final = 32  # spandrel reads RRDBNets of this growth only
 _PHOTOGRAPH: Final = "package:skimage/data/astronaut.png"
 _EXTRA: Final = 'pip install "andfast[export]"'
+_LOG = logging.getLogger(__name__)
 
 
 class ExportError(RuntimeError):
-    """A file that does not compute what the generator does; it has not been written."""
+    """The exported file does not reproduce the generator; it has been deleted."""
 
 
 def export(
     generator: RRDBNet,
     path: Path,
     form: str,
-    picture: Tensor,
+    image: Tensor,
     *,
     metadata: Mapping[str, str] | None = None,
-    say: Callable[[str], None] = lambda text: None,
 ) -> list[str]:
-    """Write a generator, read the file back, and let it appear if it restores a picture as the generator does.
+    """Write a generator to a file, read it back, and keep it if it restores an image as the generator does.
 
     Args:
         generator: G in fp32 on the CPU.
-        path: of the file; one that is there is replaced. Its folder must exist.
-        form: a key of :data:`SUFFIXES`, whose suffix ``path`` has.
-        picture: the picture for the check, (3, H, W) in [0, 1]; of the generator's input, at least 48 x 64.
-        metadata: text to keep with safetensors.
-        say: is told what goes on.
+        path: File to write, replaced if it exists. Its folder must exist.
+        form: Format, a key of :data:`SUFFIXES`; ``path`` must have its suffix.
+        image: Image for the check, (3, H, W) in [0, 1], at least 48 x 64.
+        metadata: Strings stored with the weights, where the format has room for them.
 
     Returns:
-        What was checked, and how far the results were apart, a line each.
+        One line per reader with the difference from the generator.
 
     Raises:
-        ValueError: the format is none of :data:`SUFFIXES`, or the path has another suffix.
-        ModuleNotFoundError: a package is missing; the text says how to install it.
-        ExportError: the file did not compute the same.
-        OSError: it could not be written.
+        ValueError: The format is unknown, or ``path`` has another suffix.
+        ModuleNotFoundError: A package is missing; the message says how to install it.
+        ExportError: The file does not reproduce the generator.
+        OSError: The file could not be written.
     """
     if form not in SUFFIXES:
         raise ValueError(f"format must be one of {', '.join(SUFFIXES)}, was {form!r}")
     if path.suffix != SUFFIXES[form]:
         raise ValueError(f"a file of format {form} must end in {SUFFIXES[form]}, was {path.name!r}")
     generator.eval()
-    say(f"writing {form}")
+    _LOG.info("writing %s", form)
     with atomic_path(path) as temporary, torch.no_grad():
         _WRITERS[form](generator, temporary, dict(metadata or {}))
-        say("reading it back and comparing")
+        _LOG.info("reading it back and comparing")
         return [
-            f"{reader}: {_compare(generator, run, picture, small=small, what=reader)}"
+            f"{reader}: {_compare(generator, run, image, small=small, reader=reader)}"
             for reader, run, small in _READERS[form](temporary)
         ]
 
 
-def check_picture(image: Path | None) -> tuple[Tensor, str]:
-    """A picture to compare on, (3, H, W) in [0, 1], and its name: a file, scikit-image's astronaut, or a drawn one.
+def check_image(path: Path | None) -> tuple[Tensor, str]:
+    """Load the image of the check, (3, H, W) in [0, 1], and its name.
+
+    Args:
+        path: Image file; None for scikit-image's astronaut or, where that is not installed, a synthetic image.
 
     Raises:
-        ValueError: the file is no usable picture of at least 64 x 64 pixels.
+        ValueError: The file is not a usable image of at least 64 x 64 pixels.
     """
     try:
-        file = image if image is not None else resolve_source(_PHOTOGRAPH)
+        file = path if path is not None else resolve_source(_PHOTOGRAPH)
     except FileNotFoundError:
-        return _drawn(), "a drawn picture (scikit-image, which has a photograph, is not installed)"
+        return _synthetic_image(), "a synthetic image (scikit-image, which has a photograph, is not installed)"
     try:
         pixels = decode(file, min_size=64)
     except UnusableImageError as error:
@@ -99,21 +102,21 @@ def check_picture(image: Path | None) -> tuple[Tensor, str]:
     return torch.from_numpy(pixels.copy()).permute(2, 0, 1).float() / 255, file.name
 
 
-def _drawn() -> Tensor:
-    """Gradients, waves of rising frequency, a hard edge and noise, (3, 96, 128)."""
+def _synthetic_image() -> Tensor:
+    """(3, 96, 128): gradients, waves of rising frequency, a hard edge and noise."""
     y, x = torch.meshgrid(torch.linspace(0, 1, 96), torch.linspace(0, 1, 128), indexing="ij")
     waves = torch.sin(60 * x * x) * torch.cos(25 * y * y)
     noise = torch.rand(96, 128, generator=torch.Generator().manual_seed(0))
-    picture = torch.stack([x, 0.5 + 0.5 * waves, 0.7 * y + 0.3 * noise])
-    picture[:, 30:60, 40:80] = 1 - picture[:, 30:60, 40:80]
-    return picture
+    image = torch.stack([x, 0.5 + 0.5 * waves, 0.7 * y + 0.3 * noise])
+    image[:, 30:60, 40:80] = 1 - image[:, 30:60, 40:80]
+    return image
 
 
 # ------------------------------------------------------------------------------------------------------------ writing
 
 
 def _write_basicsr(generator: RRDBNet, path: Path, _metadata: dict[str, str]) -> None:
-    state = {name: one.detach().cpu().float().contiguous().clone() for name, one in generator.state_dict().items()}
+    state = {name: value.detach().cpu().float().contiguous().clone() for name, value in generator.state_dict().items()}
     torch.save({"params_ema": state}, path)
 
 
@@ -139,7 +142,7 @@ def _write_onnx(generator: RRDBNet, path: Path, metadata: dict[str, str]) -> Non
                 external_data=False,
                 verbose=False,
             )
-        except ModuleNotFoundError as error:  # onnxscript has a part for every torch that it knows
+        except ModuleNotFoundError as error:  # onnxscript has modules for specific torch versions
             raise ModuleNotFoundError(f"format onnx needs newer packages for this torch: {_EXTRA} ({error})") from error
         assert program is not None
         program.model.metadata_props.update(metadata)
@@ -154,7 +157,7 @@ def _write_program(generator: RRDBNet, path: Path, metadata: dict[str, str]) -> 
 
 
 def _example(generator: RRDBNet) -> tuple[Tensor, dict[str, Any]]:
-    """An input, and which of its sizes are free: all but the channels; x2 takes multiples of 2."""
+    """An example input and its dynamic dimensions: all but the channels; multiples of 2 for x2, of 4 for x1."""
     height, width = Dim("height", min=2), Dim("width", min=2)
     fold = generator.unshuffle
     free = {0: Dim("batch", min=1), 2: height * fold if fold > 1 else height, 3: width * fold if fold > 1 else width}
@@ -162,7 +165,7 @@ def _example(generator: RRDBNet) -> tuple[Tensor, dict[str, Any]]:
 
 
 def _quiet() -> Any:
-    """torch's exporters warn of their own deprecations."""
+    """Suppress the deprecation warnings of torch's own exporters."""
     context = warnings.catch_warnings()
     warnings.simplefilter("ignore")
     return context
@@ -171,22 +174,22 @@ def _quiet() -> Any:
 # -------------------------------------------------------------------------------------------------- reading, comparing
 
 Reader = tuple[str, Callable[[Tensor], Tensor], bool]
-"""A name, the function that a file computes, and whether it is so slow that only small pictures will do."""
+"""Name, function computed by the file, and whether it is so slow that only small images are compared."""
 
 
 def _read_weights(path: Path) -> list[Reader]:
-    ours = generator_from_weights(path).eval()
-    readers: list[Reader] = [("andfast", ours, False)]
-    if importlib.util.find_spec("spandrel") is None or ours.growth != _SPANDRELS_GROWTH:
+    network = generator_from_weights(path).eval()
+    readers: list[Reader] = [("andfast", network, False)]
+    if importlib.util.find_spec("spandrel") is None or network.growth != _SPANDREL_GROWTH:
         return readers
     from spandrel import ModelLoader  # noqa: PLC0415
 
     try:
-        network = ModelLoader(device="cpu").load_from_file(path).model
-    except Exception as error:  # spandrel's errors share no class below Exception
+        model = ModelLoader(device="cpu").load_from_file(path).model
+    except Exception as error:  # spandrel's errors share no base class below Exception
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ExportError(f"spandrel cannot read it: {reason}") from error
-    return [*readers, ("spandrel", network.eval(), False)]
+    return [*readers, ("spandrel", model.eval(), False)]
 
 
 def _read_onnx(path: Path) -> list[Reader]:
@@ -210,21 +213,24 @@ def _read_program(path: Path) -> list[Reader]:
         return [(f"torch.export of torch {torch.__version__}", torch.export.load(path).module(), False)]
 
 
-def _compare(generator: RRDBNet, run: Callable[[Tensor], Tensor], picture: Tensor, *, small: bool, what: str) -> str:
-    """Compare on the picture in two sizes, one alone and two in a batch; the largest difference, in words."""
+def _compare(generator: RRDBNet, run: Callable[[Tensor], Tensor], image: Tensor, *, small: bool, reader: str) -> str:
+    """Compare on a single image and on a batch of two of another size; return the maximum difference as text."""
     sizes = [(1, 8, 12), (2, 12, 4)] if small else [(1, 48, 64), (2, 36, 20)]  # multiples of 4, for x1
-    picture = picture[: generator.in_channels] if generator.in_channels < 3 else picture
+    image = image[: generator.in_channels] if generator.in_channels < 3 else image
     worst = 0.0
     for batch, height, width in sizes:
-        top, left = (picture.shape[1] - height) // 2, (picture.shape[2] - width) // 2
-        lr = picture[:, top : top + height, left : left + width].contiguous()
+        top, left = (image.shape[1] - height) // 2, (image.shape[2] - width) // 2
+        lr = image[:, top : top + height, left : left + width].contiguous()
         lr = torch.stack([lr, lr.flip(-1)][:batch])
-        expected, found = generator(lr), run(lr)
-        if found.shape != expected.shape:
-            raise ExportError(f"{what} made {tuple(found.shape)} of {tuple(lr.shape)}, not {tuple(expected.shape)}")
-        difference = float((found - expected).abs().max() / expected.abs().max().clamp_min(1))
+        expected, result = generator(lr), run(lr)
+        if result.shape != expected.shape:
+            raise ExportError(
+                f"the output of {reader} for {tuple(lr.shape)} must have shape {tuple(expected.shape)}, "
+                f"was {tuple(result.shape)}"
+            )
+        difference = float((result - expected).abs().max() / expected.abs().max().clamp_min(1))
         if not difference <= TOLERANCE:
-            raise ExportError(f"{what} differs by {difference:.2g} from the model, at most {TOLERANCE:g} is allowed")
+            raise ExportError(f"{reader} must differ by at most {TOLERANCE:g} from the model, was {difference:.2g}")
         worst = max(worst, difference)
     shapes = " and ".join(f"{batch}x3x{height}x{width}" for batch, height, width in sizes)
     return f"differs by at most {worst:.1e} from the model, on {shapes} pixels"

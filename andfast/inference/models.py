@@ -1,8 +1,8 @@
-"""Restorers: what turns LR pictures into HR ones, behind one interface, whatever network it is.
+"""Restorers: map LR images to HR images behind one interface, for any network.
 
-Weights of the ESRGAN family are this package's own RRDBNet. Those of other architectures (SwinIR, DAT, Real-ESRGAN's
-compact networks ...) are recognised by spandrel, an extra, which is given a state dict that this package has read:
-nothing is ever unpickled. ``bicubic`` is a restorer too, as everyone's baseline.
+Weights of the ESRGAN family load into this package's RRDBNet. Other architectures (SwinIR, DAT, Real-ESRGAN's compact
+networks ...) are recognised by spandrel, an optional dependency, from a state dict read by this package: nothing is
+unpickled. The baseline ``bicubic`` is a restorer too.
 """
 
 from collections.abc import Callable
@@ -22,14 +22,15 @@ _NAMES_SHOWN: Final = 3
 
 
 class Restorer:
-    """A frozen network, or bicubic interpolation, that restores pictures.
+    """A frozen network, or bicubic interpolation, that restores images.
 
     Attributes:
-        name: what results call it: the weights file's name without its ending, or "bicubic".
-        architecture: "RRDBNet", spandrel's name of another one, or "bicubic".
-        scale: how many times as high and wide its results are.
-        device: where it computes.
-        multiple: it is exact under shifts by this many LR pixels only (pixel-unshuffle, windows); where tiles begin.
+        name: Name in reports: the stem of the weights file, or "bicubic".
+        architecture: "RRDBNet", spandrel's name of another architecture, or "bicubic".
+        scale: Upscaling factor.
+        device: Device of the computation.
+        multiple: Shifts by multiples of this many LR pixels commute with the restorer (pixel-unshuffle, windows); tiles
+            start at multiples of it.
     """
 
     def __init__(
@@ -57,17 +58,18 @@ class Restorer:
         return f"Restorer({self.name!r}, {self.architecture}, scale={self.scale}, device={str(self.device)!r})"
 
     def restore(self, lr: Tensor) -> Tensor:
-        """Restore pictures, without gradients.
+        """Restore images, without gradients.
 
         Args:
-            lr: (N, 3, H, W), RGB, floating point in [0, 1], on any device; any H and W of at least 1.
+            lr: (N, 3, H, W), RGB, floating point in [0, 1], on any device; H and W at least 1.
 
         Returns:
-            (N, 3, H * scale, W * scale), fp32, on the restorer's device, neither clamped nor rounded (a few of
-            spandrel's networks clamp by themselves). A network of one channel has restored each colour on its own.
+            (N, 3, H * scale, W * scale), fp32, on the restorer's device, neither clamped nor rounded (a few spandrel
+            networks clamp internally). A single-channel network restores each colour channel separately.
 
         Raises:
-            TypeError, ValueError: lr is no such tensor.
+            TypeError: ``lr`` is not a floating-point tensor.
+            ValueError: ``lr`` has another shape.
         """
         if not isinstance(lr, Tensor) or not lr.is_floating_point():
             raise TypeError(f"lr must be a floating-point tensor, was {getattr(lr, 'dtype', type(lr).__name__)}")
@@ -89,18 +91,17 @@ def load_restorer(
     """Load a restorer.
 
     Args:
-        source: a file of weights (.safetensors, .pth, .pt, .ckpt), of the ESRGAN family or, with spandrel installed, of
-            any architecture that it knows; or the word "bicubic" (Keys' cubic with a = -0.5, pixel centres aligned:
-            what Pillow's BICUBIC and MATLAB's imresize compute inside a picture, here without rounding or clamping).
-        device: "cpu", "cuda", "cuda:1", "mps"; or "auto" for the first of CUDA, MPS and the CPU that is there.
-        precision: "fp32", "bf16" or "fp16", in which the network computes (bicubic is always fp32).
-        scale: the scale that the restorer must have; None takes what the weights have. Bicubic needs it.
+        source: Weights file (.safetensors, .pth, .pt, .ckpt) of the ESRGAN family or, with spandrel installed, of any
+            architecture it supports; or "bicubic" (Keys' cubic with a = -0.5 and aligned pixel centres, as Pillow's
+            BICUBIC and MATLAB's imresize inside the image, without rounding or clamping).
+        device: "cpu", "cuda", "cuda:1", "mps", or "auto" for the first available of CUDA, MPS and CPU.
+        precision: Compute precision of the network: "fp32", "bf16" or "fp16" (bicubic always uses fp32).
+        scale: Required scale; None takes the scale of the weights. Mandatory for bicubic.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: an argument is none of those named; the file is unusable, its values are not finite, its
-            architecture is unknown or not for restoring RGB pictures, or its scale is another. The text is one line
-            and begins with the file.
+        FileNotFoundError: The file does not exist.
+        ValueError: An argument is invalid; or the weights are unusable, not finite, of an unknown architecture, not for
+            RGB restoration, or of another scale. The message is one line that starts with the file.
     """
     where = find_device(device)
     if precision not in PRECISIONS:
@@ -109,7 +110,7 @@ def load_restorer(
         raise ValueError(f"scale must be at least 1, was {scale}")
     if source == BICUBIC:
         if scale is None:
-            raise ValueError("scale must be given for bicubic, which enlarges by any")
+            raise ValueError("scale must be given for bicubic, was None")
         return _bicubic(scale, where)
     path = Path(source)
     try:
@@ -126,19 +127,19 @@ def load_restorer(
 def from_network(
     network: RRDBNet, name: str, *, device: torch.device, precision: str = "fp32", source: str = "the network"
 ) -> Restorer:
-    """A restorer of an RRDBNet, which it takes over: frozen, in eval mode, moved and cast.
+    """Create a restorer from an RRDBNet; the network itself is frozen, moved, cast and set to eval mode.
 
     Raises:
-        ValueError: the network restores other than 1 or 3 channels, or has values that are not finite.
+        ValueError: The network does not map 1 or 3 channels to as many, or its weights are not finite.
     """
     _check_channels(source, network.in_channels, network.conv_last.out_channels)
     _check_finite(source, network)
     dtype = PRECISIONS[precision]
     network.requires_grad_(False).eval().to(device, dtype)
-    layout = torch.contiguous_format if device.type == "mps" else torch.channels_last  # which matrix units want
+    layout = torch.contiguous_format if device.type == "mps" else torch.channels_last
     network.to(memory_format=layout)  # type: ignore[call-overload]
     if dtype != torch.float32:
-        # bf16 has eight bits of mantissa: as the last layer's output they would be grey levels that are visible.
+        # bf16 has an 8-bit significand: rounding the output to it would show as banding.
         network.conv_last.float().register_forward_pre_hook(lambda _, inputs: (inputs[0].float(),))
     return Restorer(
         name,
@@ -153,41 +154,41 @@ def from_network(
 
 
 def find_device(device: str | torch.device) -> torch.device:
-    """The device of a name; "auto" is the first of CUDA, MPS and the CPU that is there.
+    """Resolve a device name; "auto" is the first available of CUDA, MPS and CPU.
 
     Raises:
-        ValueError: there is no such device here.
+        ValueError: The device is not available.
     """
     mps = torch.backends.mps.is_available()
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "mps" if mps else "cpu")
     try:
-        found = torch.device(device)
+        resolved = torch.device(device)
     except RuntimeError:
         raise ValueError(f"device must be auto, cpu, cuda, cuda:N or mps, was {device!r}") from None
-    if found.type == "cuda":
+    if resolved.type == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        if (found.index or 0) >= count:
-            raise ValueError(f"device must be one that is here, was {device!r} with {count} CUDA devices")
-    elif found.type == "mps" and not mps:
-        raise ValueError(f"device must be one that is here, was {device!r} without MPS")
-    elif found.type not in {"cpu", "mps"}:
+        if (resolved.index or 0) >= count:
+            raise ValueError(f"device must be available, was {device!r} with {count} CUDA devices")
+    elif resolved.type == "mps" and not mps:
+        raise ValueError(f"device must be available, was {device!r} without MPS")
+    elif resolved.type not in {"cpu", "mps"}:
         raise ValueError(f"device must be auto, cpu, cuda, cuda:N or mps, was {device!r}")
-    return found
+    return resolved
 
 
 def _bicubic(scale: int, device: torch.device) -> Restorer:
-    def enlarge(x: Tensor) -> Tensor:
-        # antialias=True does nothing to an enlargement but choose a = -0.5; without it PyTorch's cubic has a = -0.75.
+    def upscale(x: Tensor) -> Tensor:
+        # When upscaling, antialias=True only selects a = -0.5; PyTorch's default cubic has a = -0.75.
         return F.interpolate(x, scale_factor=float(scale), mode="bicubic", align_corners=False, antialias=True)
 
-    if device.type == "mps":  # where that is not implemented
+    if device.type == "mps":  # antialias is not implemented on MPS
         device = torch.device("cpu")
-    return Restorer(BICUBIC, enlarge, architecture=BICUBIC, scale=scale, device=device)
+    return Restorer(BICUBIC, upscale, architecture=BICUBIC, scale=scale, device=device)
 
 
 def _from_spandrel(path: Path, device: torch.device, dtype: torch.dtype, reason: UnknownArchitectureError) -> Restorer:
-    """A restorer of an architecture that spandrel knows, from a state dict that was read without unpickling."""
+    """Create a restorer of a spandrel architecture from a state dict read without unpickling."""
     try:
         import spandrel  # noqa: PLC0415
     except ImportError:
@@ -200,23 +201,23 @@ def _from_spandrel(path: Path, device: torch.device, dtype: torch.dtype, reason:
         model = spandrel.ModelLoader(device="cpu").load_from_state_dict(state)
     except spandrel.UnsupportedModelError:
         names = ", ".join(sorted(state)[:_NAMES_SHOWN])
-        raise ValueError(f"{path}: weights of no architecture known here or to spandrel, with {names} ...") from None
-    except Exception as error:  # its detection meets crafted or damaged shapes with all kinds of errors
+        raise ValueError(f"{path}: weights of an architecture unknown to spandrel, with {names} ...") from None
+    except Exception as error:  # its detection raises arbitrary exceptions on damaged or crafted shapes
         raise ValueError(f"{reason}; spandrel cannot load it either: {_one_line(error)}") from error
     name = model.architecture.name
     if not isinstance(model, spandrel.ImageModelDescriptor):
-        raise ValueError(f"{path}: a network of {name} wants a mask beside the picture, which is not restoring")
+        raise ValueError(f"{path}: {name} must take an image only, takes an image and a mask")
     _check_channels(str(path), model.input_channels, model.output_channels)
     _check_finite(str(path), model.model)
     model.model.requires_grad_(False)
     try:
         model.eval().to(device, dtype)
     except spandrel.UnsupportedDtypeError:
-        raise ValueError(f"{path}: precision must be another for a network of {name}, was {dtype}") from None
+        raise ValueError(f"{path}: precision must be one that {name} supports, was {dtype}") from None
     requirements = model.size_requirements
     return Restorer(
         path.stem,
-        lambda x: torch.cat([model(one[None]) for one in x]) if len(x) else x.new_empty(0),
+        lambda x: torch.cat([model(image[None]) for image in x]) if len(x) else x.new_empty(0),
         architecture=name,
         scale=model.scale,
         device=device,
@@ -229,22 +230,22 @@ def _from_spandrel(path: Path, device: torch.device, dtype: torch.dtype, reason:
 def _check_channels(name: str, channels_in: int, channels_out: int) -> None:
     if channels_in != channels_out or channels_in not in {1, 3}:
         raise ValueError(
-            f"{name}: a restorer must take and give 3 channels, or 1, takes {channels_in} and gives {channels_out}"
+            f"{name}: a restorer must map 3 channels to 3, or 1 to 1, this one maps {channels_in} to {channels_out}"
         )
 
 
 def _check_finite(name: str, network: nn.Module) -> None:
     for key, tensor in network.state_dict().items():
         if tensor.is_floating_point() and not tensor.isfinite().all():
-            raise ValueError(f"{name}: {key} holds values that are not finite")
+            raise ValueError(f"{name}: {key} must be finite, has infinite or NaN values")
 
 
 def _check_sizes(path: Path, state: dict[str, Tensor]) -> None:
-    """Refuse names and shapes from which spandrel would infer a network far larger than the file."""
-    most = 10 * len(state) + 100
+    """Raise for names and shapes from which spandrel would infer a network far larger than the file."""
+    limit = 10 * len(state) + 100
     for key, tensor in state.items():
-        if any(part.isdecimal() and (len(part) > 9 or int(part) > most) for part in key.split(".")):
-            raise ValueError(f"{path}: {key!r} names a layer beyond {most}, with {len(state)} entries in all")
+        if any(part.isdecimal() and (len(part) > 9 or int(part) > limit) for part in key.split(".")):
+            raise ValueError(f"{path}: layer numbers must be at most {limit} for {len(state)} entries, was {key!r}")
         if tensor.numel() == 0:
             raise ValueError(f"{path}: {key!r} must not be empty, had shape {tuple(tensor.shape)}")
 

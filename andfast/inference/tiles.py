@@ -1,8 +1,8 @@
-"""Restore large pictures in tiles that overlap, blended so that no seam shows.
+"""Restore large images in overlapping tiles, blended without visible seams.
 
-Along each axis, tiles of equal size are spread evenly. Where two neighbours overlap, the middle of the overlap is where
-one hands over to the other: over half of the asked-for overlap, linearly; the quarter next to a tile's own border,
-where its network saw padding instead of the picture, is never used. The weights add up to 1 everywhere.
+Along each axis, tiles of equal size are spread evenly. Neighbours are blended linearly around the middle of their
+overlap, over half of the requested overlap; the quarter next to a tile's own border, where its network saw padding
+instead of the image, is dropped. The weights sum to 1 everywhere.
 """
 
 from collections.abc import Callable, Iterator
@@ -15,14 +15,14 @@ from torch import Tensor
 
 
 class Restores(Protocol):
-    """What tiles need of a restorer, see :class:`andfast.inference.models.Restorer`."""
+    """The part of :class:`andfast.inference.models.Restorer` that tiling uses."""
 
     scale: int
     device: torch.device
     multiple: int
 
     def restore(self, lr: Tensor) -> Tensor:
-        """Restore pictures (N, C, H, W) to (N, C, H * scale, W * scale)."""
+        """Restore images (N, C, H, W) to (N, C, H * scale, W * scale)."""
 
 
 @dataclass(frozen=True)
@@ -30,9 +30,11 @@ class Span:
     """One tile along one axis.
 
     Attributes:
-        start, stop: LR pixels that the restorer is given.
-        first, last: HR pixels of the picture that it has a say in, a half-open range.
-        weights: (last - first,) fp32, in (0, 1]: how much.
+        start: First LR pixel of the tile.
+        stop: End of the half-open range of LR pixels.
+        first: First HR pixel to which the tile contributes.
+        last: End of the half-open range of HR pixels.
+        weights: (last - first,) fp32 blending weights in (0, 1].
     """
 
     start: int
@@ -43,19 +45,20 @@ class Span:
 
 
 def restore_tiled(restorer: Restores, lr: Tensor, *, tile: int, overlap: int) -> Tensor:
-    """Restore pictures tile by tile.
+    """Restore images tile by tile.
 
     Args:
-        restorer: what restores a tile.
-        lr: (N, C, H, W), floating point in [0, 1]; C is 3 for a restorer of RGB.
-        tile: height and width of a tile in LR pixels, its overlaps included; 0 restores the whole picture at once.
-        overlap: LR pixels that neighbours share, at the least.
+        restorer: Restorer of a tile.
+        lr: (N, C, H, W), floating point in [0, 1]; C is 3 for an RGB restorer.
+        tile: Height and width of a tile in LR pixels, including its overlaps; 0 restores the whole image at once.
+        overlap: Minimum number of LR pixels shared by neighbours.
 
     Returns:
         (N, C, H * scale, W * scale), fp32, on lr's device.
 
     Raises:
-        TypeError, ValueError: lr is no such tensor; overlap is negative; tile is less than twice the overlap.
+        TypeError: ``lr`` is not a floating-point tensor.
+        ValueError: ``lr`` has another shape, ``overlap`` is negative, or ``tile`` is less than twice the overlap.
     """
     bands = list(restore_bands(restorer, lr, tile=tile, overlap=overlap))
     return bands[0] if len(bands) == 1 else torch.cat(bands, dim=2)
@@ -69,15 +72,18 @@ def restore_bands(
     overlap: int,
     on_tile: Callable[[], object] = lambda: None,
 ) -> Iterator[Tensor]:
-    """As :func:`restore_tiled`, in bands of finished rows from top to bottom, so that nobody has to hold the picture.
+    """Like :func:`restore_tiled`, yielding bands of finished rows from top to bottom.
 
-    What is held at any time is about one row of tiles, ``4 * C * scale**2 * tile * W`` bytes on lr's device, and one
-    tile's activations on the restorer's.
+    Peak memory is one row of tiles, ``4 * C * scale**2 * tile * W`` bytes on lr's device, and the activations of one
+    tile on the restorer's device.
 
     Args:
-        restorer, lr, tile, overlap: see :func:`restore_tiled`. lr may be uint8 or uint16 too: each tile is then divided
-            by 255 or 65535 on its own, so that a large picture is never held in floating point.
-        on_tile: called after each tile; there are :func:`count_tiles` of them.
+        restorer: See :func:`restore_tiled`.
+        lr: See :func:`restore_tiled`. May also be uint8 or uint16: each tile is then divided by 255 or 65535, so that a
+            large image is never held in floating point.
+        tile: See :func:`restore_tiled`.
+        overlap: See :func:`restore_tiled`.
+        on_tile: Called after each of the :func:`count_tiles` tiles.
 
     Yields:
         (N, C, rows, W * scale), fp32, on lr's device.
@@ -94,7 +100,7 @@ def restore_bands(
         yield _restore(restorer, lr)
         on_tile()
         return
-    kept = torch.zeros(*lr.shape[:2], 0, width * scale, device=lr.device)  # rows that the next tiles add to
+    kept = torch.zeros(*lr.shape[:2], 0, width * scale, device=lr.device)  # rows shared with the next row of tiles
     for number, row in enumerate(rows):
         band = torch.zeros(*lr.shape[:2], row.last - row.first, width * scale, device=lr.device)
         band[:, :, : kept.shape[2]] = kept
@@ -108,55 +114,55 @@ def restore_bands(
         done = (rows[number + 1].first if number + 1 < len(rows) else row.last) - row.first
         kept = band[:, :, done:].clone()
         yield band[:, :, :done]
-        del band, sr  # before the next one is made
+        del band, sr  # free them before the next band is allocated
 
 
 def count_tiles(restorer: Restores, height: int, width: int, *, tile: int, overlap: int) -> int:
-    """How many tiles an LR picture of that size is restored in."""
+    """Number of tiles of an LR image."""
     return len(spans(height, tile, overlap, restorer)) * len(spans(width, tile, overlap, restorer))
 
 
 def check_tile(tile: int, overlap: int, multiple: int = 1) -> None:
-    """Refuse tiles of which more than half would be overlap.
+    """Check that at most half of a tile is overlap.
 
     Raises:
-        ValueError: overlap is negative; tile is not 0 and less than twice the overlap, or than what an overlap leaves
-            room for where tiles begin at multiples only.
+        ValueError: ``overlap`` is negative, or ``tile`` is neither 0 nor at least twice the overlap (rounded up to a
+            multiple, and leaving room for one multiple beyond the overlap).
     """
     if overlap < 0:
         raise ValueError(f"overlap must be at least 0, was {overlap}")
-    least = -(-max(2 * overlap, overlap + multiple) // multiple) * multiple
-    if tile != 0 and tile < least:
-        raise ValueError(f"tile must be at least {least} with an overlap of {overlap}, or 0 for no tiles, was {tile}")
+    minimum = -(-max(2 * overlap, overlap + multiple) // multiple) * multiple
+    if tile != 0 and tile < minimum:
+        raise ValueError(f"tile must be at least {minimum} with an overlap of {overlap}, or 0 for no tiles, was {tile}")
 
 
 def spans(size: int, tile: int, overlap: int, restorer: Restores) -> list[Span]:
-    """The tiles along an axis of ``size`` LR pixels."""
+    """Tiles along an axis of ``size`` LR pixels."""
     scale, multiple = restorer.scale, restorer.multiple
     tile = tile // multiple * multiple if tile else size
     if size <= tile:
         return [Span(0, size, 0, size * scale, torch.ones(size * scale))]
-    units = -(-size // multiple)  # tiles begin at multiples only, so count in them
+    units = -(-size // multiple)  # tiles start at multiples: count in units of them
     length = tile // multiple
     stride = (tile - overlap) // multiple
     count = 1 + -(-(units - length) // stride)
     starts = [k * (units - length) // (count - 1) * multiple for k in range(count)]
-    # The middles of the overlaps, in HR pixels, and half of the width over which the tiles there are blended.
+    # Middles of the overlaps in HR pixels, and half of the width of the blending ramps.
     middles = [(after + before + tile) * scale / 2 for before, after in pairwise(starts)]
     half = overlap * scale / 4
     rises = [torch.ones(size * scale), *(_rise(size * scale, middle, half) for middle in middles)]
     rises.append(torch.zeros(size * scale))
-    found = []
+    result = []
     for start, (rise, fall) in zip(starts, pairwise(rises), strict=True):
         weights = rise - fall
         inside = torch.nonzero(weights)
         first, last = int(inside[0]), int(inside[-1]) + 1
-        found.append(Span(start, min(start + tile, size), first, last, weights[first:last]))
-    return found
+        result.append(Span(start, min(start + tile, size), first, last, weights[first:last]))
+    return result
 
 
 def _rise(size: int, middle: float, half: float) -> Tensor:
-    """From 0 to 1 over ``2 * half`` pixels around ``middle``."""
+    """Linear ramp from 0 to 1 over ``2 * half`` pixels around ``middle``."""
     centres = torch.arange(size, dtype=torch.float64) + 0.5
     if half == 0:
         return (centres > middle).float()

@@ -1,4 +1,4 @@
-"""Write upscaled pictures from top to bottom: PNG and TIFF as they come, JPEG and WebP from memory."""
+"""Write images from top to bottom: PNG and TIFF as a stream, JPEG and WebP from memory through Pillow."""
 
 from pathlib import Path
 from typing import Any, BinaryIO, Final, Protocol
@@ -13,50 +13,52 @@ from andfast.inference.tiff import TiffWriter
 FORMATS: Final = {
     "png": "PNG", "jpg": "JPEG", "jpeg": "JPEG", "webp": "WEBP", "tif": "TIFF", "tiff": "TIFF",
 }  # fmt: skip
-"""What files are called, without the dot, and Pillow's name of the format."""
+"""Suffixes without the dot, and Pillow's name of the format."""
 
-_LONGEST_SIDE: Final = {"PNG": (1 << 31) - 1, "TIFF": (1 << 31) - 1, "JPEG": 65500, "WEBP": 16383}
-_MOST_PIXELS: Final = 1 << 28
-"""What JPEG and WebP may have: Pillow holds them in memory, 4 bytes a pixel, 1 GB."""
+_MAX_SIDE: Final = {"PNG": (1 << 31) - 1, "TIFF": (1 << 31) - 1, "JPEG": 65500, "WEBP": 16383}
+_MAX_PIXELS_IN_MEMORY: Final = 1 << 28
+"""Limit for JPEG and WebP, which Pillow holds in memory: 4 bytes per pixel, 1 GB."""
 
 _MODES: Final = {1: "L", 3: "RGB", 4: "RGBA"}
 
 
 class Writer(Protocol):
-    """What takes a picture's rows, (n, width, channels) of uint8 or uint16, from top to bottom."""
+    """Consumes the rows of an image, (n, width, channels) uint8 or uint16, from top to bottom."""
 
     def write(self, rows: NDArray[Any]) -> None:
         """Append rows."""
 
     def close(self) -> None:
-        """Finish the picture; the file stays open."""
+        """Finish the image; the file stays open."""
 
 
 def format_of(name: str | Path) -> str:
-    """Pillow's name of the format that a file's ending asks for.
+    """Pillow's name of the format for a file's suffix.
 
     Raises:
-        ValueError: the ending is none of a format that can be written.
+        ValueError: The format cannot be written.
     """
-    ending = Path(name).suffix.lower().removeprefix(".")
-    if ending not in FORMATS:
-        raise ValueError(f"{name}: pictures are written as {', '.join(f'.{key}' for key in FORMATS)}, was {ending!r}")
-    return FORMATS[ending]
+    suffix = Path(name).suffix.lower().removeprefix(".")
+    if suffix not in FORMATS:
+        raise ValueError(f"{name}: suffix must be one of {', '.join(f'.{key}' for key in FORMATS)}, was {suffix!r}")
+    return FORMATS[suffix]
 
 
 def check_writable(format_: str, width: int, height: int, channels: int) -> None:
-    """Refuse a picture that its format cannot hold, before it is made.
+    """Check that a format can hold an image, before the image is restored.
 
     Raises:
-        ValueError: it is too large for the format, or has transparency that the format has not.
+        ValueError: The image is too large, or has an alpha channel that the format does not support.
     """
-    longest = _LONGEST_SIDE[format_]
-    if max(width, height) > longest:
-        raise ValueError(f"{width}x{height} pixels are too many for {format_}, which has {longest} a side: write a PNG")
-    if format_ in {"JPEG", "WEBP"} and width * height > _MOST_PIXELS:
+    limit = _MAX_SIDE[format_]
+    if max(width, height) > limit:
         raise ValueError(
-            f"{width}x{height} pixels are too many for {format_}, which is made in memory, {_MOST_PIXELS:,} at most: "
-            "write a PNG or TIFF"
+            f"{format_} must have at most {limit} pixels per side, the result has {width}x{height}: write a PNG"
+        )
+    if format_ in {"JPEG", "WEBP"} and width * height > _MAX_PIXELS_IN_MEMORY:
+        raise ValueError(
+            f"{format_} must have at most {_MAX_PIXELS_IN_MEMORY:,} pixels (it is encoded from memory), the result has "
+            f"{width}x{height}: write a PNG or TIFF"
         )
     if format_ == "JPEG" and channels % 2 == 0:
         raise ValueError("JPEG has no transparency: write a PNG, WebP or TIFF")
@@ -74,17 +76,18 @@ def open_writer(
     profile: bytes | None = None,
     exif: bytes | None = None,
 ) -> Writer:
-    """Begin a picture.
+    """Create the writer of an image.
 
     Args:
-        file: where to, a seekable file open for writing bytes.
+        file: Seekable binary file open for writing.
         format_: "PNG", "TIFF", "JPEG" or "WEBP".
-        width, height: the picture's; see :func:`check_writable`.
+        width: Width in pixels; see :func:`check_writable`.
+        height: Height in pixels.
         channels: 1 (grey), 2 (grey, alpha), 3 (RGB) or 4 (RGB, alpha).
-        bits: 8 or 16; JPEG and WebP take 8.
-        quality: of JPEG and WebP, 1 to 100; WebP of 100 is lossless.
-        profile: an ICC profile.
-        exif: an EXIF block; TIFF does without.
+        bits: 8 or 16; must be 8 for JPEG and WebP.
+        quality: Quality of JPEG and WebP, 1 to 100; WebP with 100 is lossless.
+        profile: ICC profile.
+        exif: EXIF block; ignored by TIFF.
     """
     if format_ == "PNG":
         return PngWriter(file, width, height, channels=channels, bits=bits, profile=profile, exif=exif)
@@ -94,7 +97,7 @@ def open_writer(
 
 
 class _PillowWriter:
-    """Collects the rows in a picture of Pillow's and has it encode them."""
+    """Collect the rows in a Pillow image and encode it on close."""
 
     def __init__(
         self,
@@ -111,7 +114,7 @@ class _PillowWriter:
         self._row = 0
         self._options: dict[str, Any] = {"quality": quality}
         if format_ == "JPEG":
-            self._options["subsampling"] = 0  # full resolution of colours
+            self._options["subsampling"] = 0  # 4:4:4
         else:
             self._options["lossless"] = quality == 100
         if profile:
@@ -120,7 +123,7 @@ class _PillowWriter:
             self._options["exif"] = exif
 
     def write(self, rows: NDArray[Any]) -> None:
-        if rows.shape[2] == 2:  # grey with alpha, which WebP has not
+        if rows.shape[2] == 2:  # WebP has no grey with alpha
             rows = rows[..., [0, 0, 0, 1]]
         if rows.shape[2] == 1:
             rows = rows[..., 0]

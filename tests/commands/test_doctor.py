@@ -155,7 +155,7 @@ def test_no_usable_photographs(config: TrainConfig, tmp_path: Path, capsys: pyte
 
 def test_a_missing_folder(config: TrainConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = replace(config.data, train=[str(tmp_path / "nowhere")])
-    assert "nowhere' must be a folder" in problems(replace(config, data=data), tmp_path, capsys)
+    assert "nowhere' must be an existing folder" in problems(replace(config, data=data), tmp_path, capsys)
 
 
 def test_weights_of_another_size(config: TrainConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

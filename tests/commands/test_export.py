@@ -1,4 +1,4 @@
-"""export: every format computes what the network does, in sizes it was not traced with, and nothing half-made stays."""
+"""The export command: each format reproduces the network at other sizes than traced; failures leave no file."""
 
 import importlib.util
 import sys
@@ -11,12 +11,12 @@ from PIL import Image
 
 from andfast import export as command
 from andfast.inference import export as module
-from andfast.inference.export import ExportError, check_picture, export
+from andfast.inference.export import ExportError, check_image, export
 from andfast.nn import RRDBNet
 from andfast.nn.plain import plain_copy
 from andfast.nn.weights import generator_from_weights, read_metadata, save_weights
 
-PICTURE = check_picture(None)[0]
+IMAGE = check_image(None)[0]
 HAS_ONNX = all(importlib.util.find_spec(name) is not None for name in ("onnx", "onnxscript"))
 needs_onnx = pytest.mark.skipif(not HAS_ONNX, reason='needs pip install "andfast[export]"')
 
@@ -25,17 +25,17 @@ def network(scale: int = 4, *, growth: int = 4, features: int = 8) -> RRDBNet:
     torch.manual_seed(scale)
     generator = RRDBNet(scale, features=features, blocks=1, growth=growth).eval()
     with torch.no_grad():
-        for one in generator.parameters():
-            one.mul_(2)  # the initial dense blocks hardly contribute, and an error in them would not show
+        for parameter in generator.parameters():
+            parameter.mul_(2)  # dense blocks contribute too little at initialization for their errors to show
     return generator
 
 
 def files(folder: Path) -> list[str]:
-    return sorted(one.name for one in folder.iterdir())
+    return sorted(file.name for file in folder.iterdir())
 
 
 @pytest.mark.parametrize("scale", [1, 2, 4])
-def test_a_plain_copy(scale: int) -> None:
+def test_plain_copy(scale: int) -> None:
     generator = network(scale)
     copy = plain_copy(generator)
     assert list(copy.state_dict()) == list(generator.state_dict())
@@ -49,28 +49,28 @@ def test_a_plain_copy(scale: int) -> None:
 @pytest.mark.parametrize("growth", [4, 32])
 def test_basicsr(tmp_path: Path, growth: int) -> None:
     generator = network(growth=growth)
-    checked = export(generator, tmp_path / "g.pth", "basicsr", PICTURE)
+    checked = export(generator, tmp_path / "g.pth", "basicsr", IMAGE)
     assert [line.partition(":")[0] for line in checked] == ["andfast", "spandrel"][: 1 + (growth == 32)]
     assert files(tmp_path) == ["g.pth"]
-    held = torch.load(tmp_path / "g.pth", weights_only=True)
-    assert list(held) == ["params_ema"]
-    assert held["params_ema"].keys() == generator.state_dict().keys()
-    for name, one in generator.state_dict().items():
-        assert torch.equal(held["params_ema"][name], one)
+    contents = torch.load(tmp_path / "g.pth", weights_only=True)
+    assert list(contents) == ["params_ema"]
+    assert contents["params_ema"].keys() == generator.state_dict().keys()
+    for name, value in generator.state_dict().items():
+        assert torch.equal(contents["params_ema"][name], value)
 
 
 @pytest.mark.parametrize("scale", [1, 2, 4])
-def test_spandrel_reads_it(tmp_path: Path, scale: int) -> None:
+def test_spandrel_reads_basicsr(tmp_path: Path, scale: int) -> None:
     spandrel = pytest.importorskip("spandrel")
     generator = network(scale, growth=32)
-    export(generator, tmp_path / "g.pth", "basicsr", PICTURE)
-    found = spandrel.ModelLoader(device="cpu").load_from_file(tmp_path / "g.pth")
-    assert found.scale == scale
+    export(generator, tmp_path / "g.pth", "basicsr", IMAGE)
+    model = spandrel.ModelLoader(device="cpu").load_from_file(tmp_path / "g.pth")
+    assert model.scale == scale
     lr = torch.rand(1, 3, 16, 20)
-    torch.testing.assert_close(found(lr), generator(lr).clamp(0, 1), atol=1e-5, rtol=0)
+    torch.testing.assert_close(model(lr), generator(lr).clamp(0, 1), atol=1e-5, rtol=0)
 
 
-def test_safetensors_keep_their_metadata(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_safetensors_keep_metadata(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     save_weights(tmp_path / "a.safetensors", network(), {"stage": "net", "step": "7"})
     arguments = ["--weights", str(tmp_path / "a.safetensors"), "--format", "safetensors"]
     assert command.main([*arguments, "--output", str(tmp_path / "b.safetensors")]) == 0
@@ -82,9 +82,9 @@ def test_safetensors_keep_their_metadata(tmp_path: Path, capsys: pytest.CaptureF
 
 @pytest.mark.slow
 @pytest.mark.parametrize("scale", [2, 4])
-def test_a_program_of_torch_export(tmp_path: Path, scale: int) -> None:
+def test_torch_export(tmp_path: Path, scale: int) -> None:
     generator = network(scale)
-    (checked,) = export(generator, tmp_path / "g.pt2", "torch-export", PICTURE)
+    (checked,) = export(generator, tmp_path / "g.pt2", "torch-export", IMAGE)
     assert checked.startswith("torch.export of torch ")
     assert files(tmp_path) == ["g.pt2"]
     run = torch.export.load(tmp_path / "g.pt2").module()
@@ -100,20 +100,20 @@ def test_onnx(tmp_path: Path, scale: int, monkeypatch: pytest.MonkeyPatch) -> No
     import onnx  # noqa: PLC0415
 
     generator = network(scale)
-    (checked,) = export(generator, tmp_path / "g.onnx", "onnx", PICTURE, metadata={"stage": "net"})
+    (checked,) = export(generator, tmp_path / "g.onnx", "onnx", IMAGE, metadata={"stage": "net"})
     assert checked.startswith("onnx")
     assert files(tmp_path) == ["g.onnx"]
     model = onnx.load(tmp_path / "g.onnx")
-    assert [(one.domain, one.version) for one in model.opset_import] == [("", module.OPSET)]
-    assert {one.key: one.value for one in model.metadata_props}["stage"] == "net"
-    (given,), (made,) = model.graph.input, model.graph.output
-    assert (given.name, made.name) == ("lr", "sr")
-    dims = given.type.tensor_type.shape.dim
+    assert [(opset.domain, opset.version) for opset in model.opset_import] == [("", module.OPSET)]
+    assert {entry.key: entry.value for entry in model.metadata_props}["stage"] == "net"
+    (lr_info,), (sr_info,) = model.graph.input, model.graph.output
+    assert (lr_info.name, sr_info.name) == ("lr", "sr")
+    dims = lr_info.type.tensor_type.shape.dim
     assert dims[1].dim_value == 3
-    assert all(one.dim_param for one in (dims[0], dims[2], dims[3]))
+    assert all(dim.dim_param for dim in (dims[0], dims[2], dims[3]))
     assert {node.domain for node in model.graph.node} == {""}
 
-    # Without onnxruntime, onnx's own evaluator judges it.
+    # Without onnxruntime, onnx's reference evaluator is used.
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnxruntime" else find(name))
     ((name, run, small),) = module._read_onnx(tmp_path / "g.onnx")
@@ -123,10 +123,10 @@ def test_onnx(tmp_path: Path, scale: int, monkeypatch: pytest.MonkeyPatch) -> No
     torch.testing.assert_close(run(lr), generator(lr), atol=1e-5, rtol=1e-5)
 
 
-# ------------------------------------------------------------------------------------------------------ what goes wrong
+# ------------------------------------------------------------------------------------------------------ failures
 
 
-def test_a_file_that_computes_something_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rejects_file_that_computes_something_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "g.pth").write_bytes(b"an earlier file")
     generator = network()
 
@@ -135,28 +135,30 @@ def test_a_file_that_computes_something_else(tmp_path: Path, monkeypatch: pytest
         torch.save({"params_ema": {**state, "conv_last.bias": state["conv_last.bias"] + 0.001}}, path)
 
     monkeypatch.setitem(module._WRITERS, "basicsr", write)
-    with pytest.raises(ExportError, match=r"andfast differs by 0\.\d+ from the model, at most 0\.0001 is allowed"):
-        export(generator, tmp_path / "g.pth", "basicsr", PICTURE)
+    with pytest.raises(ExportError, match=r"andfast must differ by at most 0\.0001 from the model, was 0\.\d+"):
+        export(generator, tmp_path / "g.pth", "basicsr", IMAGE)
     assert files(tmp_path) == ["g.pth"]
     assert (tmp_path / "g.pth").read_bytes() == b"an earlier file"
 
 
-def test_not_a_number(tmp_path: Path) -> None:
+def test_rejects_nan(tmp_path: Path) -> None:
     generator = network()
     with torch.no_grad():
         generator.conv_last.bias[0] = torch.nan
-    with pytest.raises(ExportError, match="differs by nan"):
-        export(generator, tmp_path / "g.pth", "basicsr", PICTURE)
+    with pytest.raises(ExportError, match="was nan"):
+        export(generator, tmp_path / "g.pth", "basicsr", IMAGE)
     assert files(tmp_path) == []
 
 
-def test_the_wrong_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rejects_wrong_output_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(module._READERS, "basicsr", lambda path: [("reader", lambda lr: lr, False)])
-    with pytest.raises(ExportError, match=r"reader made \(1, 3, 48, 64\) of .* not \(1, 3, 192, 256\)"):
-        export(network(), tmp_path / "g.pth", "basicsr", PICTURE)
+    with pytest.raises(ExportError, match=r"must have shape \(1, 3, 192, 256\), was \(1, 3, 48, 64\)"):
+        export(network(), tmp_path / "g.pth", "basicsr", IMAGE)
 
 
-def test_without_onnx(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_onnx_raises(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     save_weights(tmp_path / "g.safetensors", network())
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnx" else find(name))
@@ -171,20 +173,22 @@ def test_without_onnx(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
     ("arguments", "message"),
     [
         (["--output", "{folder}/g.onnx"], "a file of format basicsr must end in .pth, was 'g.onnx'"),
-        (["--output", "{folder}/no/g.pth"], "--output must be in a folder that exists, was"),
-        (["--output", "{folder}/g.safetensors"], "g.safetensors is there already; --overwrite replaces it"),
+        (["--output", "{folder}/no/g.pth"], "--output must be in an existing folder, was"),
+        (["--output", "{folder}/g.safetensors"], "g.safetensors already exists; --overwrite replaces it"),
         (["--output", "{folder}/g.pth", "--weights", "{folder}/none.pth"], "none.pth: no such file of weights"),
         (["--output", "{folder}/g.pth", "--weights", "{folder}/text.pth"], "text.pth: not a readable file of weights"),
         (["--output", "{folder}/g.pth", "--image", "{folder}/text.pth"], "text.pth: not a PNG, JPEG"),
         (["--output", "{folder}/g.pth", "--image", "{folder}/small.png"], "smaller than the minimum of 64"),
     ],
 )
-def test_bad_input(arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_rejects_invalid_input(
+    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     save_weights(tmp_path / "g.safetensors", network())
     (tmp_path / "text.pth").write_text("nothing")
     Image.new("RGB", (40, 80)).save(tmp_path / "small.png")
     before = files(tmp_path)
-    filled = [one.format(folder=tmp_path) for one in arguments]
+    filled = [argument.format(folder=tmp_path) for argument in arguments]
     assert command.main(["--weights", str(tmp_path / "g.safetensors"), "--format", "basicsr", "--quiet", *filled]) == 1
     error = capsys.readouterr().err
     assert error.startswith("error: ")
@@ -193,7 +197,7 @@ def test_bad_input(arguments: list[str], message: str, tmp_path: Path, capsys: p
     assert files(tmp_path) == before
 
 
-def test_overwriting(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_overwrite(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     save_weights(tmp_path / "g.safetensors", network())
     (tmp_path / "g.pth").write_bytes(b"an earlier file")
     arguments = ["--weights", str(tmp_path / "g.safetensors"), "--format", "basicsr", "--quiet", "--overwrite"]
@@ -202,12 +206,12 @@ def test_overwriting(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     generator_from_weights(tmp_path / "g.pth")
 
 
-def test_a_picture_is_always_there(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_synthetic_image_without_scikit_image(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "skimage", None)
     monkeypatch.setattr(module, "_PHOTOGRAPH", "package:none_of_this_name/astronaut.png")
-    picture, name = check_picture(None)
-    assert name.startswith("a drawn picture")
-    assert picture.shape == (3, 96, 128)
-    assert picture.min() >= 0
-    assert picture.max() <= 1
-    assert torch.equal(picture, check_picture(None)[0])
+    image, name = check_image(None)
+    assert name.startswith("a synthetic image")
+    assert image.shape == (3, 96, 128)
+    assert image.min() >= 0
+    assert image.max() <= 1
+    assert torch.equal(image, check_image(None)[0])

@@ -1,6 +1,6 @@
-"""Damaged and invented files for degrade, export and doctor: one line that names the input, and no file left behind.
+"""Damaged and invented files for degrade, export and doctor: one-line errors that name the input, no files left.
 
-What happens not to be damaged (a byte nobody reads) may do; everything else must end in one line, ``error: ...``.
+A mutation of a byte that is never read may succeed; everything else must end in one line, ``error: ...``.
 """
 
 import io
@@ -24,7 +24,7 @@ WEIGHTS, PICTURES, CONFIGURATIONS = 700, 300, 60
 
 
 def damaged(generator: random.Random, good: bytes) -> bytes:
-    """Bytes changed, cut off, cut out, doubled, or nothing like the file at all."""
+    """Mutate a file: change, truncate, delete, repeat or replace bytes."""
     kind = generator.randrange(6)
     if kind == 0:
         return generator.randbytes(generator.randrange(200))
@@ -36,7 +36,7 @@ def damaged(generator: random.Random, good: bytes) -> bytes:
     if kind == 3:
         return good[:at] + good[max(at - generator.randrange(1, 999), 0) :]
     changed = bytearray(good)
-    near = len(good) if generator.random() < 0.4 else min(len(good), 600)  # headers are where it hurts
+    near = len(good) if generator.random() < 0.4 else min(len(good), 600)  # mostly headers
     for _ in range(generator.choice((1, 1, 3, 20))):
         changed[generator.randrange(near)] = generator.randrange(256)
     return bytes(changed)
@@ -49,7 +49,7 @@ def check(
     folder: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> bool:
-    """Whether the command took its input; if not, it must have said so as it should."""
+    """Return whether the command succeeded; check the error if not."""
     before = sorted(folder.rglob("*"))
     code = command(arguments)
     error = capsys.readouterr().err
@@ -91,7 +91,7 @@ def test_damaged_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert taken < WEIGHTS / 2
 
 
-def test_weights_of_another_kind(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_weights_of_other_kinds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     class Runs:
         def __reduce__(self) -> tuple[object, tuple[str]]:
             return print, ("this must not be printed",)
@@ -105,10 +105,10 @@ def test_weights_of_another_kind(tmp_path: Path, capsys: pytest.CaptureFixture[s
         {**state, "conv_first.weight": torch.zeros(0)},
         {**state, "conv_first.weight": torch.zeros(4, 5, 3, 3)},
         {**state, "conv_last.bias": torch.full((3,), torch.nan)},
-        {name: one for name, one in state.items() if "conv_hr" not in name},
-        {name: one.int() for name, one in state.items()},
-        {name: one.to_sparse() for name, one in state.items()},
-        {name: one.to(torch.complex64) for name, one in state.items()},
+        {name: value for name, value in state.items() if "conv_hr" not in name},
+        {name: value.int() for name, value in state.items()},
+        {name: value.to_sparse() for name, value in state.items()},
+        {name: value.to(torch.complex64) for name, value in state.items()},
     ]
     for number, contents in enumerate(kinds):
         file = tmp_path / f"kind-{number}.pth"
@@ -126,7 +126,7 @@ def test_weights_of_another_kind(tmp_path: Path, capsys: pytest.CaptureFixture[s
 
 @pytest.mark.slow
 def test_damaged_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cases.Degrader, "cases", lambda self, factors: iter(()))  # the input is what is tested
+    monkeypatch.setattr(cases.Degrader, "cases", lambda self, factors: iter(()))  # only the input is tested
     config = read_command_line(["--data.train=[.]", "--precision=fp32", "--output=."])
     monkeypatch.setattr(run, "read_command_line", lambda _: config)  # reading it takes most of the time
     generator = random.Random(2)
@@ -178,7 +178,7 @@ def test_damaged_configurations(
             file.write_bytes(damaged(generator, good.encode()))
         code = doctor.main(["--config", str(file), "--output", str(tmp_path / "run")])
         found = capsys.readouterr()
-        assert code == 1, found.out  # there are no photographs, so even a good one would not do
+        assert code == 1, found.out  # fails in any case: there are no photographs
         assert found.err == ""
         assert "would not run:\n  - " in found.out
         assert "Traceback" not in found.out

@@ -1,4 +1,4 @@
-"""The command that packs folders."""
+"""The prepare command."""
 
 import subprocess
 import sys
@@ -13,7 +13,7 @@ from andfast.prepare import main
 
 @pytest.fixture
 def photos(tmp_path):
-    """Two pictures, one of them small, and one broken file."""
+    """Two images, one of them small, and a damaged file."""
     folder = tmp_path / "photos"
     folder.mkdir()
     for name, size in (("large.png", 40), ("small.png", 20)):
@@ -58,7 +58,7 @@ def test_filters_and_second_run(photos, tmp_path, capsys):
     assert output.err == ""
 
 
-def test_errors_are_one_line_and_not_zero(photos, tmp_path, capsys):
+def test_errors_are_one_line(photos, tmp_path, capsys):
     output = ["--output", str(tmp_path / "pack"), "--workers", "0", "--quiet"]
     assert main([str(photos), *output]) == 1  # all are smaller than the default of 256
     assert main([str(tmp_path / "nowhere"), *output]) == 1
@@ -71,13 +71,13 @@ def test_errors_are_one_line_and_not_zero(photos, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("arguments", [[], ["x"], ["x", "--output", "y", "--min-size", "0"]])
-def test_wrong_command_lines_are_refused(arguments, capsys):
+def test_rejects_invalid_command_lines(arguments, capsys):
     with pytest.raises(SystemExit, match="2"):
         main(arguments)
     assert "error:" in capsys.readouterr().err
 
 
-def test_help_names_every_option(capsys):
+def test_help_lists_every_option(capsys):
     with pytest.raises(SystemExit, match="0"):
         main(["--help"])
     text = capsys.readouterr().out
@@ -94,10 +94,10 @@ def test_help_names_every_option(capsys):
         assert word in text
 
 
-def test_interrupt_is_said(photos, tmp_path, monkeypatch, capsys):
+def test_interrupt(photos, tmp_path, monkeypatch, capsys):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("andfast.prepare.pack_images", interrupted)
     assert main([str(photos), "--output", str(tmp_path / "pack")]) == 130
-    assert "as it was" in capsys.readouterr().err
+    assert "is unchanged" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""upscale, the command: what comes out of which file, what is kept, what is refused, and that nothing is half done."""
+"""The upscale command: what is kept of a file, folders and globs, atomic results, memory, invalid arguments."""
 
 import os
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from torchvision.io import ImageReadMode, decode_png, read_file
 
 from andfast.inference.channels import ChannelsRestorer
 from andfast.inference.models import Restorer, load_restorer
-from andfast.inference.pictures import read_picture
+from andfast.inference.reading import read_image
 from andfast.inference.writers import check_writable
 from andfast.upscale import main
 
@@ -28,7 +28,7 @@ def photograph(height: int = 40, width: int = 50) -> NDArray[np.uint8]:
 
 
 def bicubic(samples: NDArray[Any], scale: int = 2) -> NDArray[Any]:
-    """What upscaling with --weights bicubic must give for (H, W, C) samples without transparency."""
+    """The expected result of --weights bicubic for (H, W, C) samples without alpha."""
     top = np.iinfo(samples.dtype).max
     x = torch.from_numpy(samples.astype(np.float32) / np.float32(top)).permute(2, 0, 1)[None]
     out = ChannelsRestorer(load_restorer("bicubic", scale=scale)).restore(x)[0].clamp(0, 1)
@@ -40,7 +40,7 @@ def upscale(*arguments: object, scale: int = 2) -> int:
 
 
 def read(path: Path) -> NDArray[Any]:
-    """A file's samples, read by neither Pillow nor this package where Pillow has no 16 bits; (H, W, C)."""
+    """Samples of a file, (H, W, C), by torchvision and tifffile, as Pillow reads no 16-bit RGB."""
     if path.suffix == ".png":
         return decode_png(read_file(str(path)), mode=ImageReadMode.UNCHANGED).permute(1, 2, 0).numpy()
     samples = tifffile.imread(path) if path.suffix == ".tif" else np.asarray(Image.open(path))
@@ -61,7 +61,7 @@ def save_16(path: Path, samples: NDArray[Any]) -> None:
         extra = ["unassalpha"] if samples.shape[2] == 4 else None
         photometric = "rgb" if samples.shape[2] > 2 else "minisblack"
         tifffile.imwrite(path, samples.squeeze(), photometric=photometric, extrasamples=extra)
-    else:  # by 16-bit PNGs of this package, which test_writers.py checks on torchvision
+    else:  # test_writers.py checks these PNGs against torchvision
         from andfast.inference.png import PngWriter  # noqa: PLC0415
 
         with path.open("wb") as file:
@@ -83,9 +83,9 @@ def test_depth_and_channels_are_kept(
     file = tmp_path / f"picture{suffix}"
     save(file, np.ascontiguousarray(samples))
     assert upscale(file, tmp_path / "out", "--tile", 0) == 0
-    found = read(tmp_path / "out" / file.name)
-    assert found.dtype == depth
-    assert np.array_equal(found, bicubic(samples))
+    result = read(tmp_path / "out" / file.name)
+    assert result.dtype == depth
+    assert np.array_equal(result, bicubic(samples))
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -112,20 +112,20 @@ def test_profile_and_exif_are_kept(suffix: str, tmp_path: Path, capsys: pytest.C
     with Image.open(tmp_path / f"b{suffix}") as out:
         assert out.info["icc_profile"] == SRGB
         if suffix != ".tif":
-            found = out.getexif()
-            assert (found[271], found[306]) == ("Maker", "2020:01:02 03:04:05")
-            assert dict(found.get_ifd(34665)) == {33437: pytest.approx(2.8)}
+            kept = out.getexif()
+            assert (kept[271], kept[306]) == ("Maker", "2020:01:02 03:04:05")
+            assert dict(kept.get_ifd(34665)) == {33437: pytest.approx(2.8)}
     assert capsys.readouterr().err == ""
 
 
-def test_what_cannot_be_kept_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_losses_are_logged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Image.fromarray(photograph()).convert("CMYK").save(tmp_path / "cmyk.tif", icc_profile=SRGB[:40])
     save_16(tmp_path / "deep.png", photograph().astype(np.uint16) * 257)
     assert upscale(tmp_path / "cmyk.tif", tmp_path / "deep.png", tmp_path / "out", "--format", "webp") == 0
-    said = capsys.readouterr().err
-    assert "cmyk.tif: CMYK is converted to RGB" in said
-    assert "cmyk.tif: its colour profile is damaged" in said
-    assert "deep.png: 16 bits become 8, as WEBP has no more" in said
+    err = capsys.readouterr().err
+    assert "cmyk.tif: CMYK is converted to RGB" in err
+    assert "cmyk.tif: its ICC profile is damaged" in err
+    assert "deep.png: 16 bits are reduced to 8, the maximum of WEBP" in err
 
 
 def test_palettes_and_bilevel(tmp_path: Path) -> None:
@@ -136,7 +136,7 @@ def test_palettes_and_bilevel(tmp_path: Path) -> None:
     assert [read(tmp_path / "out" / f"{name}.png").shape[2] for name in ("palette", "bilevel")] == [3, 1]
 
 
-def test_hidden_colours_do_not_seep_into_edges() -> None:
+def test_hidden_colours_do_not_bleed_into_edges() -> None:
     x = torch.zeros(1, 4, 24, 24)
     x[:, :, 8:16, 8:16] = torch.tensor([0.9, 0.5, 0.2, 1.0])[:, None, None]
     out = ChannelsRestorer(load_restorer("bicubic", scale=4)).restore(x)
@@ -156,7 +156,7 @@ def test_folders_are_mirrored(tmp_path: Path) -> None:
         (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(photograph(8, 9)).save(tmp_path / "in" / name)
     (tmp_path / "in" / "notes.txt").write_text("no picture")
-    out = tmp_path / "in" / "out"  # within the input: a second run must not take results for pictures
+    out = tmp_path / "in" / "out"  # inside the input: a second run must not restore results
     for _ in range(2):
         assert upscale(tmp_path / "in", out, "--overwrite") == 0
         found = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
@@ -164,7 +164,7 @@ def test_folders_are_mirrored(tmp_path: Path) -> None:
     assert read(out / "sub" / "c.png").shape == (16, 18, 3)
 
 
-def test_globs_keep_what_follows_their_fixed_part(tmp_path: Path) -> None:
+def test_globs_keep_subfolders(tmp_path: Path) -> None:
     for name in ("x/a.png", "x/y/b.png", "x/y/c.jpg"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(photograph(8, 9)).save(tmp_path / name)
@@ -175,9 +175,7 @@ def test_globs_keep_what_follows_their_fixed_part(tmp_path: Path) -> None:
     }
 
 
-def test_an_unreadable_picture_is_reported_and_the_rest_goes_on(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_unreadable_image_is_reported_and_others_continue(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Image.fromarray(photograph(8, 9)).save(tmp_path / "a.png")
     (tmp_path / "b\x1b[31m\n.png").write_bytes(b"no picture")
     whole = (tmp_path / "a.png").read_bytes()
@@ -185,35 +183,35 @@ def test_an_unreadable_picture_is_reported_and_the_rest_goes_on(
     Image.fromarray(photograph(8, 9)).save(tmp_path / "d.png")
     assert upscale(tmp_path, tmp_path / "out") == 1
     out, err = capsys.readouterr()
-    assert "2 of 4 pictures restored by bicubic x2 on cpu" in out
+    assert "2 of 4 images restored by bicubic x2 on cpu" in out
     assert r"b\x1b[31m\n.png: not restored: not a PNG" in err
     assert "c.png: not restored: truncated or damaged" in err
-    assert err.splitlines()[-1] == "error: 2 of 4 pictures could not be restored"
+    assert err.splitlines()[-1] == "error: 2 of 4 images could not be restored"
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.png", "d.png"]
 
 
-def test_nothing_is_overwritten_unless_asked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_overwrite_and_skip_existing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Image.fromarray(photograph(8, 9)).save(tmp_path / "a.png")
     (tmp_path / "b.png").write_text("precious")
     assert upscale(tmp_path / "a.png", tmp_path / "b.png") == 1
-    assert "b.png exists already" in capsys.readouterr().err
+    assert "b.png already exists" in capsys.readouterr().err
     assert upscale(tmp_path / "a.png", tmp_path / "b.png", "--skip-existing") == 0
-    assert "0 of 1 pictures restored by bicubic x2 on cpu, 1 were there already" in capsys.readouterr().out
+    assert "0 of 1 images restored by bicubic x2 on cpu, 1 existing results skipped" in capsys.readouterr().out
     assert (tmp_path / "b.png").read_text() == "precious"
     assert upscale(tmp_path / "a.png", tmp_path / "b.png", "--overwrite") == 0
     assert read(tmp_path / "b.png").shape == (16, 18, 3)
     assert upscale(tmp_path / "a.png", tmp_path / "a.png", "--overwrite") == 2
-    assert "output must be another file than the input" in capsys.readouterr().err
+    assert "output must be a different file than the input" in capsys.readouterr().err
     assert upscale(tmp_path, tmp_path, "--overwrite") == 2
-    assert "output must be another folder than the input" in capsys.readouterr().err
+    assert "output must be a different folder than the input" in capsys.readouterr().err
 
 
-def test_names_that_collide_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_rejects_colliding_targets(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("a.png", "a.jpg"):
         Image.fromarray(photograph(8, 9)).save(tmp_path / name)
     assert upscale(tmp_path, tmp_path / "out", "--format", "png") == 2
     err = capsys.readouterr().err
-    assert err.startswith("error: inputs must become different files, ")
+    assert err.startswith("error: inputs must have different targets, ")
     assert err.count("\n") == 1
     assert not (tmp_path / "out").exists()
     assert upscale(tmp_path, tmp_path / "out") == 0
@@ -232,7 +230,7 @@ def test_results_stay_in_the_output_folder(tmp_path: Path, capsys: pytest.Captur
     assert upscale(f"{tmp_path}/in/s*/../../other/a.png", tmp_path / "out" / "deep") == 1
     assert "leads out of the output folder" in capsys.readouterr().err
     assert list((tmp_path / "elsewhere").iterdir()) == []
-    # A link in the place of a result is replaced, not followed; one in the place of its temporary file neither.
+    # Links at the paths of a result and of its temporary file are replaced, not followed.
     (tmp_path / "precious").write_text("precious")
     (tmp_path / "links").mkdir()
     (tmp_path / "links" / "a.png").symlink_to(tmp_path / "precious")
@@ -242,7 +240,7 @@ def test_results_stay_in_the_output_folder(tmp_path: Path, capsys: pytest.Captur
     assert not (tmp_path / "links" / "a.png").is_symlink()
 
 
-def test_an_interrupt_leaves_no_partial_file(
+def test_interrupt_leaves_no_partial_file(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Image.fromarray(photograph(200, 20)).save(tmp_path / "a.png")
@@ -260,7 +258,7 @@ def test_an_interrupt_leaves_no_partial_file(
     assert seen
     assert set(seen) == {".tmp-a.png"}
     assert list((tmp_path / "out").iterdir()) == []
-    assert "nothing is half written" in capsys.readouterr().err
+    assert "no file is incomplete" in capsys.readouterr().err
 
 
 # ------------------------------------------------------------------------------------------------ tiles and memory
@@ -289,15 +287,15 @@ def test_out_of_memory_falls_back_to_smaller_tiles(
     monkeypatch.setattr(Restorer, "restore", limited)
     assert upscale(tmp_path / "a.png", tmp_path / "out", "--tile", 0, "--overlap", 8) == 0
     err = capsys.readouterr().err
-    assert "a.png: not enough memory for tiles of 120, going on with 60" in err
-    assert "not enough memory for tiles of 60, going on with 30" in err
+    assert "a.png: not enough memory for tiles of 120, continuing with 60" in err
+    assert "not enough memory for tiles of 60, continuing with 30" in err
     monkeypatch.undo()
     difference = read(tmp_path / "out" / "a.png").astype(int) - bicubic(picture)
     assert np.abs(difference).max() <= 1
     assert (difference != 0).mean() < 0.001
 
 
-def test_out_of_memory_for_any_tile_is_reported(
+def test_out_of_memory_for_every_tile(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def never(self: Restorer, lr: torch.Tensor) -> torch.Tensor:
@@ -310,7 +308,7 @@ def test_out_of_memory_for_any_tile_is_reported(
     assert list((tmp_path / "out").iterdir()) == []
 
 
-def test_values_that_are_not_finite_are_no_picture(
+def test_rejects_results_that_are_not_finite(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
@@ -327,15 +325,15 @@ def test_large_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert upscale(tmp_path / "a.png", tmp_path / "out", "--max-pixels", 1999) == 1
     assert "a.png: not restored: too many pixels" in capsys.readouterr().err
     assert upscale(tmp_path / "a.png", tmp_path / "out", "--max-pixels", 2000) == 0
-    # Refused before anything is restored: what the format cannot hold.
+    # Checked before restoring: what the format cannot hold.
     assert upscale(tmp_path / "a.png", tmp_path / "out", "--format", "jpg", scale=1400) == 1
-    assert "70000x56000 pixels are too many for JPEG, which has 65500 a side" in capsys.readouterr().err
-    with pytest.raises(ValueError, match="made in memory, 268,435,456 at most: write a PNG or TIFF"):
+    assert "JPEG must have at most 65500 pixels per side, the result has 70000x56000" in capsys.readouterr().err
+    with pytest.raises(ValueError, match=r"at most 268,435,456 pixels .* write a PNG or TIFF"):
         check_writable("JPEG", 20000, 20000, 3)
     check_writable("PNG", 1 << 20, 1 << 20, 4)
 
 
-def test_jpeg_has_no_transparency(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_jpeg_rejects_alpha(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     save_8(tmp_path / "a.png", np.dstack([photograph(), np.full((40, 50), 9, np.uint8)]))
     assert upscale(tmp_path / "a.png", tmp_path / "a.jpg") == 1
     assert "JPEG has no transparency" in capsys.readouterr().err
@@ -355,26 +353,28 @@ def test_jpeg_has_no_transparency(tmp_path: Path, capsys: pytest.CaptureFixture[
         (["{in}", "{out}", "--quality", "101"], "quality must be at most 100, was 101"),
         (["{in}", "{out}", "--quality", "0"], "quality must be at least 1, was 0"),
         (["{in}", "{out}", "--device", "tpu"], "device must be auto, cpu, cuda, cuda:N or mps, was 'tpu'"),
-        (["{in}/none.png", "{out}"], "input must be a file, a folder or a glob pattern, there is no "),
-        (["{in}/*.jpg", "{out}"], "must match pictures, it matches none"),
-        (["{empty}", "{out}"], "input must hold pictures"),
-        (["{in}/a.png", "{out}.gif"], "out.gif: pictures are written as .png"),
-        (["{in}", "{out}.png"], "output must be a folder for inputs that are not a single file"),
+        (["{in}/none.png", "{out}"], "input must be an existing file or folder or a glob pattern, was "),
+        (["{in}/*.jpg", "{out}"], "must match images, it matches none"),
+        (["{empty}", "{out}"], "input must contain images"),
+        (["{in}/a.png", "{out}.gif"], "out.gif: suffix must be one of .png"),
+        (["{in}", "{out}.png"], "output must be a folder unless the input is a single file"),
         (["{in}", "{in}/a.png"], "output must be a folder"),
         (["{in}", "{out}", "--weights", "{in}/none.pth"], "none.pth: no such file of weights"),
         (["{in}", "{out}", "--weights", "{in}/a.png"], "a.png: weights must end in .safetensors"),
         (["{in}", "{out}", "--weights", "bicubic"], "scale must be given for bicubic"),
     ],
 )
-def test_refused(arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_rejects_invalid_arguments(
+    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folders = {"in": tmp_path / "in", "out": tmp_path / "out", "empty": tmp_path / "empty"}
     folders["in"].mkdir()
     folders["empty"].mkdir()
     Image.fromarray(photograph(8, 9)).save(folders["in"] / "a.png")
-    given = [one.format(**folders) for one in arguments]
-    if "--weights" not in given:
-        given += ["--weights", "bicubic", "--scale", "2"]
-    assert main(given) == 2
+    command = [argument.format(**folders) for argument in arguments]
+    if "--weights" not in command:
+        command += ["--weights", "bicubic", "--scale", "2"]
+    assert main(command) == 2
     out, err = capsys.readouterr()
     assert out == ""
     assert err.startswith("error: ")
@@ -390,4 +390,4 @@ def test_names_of_any_bytes(tmp_path: Path) -> None:
     except OSError:
         pytest.skip("this file system wants names in UTF-8")
     assert upscale(tmp_path / name, tmp_path / "out") == 0
-    assert read_picture(tmp_path / "out" / name).samples.shape == (16, 18, 3)
+    assert read_image(tmp_path / "out" / name).samples.shape == (16, 18, 3)

@@ -1,4 +1,4 @@
-"""Bad inputs for test_fuzz.py: seeded, so that every run and every machine has the same ones."""
+"""Seeded bad inputs for test_fuzz.py, the same in every run and on every machine."""
 
 import io
 import json
@@ -20,11 +20,11 @@ from skimage import data
 from andfast.nn import RRDBNet
 
 Case = tuple[str, bytes]
-"""A file's name and what it holds."""
+"""File name and contents."""
 
 
 def mutations(name: str, content: bytes, count: int, rng: random.Random) -> Iterator[Case]:
-    """A file cut off, and with bytes changed, cleared, put in, left out and repeated."""
+    """Mutations of a file: truncated, bytes changed, zeroed, inserted, deleted."""
     stem, suffix = os.path.splitext(name)
     for number in range(count):
         changed = bytearray(content)
@@ -51,14 +51,14 @@ def mutations(name: str, content: bytes, count: int, rng: random.Random) -> Iter
 
 
 def encoded(format_: str, mode: str = "RGB", size: int = 24, **options: Any) -> bytes:
-    """A small photograph as a file."""
+    """A small photograph, encoded."""
     file = io.BytesIO()
     Image.fromarray(data.astronaut()[60 : 60 + size, 150 : 150 + size]).convert(mode).save(file, format_, **options)
     return file.getvalue()
 
 
-def good_pictures() -> list[Case]:
-    """One of every kind of file that is read."""
+def good_images() -> list[Case]:
+    """One file of each supported kind."""
     exif = Image.Exif()
     exif[271], exif[274], exif[34665] = "Maker", 6, {33437: 2.8}
     frames = {"save_all": True, "append_images": [Image.new("RGB", (24, 24))]}
@@ -84,7 +84,7 @@ def good_pictures() -> list[Case]:
 
 
 def png(*chunks: tuple[bytes, bytes]) -> bytes:
-    """A PNG of chunks with correct checksums."""
+    """A PNG with the given chunks and correct checksums."""
     parts = [
         struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
         for name, content in chunks
@@ -93,12 +93,12 @@ def png(*chunks: tuple[bytes, bytes]) -> bytes:
 
 
 def header(width: int, height: int, bits: int = 8, kind: int = 2, *rest: int) -> tuple[bytes, bytes]:
-    """The first chunk of a PNG."""
+    """An IHDR chunk."""
     return b"IHDR", struct.pack(">IIBBBBB", width, height, bits, kind, *(rest or (0, 0, 0)))
 
 
-def bad_pictures(rng: random.Random) -> Iterator[Case]:
-    """Bombs, lies, wrong kinds, and every good picture mutated."""
+def bad_images(rng: random.Random) -> Iterator[Case]:
+    """Decompression bombs, inconsistent headers, other file types, and mutations of every good image."""
     end, pixels = (b"IEND", b""), (b"IDAT", zlib.compress(bytes(3 * 8 * 8 + 8)))
     huge = 0x7FFFFFFF
     for number, size in enumerate([(huge, huge), (huge, 1), (1, huge), (60000, 60000), (0, 8), (8, 0), (20000, 20000)]):
@@ -125,7 +125,7 @@ def bad_pictures(rng: random.Random) -> Iterator[Case]:
     yield "no-end.png", png(header(8, 8), pixels)[:-9]
     yield "text-bomb.png", png(header(8, 8), (b"zTXt", b"k\0\0" + zlib.compress(bytes(1 << 26))), pixels, end)
     yield "long-chunk.png", png(header(8, 8))[:-4] + b"\x7f\xff\xff\xffIDAT"
-    for name, content in good_pictures():
+    for name, content in good_images():
         other = rng.choice([".png", ".jpg", ".webp", ".tif", ".bmp"])
         yield f"cut-short-{name}{other}", content[: rng.randrange(1, 30)]
         yield f"empty-{name}", b""
@@ -134,7 +134,7 @@ def bad_pictures(rng: random.Random) -> Iterator[Case]:
         for number in range(12):
             yield f"truncated-{number}-{name}", content[: rng.randrange(len(content) * 4 // 5)]
         yield from mutations(name, content, 24, rng)
-    for number in range(20):  # sound pixels beside absurd metadata: these should come out
+    for number in range(20):  # intact pixels with absurd metadata: these should succeed
         block = rng.choice([b"II*\0", b"MM\0*"]) + rng.randbytes(rng.randrange(4, 300))
         loop = b"II*\0\x08\0\0\0\x01\0" + struct.pack("<HHII", 34665, 4, 1, 8)
         exif = (b"eXIf", rng.choice([block, loop]))
@@ -143,7 +143,7 @@ def bad_pictures(rng: random.Random) -> Iterator[Case]:
 
 
 def tiff(width: int, height: int) -> bytes:
-    """A TIFF of one strip that is not there."""
+    """A TIFF whose only strip is missing."""
     entries = [
         (256, width),
         (257, height),
@@ -162,7 +162,7 @@ def tiff(width: int, height: int) -> bytes:
 
 
 class Payload:
-    """What a pickle would run."""
+    """Calls a function when unpickled."""
 
     def __init__(self, function: Callable[..., object], *arguments: object) -> None:
         self.call = function, arguments
@@ -172,20 +172,20 @@ class Payload:
 
 
 def network_state() -> dict[str, torch.Tensor]:
-    """A sound state dict."""
+    """The state dict of a small RRDBNet."""
     torch.manual_seed(0)
     return RRDBNet(4, features=4, blocks=1, growth=2).state_dict()
 
 
 def archive(content: object, **options: Any) -> bytes:
-    """What torch.save writes."""
+    """The bytes that torch.save writes."""
     file = io.BytesIO()
     torch.save(content, file, **options)
     return file.getvalue()
 
 
 def repacked(content: bytes, pickled: bytes, compression: int = zipfile.ZIP_STORED) -> bytes:
-    """An archive of torch.save with another pickle in it."""
+    """A torch.save archive with its pickle replaced."""
     file = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(content)) as old, zipfile.ZipFile(file, "w", compression) as new:
         for entry in old.infolist():
@@ -195,13 +195,13 @@ def repacked(content: bytes, pickled: bytes, compression: int = zipfile.ZIP_STOR
 
 
 def safetensors(described: object, content: bytes = b"", length: int | None = None) -> bytes:
-    """A safetensors file of a header, right or wrong."""
+    """A safetensors file with the given header."""
     text = described if isinstance(described, bytes) else json.dumps(described).encode()
     return struct.pack("<Q", len(text) if length is None else length) + text + content
 
 
 def bad_weights(rng: random.Random, mark: Path) -> Iterator[Case]:
-    """Pickles that would make the file ``mark``, bombs, lies, networks that are none, and good files mutated."""
+    """Pickles that would create the file ``mark``, bombs, inconsistent headers, other state dicts, mutations."""
     state = network_state()
     good = archive(state)
     command = f"touch {mark}"
@@ -236,7 +236,7 @@ def bad_weights(rng: random.Random, mark: Path) -> Iterator[Case]:
         yield f"content-{number}.pth", archive(other)
         yield f"legacy-{number}.pt", archive(other, _use_new_zipfile_serialization=False)
 
-    for number in range(150):  # sound files of networks that are none
+    for number in range(150):  # valid files with invalid networks
         changed = dict(state)
         for key in rng.sample(sorted(changed), rng.choice((1, 1, 5))):
             kind = rng.randrange(6)
@@ -301,7 +301,7 @@ def bad_weights(rng: random.Random, mark: Path) -> Iterator[Case]:
 
 
 def bad_configurations(rng: random.Random, mark: Path, settings: list[str]) -> Iterator[Case]:
-    """YAML with tags that would make the file ``mark``, bombs, broken syntax, wrong names and wrong values."""
+    """YAML with tags that would create the file ``mark``, bombs, invalid syntax, names and values."""
     command = f"touch {mark}"
     for number, tag in enumerate(
         [
@@ -380,4 +380,4 @@ def bad_configurations(rng: random.Random, mark: Path, settings: list[str]) -> I
         yield name, content
 
 
-__all__ = ["Case", "bad_configurations", "bad_pictures", "bad_weights", "good_pictures", "network_state"]
+__all__ = ["Case", "bad_configurations", "bad_images", "bad_weights", "good_images", "network_state"]

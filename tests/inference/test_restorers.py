@@ -1,4 +1,4 @@
-"""Restorers: every source behind one interface, and what cannot be one is refused by name."""
+"""Restorers: own weights, bicubic, spandrel architectures, unusable weights, argument checks."""
 
 import sys
 from pathlib import Path
@@ -52,11 +52,11 @@ def test_reduced_precision_stays_near(precision: str, tmp_path: Path) -> None:
     assert near.dtype == torch.float32
     assert not torch.equal(near, exact)
     assert (near - exact).norm() < 1e-2 * exact.norm()
-    # Not on the coarse grid of the precision: the last layer computes in fp32.
+    # Not rounded to the precision: the last layer computes in fp32.
     assert not torch.equal(near, near.to({"bf16": torch.bfloat16, "fp16": torch.float16}[precision]).float())
 
 
-def test_bicubic_is_pillows_and_validations() -> None:
+def test_bicubic_matches_pillow_and_validation() -> None:
     picture = data.astronaut()[100:160, 90:170]
     x = torch.from_numpy(picture.copy()).permute(2, 0, 1)[None].float() / 255
     restorer = load_restorer("bicubic", scale=4)
@@ -68,7 +68,7 @@ def test_bicubic_is_pillows_and_validations() -> None:
     assert np.abs(rounded - pillow).max() <= 1
 
 
-def test_a_grey_network_restores_each_colour(tmp_path: Path) -> None:
+def test_grey_network_restores_each_channel(tmp_path: Path) -> None:
     file = weights(tmp_path / "grey.safetensors", in_channels=1, out_channels=1)
     x = torch.rand(2, 3, 6, 7)
     together = load_restorer(file).restore(x)
@@ -79,7 +79,7 @@ def test_a_grey_network_restores_each_colour(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
 @pytest.mark.parametrize("entry", [None, "params_ema", "model"])
-def test_other_architectures_come_through_spandrel(suffix: str, entry: str | None, tmp_path: Path) -> None:
+def test_spandrel_architectures(suffix: str, entry: str | None, tmp_path: Path) -> None:
     spandrel = pytest.importorskip("spandrel")
     state = compact()
     file = tmp_path / f"compact{suffix}"
@@ -91,10 +91,10 @@ def test_other_architectures_come_through_spandrel(suffix: str, entry: str | Non
     assert (restorer.scale, restorer.architecture) == (2, "RealESRGAN Compact")
     x = torch.rand(2, 3, 9, 11)
     model = spandrel.ModelLoader().load_from_state_dict(state).eval()
-    assert torch.allclose(restorer.restore(x), torch.cat([model(one[None]) for one in x]), atol=1e-6)
+    assert torch.allclose(restorer.restore(x), torch.cat([model(image[None]) for image in x]), atol=1e-6)
 
 
-def test_without_spandrel_the_error_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_spandrel_raises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.save(compact(), tmp_path / "compact.pth")
     monkeypatch.setitem(sys.modules, "spandrel", None)
     with pytest.raises(ValueError, match=r"compact\.pth: not the weights of an RRDBNet: .*andfast\[models\]"):
@@ -113,20 +113,20 @@ def test_spandrel_never_reads_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert load_restorer(tmp_path / "compact.pt").scale == 2
 
 
-def test_unusable_weights_are_refused_by_name(tmp_path: Path) -> None:
+def test_rejects_unusable_weights(tmp_path: Path) -> None:
     state = RRDBNet(4, features=8, blocks=1, growth=4).state_dict()
     cases: dict[str, tuple[dict[str, torch.Tensor], str]] = {
         "nan": (
             {**state, "conv_hr.bias": torch.full((8,), torch.nan)},
-            "conv_hr.bias holds values that are not",
+            "conv_hr.bias must be finite",
         ),
         "integers": ({**state, "conv_hr.bias": torch.zeros(8, dtype=torch.int32)}, "must be floating-point"),
         "shape": ({**state, "conv_hr.bias": torch.zeros(9)}, r"must have shape \(8,\)"),
-        "other": ({"layer.weight": torch.zeros(3)}, "no architecture known here or to spandrel, with layer.weight"),
+        "other": ({"layer.weight": torch.zeros(3)}, "an architecture unknown to spandrel, with layer.weight"),
         "none": ({**state, "conv_first.weight": torch.zeros(0, 3, 3, 3)}, "none of them 0"),
         "five": (
             RRDBNet(4, features=8, blocks=1, growth=4, in_channels=5, out_channels=5).state_dict(),
-            "3 channels, or 1, takes 5",
+            "3 channels to 3, or 1 to 1, this one maps 5 to 5",
         ),
     }
     for name, (changed, message) in cases.items():
@@ -138,14 +138,14 @@ def test_unusable_weights_are_refused_by_name(tmp_path: Path) -> None:
         assert "\n" not in str(raised.value)
 
 
-def test_claims_beyond_the_file_are_refused(tmp_path: Path) -> None:
-    """A bias of one stored number that says it is four gigabytes, and an archive that unpacks to a thousandfold."""
+def test_rejects_contents_larger_than_the_file(tmp_path: Path) -> None:
+    """An expanded tensor: one stored number that claims four gigabytes."""
     torch.save({"conv_first.weight": torch.zeros(1).expand(1 << 20, 1 << 10)}, tmp_path / "stride.pth")
     with pytest.raises(ValueError, match=r"stride\.pth: refused, its contents claim 4,294,967,296 bytes"):
         load_restorer(tmp_path / "stride.pth")
 
 
-def test_arguments_are_refused_by_name(tmp_path: Path) -> None:
+def test_rejects_invalid_arguments(tmp_path: Path) -> None:
     file = weights(tmp_path / "G.safetensors")
     with pytest.raises(ValueError, match=r"G\.safetensors: weights must be for scale 2, are for scale 4"):
         load_restorer(file, scale=2)

@@ -1,4 +1,4 @@
-"""Tiles: whole and tiled agree, no seam, memory of a band, arguments refused by name."""
+"""Tiling: agreement with whole images, no seams, size of the bands, argument checks."""
 
 import pytest
 import torch
@@ -14,12 +14,12 @@ GREY_LEVEL = 1 / 255
 
 
 def photograph(height: int, width: int) -> Tensor:
-    picture = torch.from_numpy(data.astronaut()[:height, :width].copy())
-    return picture.permute(2, 0, 1)[None].float() / 255
+    image = torch.from_numpy(data.astronaut()[:height, :width].copy())
+    return image.permute(2, 0, 1)[None].float() / 255
 
 
 def network_restorer(scale: int) -> Restorer:
-    """An RRDBNet whose output is a picture: interpolation, and what random blocks of five times the usual gain add."""
+    """An RRDBNet that interpolates and adds the output of random blocks with five times the usual gain."""
     torch.manual_seed(3)
     network = RRDBNet(scale, features=16, blocks=4, growth=8)
     if scale == 4:
@@ -47,15 +47,15 @@ def test_spans_cover_the_axis_once(size: int, tile: int, overlap: int, scale: in
     if tile == 1 and multiple > 1:
         tile = multiple
     restorer = identity_restorer(scale, multiple)
-    found = spans(size, tile, overlap, restorer)
+    tiles = spans(size, tile, overlap, restorer)
     total = torch.zeros(size * scale)
-    for span in found:
+    for span in tiles:
         total[span.first : span.last] += span.weights
         assert span.start % multiple == 0
         assert 0 <= span.start < span.stop <= size
         assert span.stop - span.start <= (tile or size)
         assert (span.weights > 0).all()
-        # A tile's border, where the network saw padding, has no say, save where it is the picture's.
+        # The border of a tile, where the network saw padding, has no weight except at the border of the image.
         quarter = overlap * scale / 4
         assert span.first == 0 if span.start == 0 else span.first - span.start * scale >= quarter - 1
         assert span.last == size * scale if span.stop == size else span.stop * scale - span.last >= quarter - 1
@@ -64,7 +64,7 @@ def test_spans_cover_the_axis_once(size: int, tile: int, overlap: int, scale: in
 
 @pytest.mark.parametrize("shape", [(1, 3, 1, 1), (2, 3, 70, 41), (1, 3, 5, 200), (1, 3, 131, 130)])
 @pytest.mark.parametrize(("scale", "multiple"), [(1, 1), (3, 1), (2, 2)])
-def test_pointwise_restorers_come_out_the_same(shape: tuple[int, ...], scale: int, multiple: int) -> None:
+def test_tiling_is_exact_for_pointwise_restorers(shape: tuple[int, ...], scale: int, multiple: int) -> None:
     x = torch.rand(shape)
     restorer = identity_restorer(scale, multiple)
     tiled = restore_tiled(restorer, x, tile=40, overlap=10)
@@ -72,7 +72,7 @@ def test_pointwise_restorers_come_out_the_same(shape: tuple[int, ...], scale: in
     assert torch.allclose(tiled, restorer.restore(x), atol=1e-6)
 
 
-def test_bicubic_in_tiles_is_bicubic() -> None:
+def test_tiled_bicubic_matches_whole_image() -> None:
     x = photograph(150, 170)
     restorer = load_restorer("bicubic", scale=3)
     assert torch.allclose(restore_tiled(restorer, x, tile=64, overlap=16), restorer.restore(x), atol=1e-5)
@@ -85,12 +85,12 @@ def test_no_seam_on_a_photograph(scale: int) -> None:
     whole = restorer.restore(x)
     tiled = restore_tiled(restorer, x, tile=80, overlap=32)
     assert (whole - tiled).abs().max() < GREY_LEVEL
-    # The network looks further than a pixel: without an overlap the seams are there, and this test sees them.
-    cut = restore_tiled(restorer, x, tile=64, overlap=0)
-    assert (whole - cut).abs().max() > 5 * GREY_LEVEL
+    # Without overlap, the receptive field makes seams, which this test detects.
+    without_overlap = restore_tiled(restorer, x, tile=64, overlap=0)
+    assert (whole - without_overlap).abs().max() > 5 * GREY_LEVEL
 
 
-def test_bands_are_small_and_counted() -> None:
+def test_bands_are_small_and_tiles_counted() -> None:
     x = torch.rand(1, 3, 500, 90)
     restorer = identity_restorer(2)
     calls: list[int] = []
@@ -101,7 +101,7 @@ def test_bands_are_small_and_counted() -> None:
 
 
 @pytest.mark.parametrize(("dtype", "top"), [(torch.uint8, 255), (torch.uint16, 65535)])
-def test_samples_as_files_hold_them(dtype: torch.dtype, top: int) -> None:
+def test_integer_samples(dtype: torch.dtype, top: int) -> None:
     x = (torch.rand(1, 3, 50, 40) * top).round()
     restorer = identity_restorer()
     assert torch.allclose(restore_tiled(restorer, x.to(dtype), tile=20, overlap=4), x / top)
@@ -117,14 +117,14 @@ def test_samples_as_files_hold_them(dtype: torch.dtype, top: int) -> None:
         (64, -1, 1, "overlap must be at least 0, was -1"),
     ],
 )
-def test_refused(tile: int, overlap: int, multiple: int, message: str) -> None:
+def test_rejects_invalid_tiles(tile: int, overlap: int, multiple: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         check_tile(tile, overlap, multiple)
     with pytest.raises(ValueError, match=message):
         restore_tiled(identity_restorer(multiple=multiple), torch.rand(1, 3, 8, 8), tile=tile, overlap=overlap)
 
 
-def test_wrong_tensors_are_refused() -> None:
+def test_rejects_invalid_tensors() -> None:
     with pytest.raises(ValueError, match=r"lr must have shape \(N, C, H, W\).*was \(3, 8, 8\)"):
         restore_tiled(identity_restorer(), torch.rand(3, 8, 8), tile=0, overlap=0)
     with pytest.raises(TypeError, match=r"lr must be a floating-point tensor, was torch\.int64"):

@@ -1,4 +1,4 @@
-"""PNG and TIFF as written here are PNG and TIFF to libpng, zlib, Pillow and tifffile."""
+"""The PNG and TIFF writers against libpng, zlib, Pillow and tifffile."""
 
 import struct
 import zlib
@@ -17,7 +17,7 @@ SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 
 @pytest.mark.parametrize("block", [1, 999, 1 << 20])
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])
-def test_pngs_are_pngs(channels: int, block: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_png_round_trip(channels: int, block: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(png, "_BLOCK", block)
     samples = np.random.default_rng(0).integers(0, 65536, (37, 41, channels), np.uint16)
     file = tmp_path / "x.png"
@@ -27,7 +27,7 @@ def test_pngs_are_pngs(channels: int, block: int, tmp_path: Path, monkeypatch: p
             writer.write(rows)
         writer.close()
     assert np.array_equal(decode_png(read_file(str(file)), ImageReadMode.UNCHANGED).permute(1, 2, 0).numpy(), samples)
-    # libpng forgives a wrong checksum of the whole; zlib does not.
+    # libpng ignores a wrong Adler-32 of the stream, zlib does not.
     content, at, data_ = file.read_bytes(), 8, b""
     while at < len(content):
         length, name = struct.unpack_from(">I4s", content, at)
@@ -39,7 +39,7 @@ def test_pngs_are_pngs(channels: int, block: int, tmp_path: Path, monkeypatch: p
 @pytest.mark.parametrize("big", [False, True])
 @pytest.mark.parametrize("bits", [8, 16])
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])
-def test_tiffs_are_tiffs(bits: int, channels: int, big: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tiff_round_trip(bits: int, channels: int, big: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tiff, "_CLASSIC_LIMIT", 0 if big else 1 << 30)
     kind = np.uint16 if bits == 16 else np.uint8
     samples = np.random.default_rng(0).integers(0, 1 << bits, (150, 41, channels), kind)
