@@ -1,4 +1,4 @@
-"""The networks: degradation network F, restoration network G, discriminators D, and files of weights."""
+"""Networks: degradation network F, restoration network G, discriminators D; weight files."""
 
 from andfast.nn.blur_pool import BlurPool
 from andfast.nn.degradation_network import DegradationNetwork, Theta

@@ -8,15 +8,14 @@ from andfast.functional import blur_pool
 
 
 class BlurPool(nn.Module):
-    """Anti-aliased average pooling by an integer factor: :func:`andfast.functional.blur_pool` with its
-    settings kept.
+    """Anti-aliased average pooling by an integer factor, see :func:`andfast.functional.blur_pool`.
 
-    It has no parameters and no entries in a state dict: the filter is a setting.
+    It has no parameters and no state dict entries.
 
     Args:
-        factor: Integer factor, 2, 3 or 4.
-        filter: "binomial", or the taps of a symmetric filter that sum to 1.
-        impl: Implementation, see :mod:`andfast.functional`.
+        factor: 2, 3 or 4.
+        filter: "binomial", or the taps of a symmetric filter with sum 1.
+        impl: implementation, see :mod:`andfast.functional`.
     """
 
     def __init__(self, factor: int, *, filter: str | Sequence[float] | Tensor = "binomial", impl: str = "auto") -> None:
@@ -26,9 +25,8 @@ class BlurPool(nn.Module):
         self.impl = impl
 
     def forward(self, x: Tensor) -> Tensor:
-        """Pool images (N, C, H, W), H and W divisible by the factor, to (N, C, H / factor, W / factor)."""
+        """Pool (N, C, H, W), H and W divisible by the factor, to (N, C, H / factor, W / factor)."""
         return blur_pool(x, self.factor, filter=self.filter, impl=self.impl)
 
     def extra_repr(self) -> str:
-        """The settings, as the module prints them."""
         return f"factor={self.factor}, filter={self.filter!r}, impl={self.impl!r}"

@@ -1,4 +1,4 @@
-"""A generator of plain PyTorch ops alone, for programs that know none of andfast's: ONNX, torch.export."""
+"""A generator built from standard PyTorch ops only, for ONNX and torch.export."""
 
 from copy import deepcopy
 
@@ -10,11 +10,7 @@ from andfast.nn.rrdbnet import NEGATIVE_SLOPE, RESIDUAL_SCALE, Convolution, RRDB
 
 
 def plain_copy(generator: RRDBNet) -> RRDBNet:
-    """A copy in eval mode with the same state dict, whose dense blocks are convolutions, activations, concatenations
-    and whose upsampling is one.
-
-    The parameters are copies, too.
-    """
+    """A deep copy in eval mode with the same state dict and no custom ops."""
     copy = deepcopy(generator).eval()
     for block in copy.body:
         for name, dense in list(block.named_children()):
@@ -26,7 +22,7 @@ def plain_copy(generator: RRDBNet) -> RRDBNet:
 
 
 class _PlainConvolution(nn.Module):
-    """The definition of a convolution with upsampling and activation, over the parameters of a fused one."""
+    """Reference convolution with upsampling and activation, sharing the parameters of a fused one."""
 
     def __init__(self, fused: Convolution) -> None:
         super().__init__()
@@ -39,7 +35,7 @@ class _PlainConvolution(nn.Module):
 
 
 class _PlainDenseBlock(nn.Module):
-    """The definition of the dense block, over the convolutions of a fused one."""
+    """Reference dense block, sharing the convolutions of a fused one."""
 
     def __init__(self, dense: nn.Module) -> None:
         super().__init__()
@@ -47,8 +43,8 @@ class _PlainDenseBlock(nn.Module):
             self.add_module(f"conv{number}", dense.get_submodule(f"conv{number}"))
 
     def forward(self, x: Tensor) -> Tensor:
-        named = dict(self.named_parameters())
+        parameters = dict(self.named_parameters())
         weights, biases = (
-            [named[f"conv{number}.{kind}"] for number in range(1, CONVOLUTIONS + 1)] for kind in ("weight", "bias")
+            [parameters[f"conv{number}.{kind}"] for number in range(1, CONVOLUTIONS + 1)] for kind in ("weight", "bias")
         )
         return residual_dense_block_reference(x, weights, biases, slope=NEGATIVE_SLOPE, scale=RESIDUAL_SCALE)

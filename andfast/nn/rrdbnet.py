@@ -1,12 +1,12 @@
-"""RRDBNet, the generator of ESRGAN and the restoration network G of the paper (section 4.1).
+"""RRDBNet, ESRGAN's generator and the paper's restoration network G (section 4.1).
 
-Parameters have BasicSR's names and shapes, so that every ESRGAN tool loads the weights::
+Parameters have BasicSR's names and shapes, so every ESRGAN tool loads the weights::
 
     conv_first -> body.{i}.rdb{1..3}.conv{1..5} -> conv_body (+ conv_first's) -> [nearest x2 -> conv_up{1,2}]
     -> conv_hr -> conv_last
 
-The network always enlarges fourfold; for scale 2 and 1 its input is first folded into channels by
-pixel-unshuffle by 2 and 4, as BasicSR and Real-ESRGAN do.
+The network always upsamples by 4; for scales 2 and 1 the input is first pixel-unshuffled by 2 and 4, as in BasicSR and
+Real-ESRGAN.
 """
 
 from collections.abc import Callable
@@ -22,28 +22,27 @@ SCALES: Final = (1, 2, 4)
 NEGATIVE_SLOPE: Final = 0.2
 RESIDUAL_SCALE: Final = 0.2
 INITIAL_GAIN: Final = 0.1
-_ENLARGEMENT: Final = 4
+_UPSAMPLING: Final = 4
 
 
 class RRDBNet(nn.Module):
-    """Residual-in-residual dense network: images (N, in_channels, H, W) to (N, out_channels, H * scale, W *
-    scale).
+    """Residual-in-residual dense network: (N, in_channels, H, W) to (N, out_channels, H * scale, W * scale).
 
-    Initialised as BasicSR does: the dense blocks' kernels Kaiming-normal times 0.1 with biases of 0, the
-    others by PyTorch's default.
+    Initialization follows BasicSR: Kaiming-normal times 0.1 with zero biases in the dense blocks, PyTorch's default
+    elsewhere.
 
     Args:
         scale: 1, 2 or 4.
-        in_channels: Channels of the images that come in.
-        out_channels: Channels of the images that go out.
-        features: Channels between the blocks (BasicSR's ``num_feat``).
-        blocks: Number of RRDBs (``num_block``).
-        growth: Channels that every convolution of a dense block adds (``num_grow_ch``).
-        impl: Implementation of :func:`andfast.functional.residual_dense_block`, and of
-            :func:`andfast.functional.upsampled_convolution` for what is not in a block.
+        in_channels: channels of the input image.
+        out_channels: channels of the output image.
+        features: channels between the blocks (BasicSR's ``num_feat``).
+        blocks: number of RRDBs (``num_block``).
+        growth: channels added by each convolution of a dense block (``num_grow_ch``).
+        impl: implementation of :func:`andfast.functional.residual_dense_block` and
+            :func:`andfast.functional.upsampled_convolution`.
 
     Raises:
-        ValueError: A number is out of its range.
+        ValueError: an argument is out of range.
     """
 
     def __init__(
@@ -72,7 +71,7 @@ class RRDBNet(nn.Module):
         self.scale = scale
         self.in_channels = in_channels
         self.features, self.blocks, self.growth = features, blocks, growth
-        self.unshuffle = _ENLARGEMENT // scale
+        self.unshuffle = _UPSAMPLING // scale
         self.conv_first = Convolution(in_channels * self.unshuffle**2, features, impl=impl)
         self.body = nn.Sequential(*(_RRDB(features, growth, impl) for _ in range(blocks)))
         self.conv_body = Convolution(features, features, impl=impl)
@@ -82,15 +81,14 @@ class RRDBNet(nn.Module):
         self.conv_last = Convolution(features, out_channels, impl=impl)
 
     def forward(self, x: Tensor, body: Callable[[Tensor], Tensor] | None = None) -> Tensor:
-        """Restore images (N, in_channels, H, W), RGB in [0, 1]; H and W divisible by 2 for scale 2, by 4 for
-        scale 1.
+        """Restore images.
 
         Args:
-            x: The images.
-            body: What stands in for the blocks, features to features (:class:`andfast.nn.fp8_body.Fp8Body`).
+            x: (N, in_channels, H, W), RGB in [0, 1]; H and W divisible by 2 for scale 2, by 4 for scale 1.
+            body: replacement for ``self.body``, such as :class:`andfast.nn.fp8_body.Fp8Body`.
 
         Raises:
-            ValueError: x has another number of dimensions or channels, or a size that does not divide.
+            ValueError: x has the wrong number of dimensions or channels, or a size that is not divisible.
         """
         if x.dim() != 4 or x.shape[1] != self.in_channels:
             raise ValueError(f"x must have shape (N, {self.in_channels}, H, W), was {tuple(x.shape)}")
@@ -107,16 +105,16 @@ class RRDBNet(nn.Module):
 
 
 class Convolution(nn.Conv2d):
-    """A 3x3 convolution with the nearest upsampling before it and the leaky ReLU after it, if any.
+    """3x3 convolution with optional nearest upsampling before and leaky ReLU after it.
 
-    With frozen weights a backward pass needs the signs of its result alone, or nothing without an activation, where
-    PyTorch's convolution keeps its input.
+    With frozen weights, backward saves only the signs of the output (nothing without activation), where PyTorch's
+    convolution saves its input.
 
     Args:
-        in_channels, out_channels: Channels that come in and go out.
-        factor: Of the upsampling; 1 for none.
-        slope: Negative slope of the leaky ReLU; 1 for none.
-        impl: Implementation of :func:`andfast.functional.upsampled_convolution`.
+        in_channels, out_channels: number of channels.
+        factor: upsampling factor; 1 for none.
+        slope: negative slope of the leaky ReLU; 1 for none.
+        impl: implementation of :func:`andfast.functional.upsampled_convolution`.
     """
 
     def __init__(
@@ -131,7 +129,7 @@ class Convolution(nn.Conv2d):
 
 
 class _RRDB(nn.Module):
-    """Residual in residual dense block: three dense blocks in a row, times 0.2, added to what came in."""
+    """Residual-in-residual dense block: x + 0.2 * (three dense blocks)(x)."""
 
     def __init__(self, features: int, growth: int, impl: str) -> None:
         super().__init__()
@@ -144,7 +142,7 @@ class _RRDB(nn.Module):
 
 
 class _ResidualDenseBlock(nn.Module):
-    """The parameters of one dense block; the computation is the op's."""
+    """Parameters of a dense block, computed by :func:`andfast.functional.residual_dense_block`."""
 
     def __init__(self, features: int, growth: int, impl: str) -> None:
         super().__init__()
@@ -167,8 +165,8 @@ class _ResidualDenseBlock(nn.Module):
         convolutions = self._convolutions()
         return residual_dense_block(
             x,
-            [one.weight for one in convolutions],
-            [_bias(one) for one in convolutions],
+            [convolution.weight for convolution in convolutions],
+            [_bias(convolution) for convolution in convolutions],
             slope=NEGATIVE_SLOPE,
             scale=RESIDUAL_SCALE,
             impl=self.impl,
@@ -180,5 +178,5 @@ def _convolution(cin: int, cout: int) -> nn.Conv2d:
 
 
 def _bias(convolution: nn.Conv2d) -> Tensor:
-    """The bias that every convolution here has; PyTorch's type says that it might be None."""
+    """The convolution's bias, which is never None here."""
     return cast(Tensor, convolution.bias)

@@ -1,4 +1,4 @@
-"""The VGG-style discriminator of ESRGAN (Wang et al., 2018): one logit an image, of a fixed size."""
+"""ESRGAN's VGG-style discriminator (Wang et al., 2018): one logit per image of a fixed size."""
 
 from typing import Final
 
@@ -12,22 +12,20 @@ _HIDDEN: Final = 100
 
 
 class VGGDiscriminator(nn.Module):
-    """Convolutions that halve the image down to 4x4, each pair with batch normalisation, then two linear
-    layers.
+    """Stages of two convolutions with batch normalization that downsample the image to 4x4, then two linear layers.
 
-    Names and shapes of the parameters are those of BasicSR's ``VGGStyleDiscriminator``: stage i holds
-    ``conv{i}_0`` (3x3) and ``conv{i}_1`` (4x4, stride 2), with ``bn{i}_0`` (but for the first) and
-    ``bn{i}_1``.
+    Parameters have the names and shapes of BasicSR's ``VGGStyleDiscriminator``: stage i has ``conv{i}_0`` (3x3) and
+    ``conv{i}_1`` (4x4, stride 2), followed by ``bn{i}_0`` (except in the first stage) and ``bn{i}_1``.
 
-    In training mode every forward pass moves the running statistics and couples the images of a batch.
+    In training mode each forward pass updates the running statistics and couples the images of the batch.
 
     Args:
-        size: Height and width of the images, 128 or 256.
-        in_channels: Channels of the images.
-        features: Channels of the first stage; they double up to eightfold.
+        size: image height and width, 128 or 256.
+        in_channels: channels of the input image.
+        features: channels of the first stage, doubled per stage up to 8 times.
 
     Raises:
-        ValueError: A number is out of its range.
+        ValueError: an argument is out of range.
     """
 
     def __init__(self, size: int = 256, *, in_channels: int = 3, features: int = 64) -> None:
@@ -40,28 +38,28 @@ class VGGDiscriminator(nn.Module):
         self.size = size
         self.in_channels = in_channels
         self.stages = (size // _LAST_SIZE).bit_length() - 1
-        before = in_channels
+        previous = in_channels
         for stage in range(self.stages):
             channels = features * min(2**stage, 8)
-            self.add_module(f"conv{stage}_0", nn.Conv2d(before, channels, 3, padding=1, bias=stage == 0))
-            if stage > 0:  # the first layer sees the image as it is
+            self.add_module(f"conv{stage}_0", nn.Conv2d(previous, channels, 3, padding=1, bias=stage == 0))
+            if stage > 0:  # no normalization of the first layer's output
                 self.add_module(f"bn{stage}_0", nn.BatchNorm2d(channels))
             self.add_module(f"conv{stage}_1", nn.Conv2d(channels, channels, 4, stride=2, padding=1, bias=False))
             self.add_module(f"bn{stage}_1", nn.BatchNorm2d(channels))
-            before = channels
-        self.linear1 = nn.Linear(before * _LAST_SIZE**2, _HIDDEN)
+            previous = channels
+        self.linear1 = nn.Linear(previous * _LAST_SIZE**2, _HIDDEN)
         self.linear2 = nn.Linear(_HIDDEN, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Judge images (N, in_channels, size, size), RGB in [0, 1]; returns logits (N, 1), positive for real.
+        """Logits (N, 1), positive for real, of images (N, in_channels, size, size), RGB in [0, 1].
 
         Raises:
             ValueError: x has another shape.
         """
         if x.dim() != 4 or tuple(x.shape[1:]) != (self.in_channels, self.size, self.size):
-            wanted = f"(N, {self.in_channels}, {self.size}, {self.size})"
+            expected = f"(N, {self.in_channels}, {self.size}, {self.size})"
             raise ValueError(
-                f"x must have shape {wanted} for a discriminator of size {self.size}, was {tuple(x.shape)}"
+                f"x must have shape {expected} for a discriminator of size {self.size}, was {tuple(x.shape)}"
             )
         for stage in range(self.stages):
             x = self.get_submodule(f"conv{stage}_0")(x)

@@ -1,4 +1,4 @@
-"""The discriminators: BasicSR's names and logits, their cost, spectral norm, old files."""
+"""Discriminators: BasicSR's names and logits, operation count, spectral norm, legacy files."""
 
 import copy
 from collections import OrderedDict
@@ -17,7 +17,7 @@ from andfast.nn.weights import read_weights, save_weights
 
 
 def vgg_names(size: int) -> dict[str, tuple[int, ...]]:
-    """BasicSR's VGGStyleDiscriminator with 64 features, spelt out."""
+    """Names and shapes of BasicSR's VGGStyleDiscriminator with 64 features."""
     channels = [64, 128, 256, 512, 512, 512][: 5 if size == 128 else 6]
     shapes: dict[str, tuple[int, ...]] = {
         "conv0_0.bias": (64,),
@@ -35,14 +35,14 @@ def vgg_names(size: int) -> dict[str, tuple[int, ...]]:
 
 
 @pytest.mark.parametrize("size", [128, 256])
-def test_vgg_names_and_shapes_are_basicsrs(size: int) -> None:
+def test_vgg_names_and_shapes_match_basicsr(size: int) -> None:
     with torch.device("meta"):
         state = VGGDiscriminator(size).state_dict()
-    assert {name: tuple(one.shape) for name, one in state.items()} == vgg_names(size)
+    assert {name: tuple(value.shape) for name, value in state.items()} == vgg_names(size)
 
 
-def test_vgg_costs() -> None:
-    """9.12 G multiply-accumulates forward for a 256x256 image: BasicSR's six stages (five cost 8.91)."""
+def test_vgg_operation_count() -> None:
+    """9.12 GMAC forward for a 256x256 image with BasicSR's six stages (five: 8.91)."""
     with torch.device("meta"):
         network = VGGDiscriminator(256)
         image = torch.empty(1, 3, 256, 256)
@@ -53,7 +53,7 @@ def test_vgg_costs() -> None:
 
 @pytest.mark.parametrize("size", [128, 256])
 @pytest.mark.parametrize("training", [False, True])
-def test_vgg_equals_its_layers_in_a_row(size: int, training: bool) -> None:
+def test_vgg_matches_sequential_layers(size: int, training: bool) -> None:
     torch.manual_seed(0)
     network = VGGDiscriminator(size, features=4)
     layers: list[nn.Module] = []
@@ -66,32 +66,32 @@ def test_vgg_equals_its_layers_in_a_row(size: int, training: bool) -> None:
             getattr(network, f"bn{i}_1"),
             nn.LeakyReLU(0.2),
         ]
-    row = nn.Sequential(*layers, nn.Flatten(), network.linear1, nn.LeakyReLU(0.2), network.linear2)
-    row = copy.deepcopy(row).train(training)
+    sequential = nn.Sequential(*layers, nn.Flatten(), network.linear1, nn.LeakyReLU(0.2), network.linear2)
+    sequential = copy.deepcopy(sequential).train(training)
     network.train(training)
     x = torch.rand(2, 3, size, size)
-    torch.testing.assert_close(network(x), row(x))
-    last = network.to(memory_format=torch.channels_last)(x.contiguous(memory_format=torch.channels_last))
-    torch.testing.assert_close(last, row(x), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(network(x), sequential(x))
+    channels_last = network.to(memory_format=torch.channels_last)(x.contiguous(memory_format=torch.channels_last))
+    torch.testing.assert_close(channels_last, sequential(x), rtol=1e-4, atol=1e-5)
 
 
-def test_vgg_gradients_reach_everything() -> None:
+def test_vgg_gradients_reach_all_parameters() -> None:
     torch.manual_seed(0)
     network = VGGDiscriminator(128, features=4)
     x = torch.rand(2, 3, 128, 128, requires_grad=True)
     network(x).square().sum().backward()
     assert x.grad is not None
     assert x.grad.abs().max() > 0
-    assert all(one.grad is not None and one.grad.abs().max() > 0 for one in network.parameters())
+    assert all(parameter.grad is not None and parameter.grad.abs().max() > 0 for parameter in network.parameters())
 
 
 @pytest.mark.parametrize("shape", [(1, 3, 256, 256), (1, 3, 128, 256), (1, 1, 128, 128), (3, 128, 128)])
-def test_vgg_names_a_wrong_image(shape: tuple[int, ...]) -> None:
+def test_vgg_rejects_invalid_images(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=r"x must have shape \(N, 3, 128, 128\) for a discriminator of size 128, was "):
         VGGDiscriminator(128, features=2)(torch.rand(shape))
 
 
-def test_wrong_settings_are_named() -> None:
+def test_rejects_invalid_arguments() -> None:
     with pytest.raises(ValueError, match="size must be one of 128, 256, was 64"):
         VGGDiscriminator(64)
     for kind in (VGGDiscriminator, UNetDiscriminator):
@@ -104,8 +104,8 @@ def test_wrong_settings_are_named() -> None:
 # ------------------------------------------------------------------------------------------------------ U-Net
 
 
-class OldUNet(nn.Module):
-    """The U-Net discriminator from its description, on the old spectral norm: what netD files came from."""
+class ReferenceUNet(nn.Module):
+    """U-Net discriminator with torch's deprecated spectral_norm, which wrote the published netD files."""
 
     def __init__(self, features: int, skip: bool) -> None:
         super().__init__()
@@ -121,33 +121,33 @@ class OldUNet(nn.Module):
         self.conv9 = nn.Conv2d(f, 1, 3, 1, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        kept = []
+        encoder = []
         for i in range(4):
             x = F.leaky_relu(getattr(self, f"conv{i}")(x), 0.2)
-            kept.append(x)
-        for i, skipped in zip((4, 5, 6), reversed(kept[:3]), strict=True):
+            encoder.append(x)
+        for i, features in zip((4, 5, 6), reversed(encoder[:3]), strict=True):
             x = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
             x = F.leaky_relu(getattr(self, f"conv{i}")(x), 0.2)
-            x = x + skipped if self.skip else x
+            x = x + features if self.skip else x
         for i in (7, 8):
             x = F.leaky_relu(getattr(self, f"conv{i}")(x), 0.2)
         return self.conv9(x)
 
 
-def old_unet(skip: bool = True) -> OldUNet:
-    """An old network whose singular vectors have been iterated a little, as in a file that was trained."""
+def reference_unet(skip: bool = True) -> ReferenceUNet:
+    """A reference network after a few power iterations, as in a trained file."""
     torch.manual_seed(0)
-    network = OldUNet(8, skip)
+    network = ReferenceUNet(8, skip)
     for _ in range(5):
         network(torch.rand(1, 3, 16, 16))
     return network
 
 
-def test_unet_names_and_shapes_are_basicsrs() -> None:
+def test_unet_names_and_shapes_match_basicsr() -> None:
     torch.manual_seed(0)
-    expected = {name: tuple(one.shape) for name, one in OldUNet(8, True).state_dict().items()}
+    expected = {name: tuple(value.shape) for name, value in ReferenceUNet(8, True).state_dict().items()}
     state = UNetDiscriminator(features=8).state_dict()
-    assert {name: tuple(one.shape) for name, one in state.items()} == expected
+    assert {name: tuple(value.shape) for name, value in state.items()} == expected
     with torch.device("meta"):
         real = UNetDiscriminator().state_dict()
     assert tuple(real["conv3.weight_orig"].shape) == (512, 256, 4, 4)
@@ -156,40 +156,39 @@ def test_unet_names_and_shapes_are_basicsrs() -> None:
 
 
 @pytest.mark.parametrize("skip", [False, True])
-def test_unet_loads_an_old_file_and_gives_its_logits(skip: bool, tmp_path: Path) -> None:
-    old = old_unet(skip).eval()
+def test_unet_loads_legacy_files(skip: bool, tmp_path: Path) -> None:
+    reference = reference_unet(skip).eval()
     file = tmp_path / "netD.pth"
-    torch.save({"params": OrderedDict(old.state_dict())}, file)
+    torch.save({"params": OrderedDict(reference.state_dict())}, file)
     network = UNetDiscriminator(features=8, skip_connection=skip)
     network.load_state_dict(read_weights(file))
     network.eval()
     x = torch.rand(2, 3, 16, 24)
     assert network(x).shape == (2, 1, 16, 24)
-    torch.testing.assert_close(network(x), old(x), rtol=1e-5, atol=1e-6)
-    # training: both normalise by an estimate of the largest singular value, one iteration later
-    torch.testing.assert_close(network.train()(x), old.train()(x), rtol=0.05, atol=0.05)
+    torch.testing.assert_close(network(x), reference(x), rtol=1e-5, atol=1e-6)
+    # In training mode both normalize by an estimate that is one power iteration further.
+    torch.testing.assert_close(network.train()(x), reference.train()(x), rtol=0.05, atol=0.05)
 
 
-def test_unet_state_goes_round(tmp_path: Path) -> None:
+def test_unet_state_dict_round_trip(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    network, other = UNetDiscriminator(features=4), UNetDiscriminator(features=4)
-    network(torch.rand(1, 3, 8, 8))  # moves u and v
+    network, restored = UNetDiscriminator(features=4), UNetDiscriminator(features=4)
+    network(torch.rand(1, 3, 8, 8))  # updates u and v
     save_weights(tmp_path / "d.safetensors", network)
     state = read_weights(tmp_path / "d.safetensors")
-    OldUNet(4, True).load_state_dict(state)
-    before = dict(state)
-    other.load_state_dict(state)
-    assert state.keys() == before.keys()  # the caller's own dict is not renamed
+    ReferenceUNet(4, True).load_state_dict(state)
+    names = list(state)
+    restored.load_state_dict(state)
+    assert list(state) == names  # the caller's dict is unchanged
     x = torch.rand(1, 3, 8, 8)
-    assert torch.equal(network.eval()(x), other.eval()(x))
-    twin = copy.deepcopy(network)
-    assert torch.equal(twin(x), network(x))
-    own = {name: one.detach().clone() for name, one in network.named_parameters()}
-    own |= {name: one.clone() for name, one in network.named_buffers()}
-    other.load_state_dict(own)  # the parametrizations' own names
+    assert torch.equal(network.eval()(x), restored.eval()(x))
+    assert torch.equal(copy.deepcopy(network)(x), network(x))
+    parametrized = {name: value.detach().clone() for name, value in network.named_parameters()}
+    parametrized |= {name: value.clone() for name, value in network.named_buffers()}
+    restored.load_state_dict(parametrized)  # under the parametrizations' names
     wrapped = nn.ModuleDict({"d": network})
     assert "d.conv1.weight_orig" in wrapped.state_dict()
-    nn.ModuleDict({"d": other}).load_state_dict(wrapped.state_dict())
+    nn.ModuleDict({"d": restored}).load_state_dict(wrapped.state_dict())
 
 
 def test_unet_reports_missing_and_unexpected_names() -> None:
@@ -201,7 +200,7 @@ def test_unet_reports_missing_and_unexpected_names() -> None:
         network.load_state_dict(state)
 
 
-def test_unet_is_spectrally_normalised() -> None:
+def test_unet_kernels_have_unit_spectral_norm() -> None:
     torch.manual_seed(0)
     network = UNetDiscriminator(features=8)
     for _ in range(30):
@@ -210,28 +209,28 @@ def test_unet_is_spectrally_normalised() -> None:
     for i in range(1, 9):
         kernel = getattr(network, f"conv{i}").weight
         assert torch.linalg.matrix_norm(kernel.flatten(1), 2).item() == pytest.approx(1, abs=0.05)
-    before = {name: one.clone() for name, one in network.named_buffers()}
+    before = {name: buffer.clone() for name, buffer in network.named_buffers()}
     network(torch.rand(1, 3, 8, 8))
-    assert all(torch.equal(one, before[name]) for name, one in network.named_buffers())
+    assert all(torch.equal(buffer, before[name]) for name, buffer in network.named_buffers())
 
 
-def test_unet_gradients_reach_everything() -> None:
+def test_unet_gradients_reach_all_parameters() -> None:
     torch.manual_seed(0)
     network = UNetDiscriminator(features=4)
     x = torch.rand(2, 3, 16, 16, requires_grad=True)
     network(x).square().sum().backward()
     assert x.grad is not None
-    assert all(one.grad is not None and one.grad.abs().max() > 0 for one in network.parameters())
+    assert all(parameter.grad is not None and parameter.grad.abs().max() > 0 for parameter in network.parameters())
 
 
 @pytest.mark.parametrize("shape", [(1, 3, 12, 16), (1, 1, 16, 16), (3, 16, 16)])
-def test_unet_names_a_wrong_image(shape: tuple[int, ...]) -> None:
+def test_unet_rejects_invalid_images(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=r"x must have .*, was \("):
         UNetDiscriminator(features=2)(torch.rand(shape))
 
 
 @pytest.mark.parametrize(("kind", "size"), [(VGGDiscriminator, 128), (UNetDiscriminator, 16)])
-def test_compiles_and_runs_in_bf16(kind: type[nn.Module], size: int) -> None:
+def test_compile_and_bf16(kind: type[nn.Module], size: int) -> None:
     torch.manual_seed(0)
     network = kind(128, features=2) if kind is VGGDiscriminator else kind(features=2)
     network.eval()

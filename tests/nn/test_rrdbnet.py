@@ -1,4 +1,4 @@
-"""RRDBNet: BasicSR's names, shapes, initialisation and pictures, and the paper's cost."""
+"""RRDBNet: BasicSR's names, shapes, initialization and outputs, and the operation count."""
 
 import math
 from pathlib import Path
@@ -18,8 +18,8 @@ def small(scale: int = 4, *, features: int = 8, blocks: int = 2, growth: int = 4
     return RRDBNet(scale, features=features, blocks=blocks, growth=growth)
 
 
-def lively(network: RRDBNet) -> RRDBNet:
-    """Larger random parameters, so that every one of them shows in the picture."""
+def randomized(network: RRDBNet) -> RRDBNet:
+    """Larger random parameters, so that each of them affects the output."""
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.copy_(torch.randn_like(parameter) / math.sqrt(parameter[0].numel()))
@@ -27,7 +27,7 @@ def lively(network: RRDBNet) -> RRDBNet:
 
 
 @pytest.mark.parametrize(("scale", "first"), [(4, 3), (2, 12), (1, 48)])
-def test_names_and_shapes_are_basicsrs(scale: int, first: int) -> None:
+def test_names_and_shapes_match_basicsr(scale: int, first: int) -> None:
     expected = {"conv_first": (64, first), "conv_body": (64, 64), "conv_up1": (64, 64), "conv_up2": (64, 64)}
     for i in range(23):
         for j in (1, 2, 3):
@@ -36,17 +36,17 @@ def test_names_and_shapes_are_basicsrs(scale: int, first: int) -> None:
     expected |= {"conv_hr": (64, 64), "conv_last": (3, 64)}
     with torch.device("meta"):
         state = RRDBNet(scale).state_dict()
-    assert {name: tuple(one.shape) for name, one in state.items() if name.endswith(".weight")} == {
+    assert {name: tuple(value.shape) for name, value in state.items() if name.endswith(".weight")} == {
         f"{name}.weight": (*shape, 3, 3) for name, shape in expected.items()
     }
-    assert {name: tuple(one.shape) for name, one in state.items() if name.endswith(".bias")} == {
+    assert {name: tuple(value.shape) for name, value in state.items() if name.endswith(".bias")} == {
         f"{name}.bias": shape[:1] for name, shape in expected.items()
     }
     assert len(state) == 2 * len(expected) == 702
 
 
-def test_costs_what_the_design_says() -> None:
-    """73.43 G multiply-accumulates forward, to input and to weights each, for a 64x64 image."""
+def test_operation_count() -> None:
+    """73.43 GMAC for a 64x64 image: forward, input gradient and weight gradient each."""
     with torch.device("meta"):
         network = RRDBNet()
         lr = torch.empty(1, 3, 64, 64)
@@ -65,9 +65,9 @@ def test_costs_what_the_design_says() -> None:
 
 @pytest.mark.parametrize("scale", [1, 2, 4])
 @pytest.mark.parametrize(("features", "blocks", "growth"), [(16, 1, 32), (24, 3, 32)])
-def test_spandrel_draws_the_same_picture(scale: int, features: int, blocks: int, growth: int, tmp_path: Path) -> None:
-    """From the file of weights alone; spandrel's ESRGAN knows a growth of 32 only."""
-    network = lively(small(scale, features=features, blocks=blocks, growth=growth)).eval()
+def test_matches_spandrel(scale: int, features: int, blocks: int, growth: int, tmp_path: Path) -> None:
+    """From the weight file alone; spandrel's ESRGAN supports growth 32 only."""
+    network = randomized(small(scale, features=features, blocks=blocks, growth=growth)).eval()
     file = tmp_path / "weights.safetensors"
     save_weights(file, network)
     model = ModelLoader(device="cpu").load_from_file(file)
@@ -76,13 +76,13 @@ def test_spandrel_draws_the_same_picture(scale: int, features: int, blocks: int,
     assert (model.scale, model.input_channels, model.output_channels) == (scale, 3, 3)
     image = torch.rand(2, 3, 12, 20)
     with torch.no_grad():
-        ours, theirs = network(image), model.model.eval()(image)
-    assert ours.shape == (2, 3, 12 * scale, 20 * scale)
-    assert ours.std() > 0.01
-    assert (ours - theirs).norm() / theirs.norm() < 1e-5
+        output, expected = network(image), model.model.eval()(image)
+    assert output.shape == (2, 3, 12 * scale, 20 * scale)
+    assert output.std() > 0.01
+    assert (output - expected).norm() / expected.norm() < 1e-5
 
 
-def test_initialised_as_basicsr() -> None:
+def test_initialization_matches_basicsr() -> None:
     network = small(features=32, blocks=2, growth=16)
     for block in network.body:
         for dense in block.children():
@@ -95,34 +95,34 @@ def test_initialised_as_basicsr() -> None:
     assert 0.9 * bound < network.conv_body.weight.abs().max() <= bound
 
 
-def test_meta_construction_costs_nothing() -> None:
+def test_meta_construction_leaves_the_generator_state() -> None:
     before = torch.get_rng_state()
     with torch.device("meta"):
         network = RRDBNet()
-    assert all(one.is_meta for one in network.parameters())
+    assert all(parameter.is_meta for parameter in network.parameters())
     assert torch.equal(torch.get_rng_state(), before)
 
 
 @pytest.mark.parametrize("scale", [1, 2, 4])
-def test_every_parameter_learns(scale: int) -> None:
-    network = lively(small(scale))
+def test_gradients_reach_all_parameters(scale: int) -> None:
+    network = randomized(small(scale))
     network(torch.rand(1, 3, 8, 4)).square().sum().backward()
-    assert all(one.grad is not None and one.grad.abs().max() > 0 for one in network.parameters())
+    assert all(parameter.grad is not None and parameter.grad.abs().max() > 0 for parameter in network.parameters())
 
 
-def test_memory_format_precision_and_compilation() -> None:
-    network = lively(small())
+def test_channels_last_autocast_and_compile() -> None:
+    network = randomized(small())
     x = torch.rand(2, 3, 5, 7)
-    wanted = network(x)
-    last = network.to(memory_format=torch.channels_last)(x.contiguous(memory_format=torch.channels_last))
-    assert last.is_contiguous(memory_format=torch.channels_last)
-    torch.testing.assert_close(last, wanted, rtol=1e-4, atol=1e-5)
+    expected = network(x)
+    channels_last = network.to(memory_format=torch.channels_last)(x.contiguous(memory_format=torch.channels_last))
+    assert channels_last.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(channels_last, expected, rtol=1e-4, atol=1e-5)
     with torch.autocast("cpu", torch.bfloat16):
-        half = network(x)
-    assert half.dtype == torch.bfloat16
-    assert (half - wanted).norm() / wanted.norm() < 2e-2
+        bf16 = network(x)
+    assert bf16.dtype == torch.bfloat16
+    assert (bf16 - expected).norm() / expected.norm() < 2e-2
     compiled = torch.compile(network, fullgraph=True, backend="aot_eager")(x)
-    torch.testing.assert_close(compiled, wanted, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(compiled, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_empty_batch() -> None:
@@ -139,7 +139,7 @@ def test_empty_batch() -> None:
         ({"in_channels": 0}, "in_channels must be at least 1, was 0"),
     ],
 )
-def test_wrong_settings_are_named(arguments: dict[str, int], message: str) -> None:
+def test_rejects_invalid_arguments(arguments: dict[str, int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         RRDBNet(**arguments)
 
@@ -153,15 +153,15 @@ def test_wrong_settings_are_named(arguments: dict[str, int], message: str) -> No
         (1, torch.rand(1, 3, 6, 8), r"divisible by 4 for scale 1, was \(1, 3, 6, 8\)"),
     ],
 )
-def test_wrong_images_are_named(scale: int, x: Tensor, message: str) -> None:
+def test_rejects_invalid_images(scale: int, x: Tensor, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         small(scale)(x)
 
 
 @pytest.mark.parametrize("op", ["residual_dense_block", "upsampled_convolution"])
-def test_impl_reaches_the_ops(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    other = {"residual_dense_block", "upsampled_convolution"} - {op}
-    monkeypatch.setattr(rrdbnet, other.pop(), lambda *_, **__: torch.rand(1, 4, 4, 4))
+def test_impl_is_passed_to_the_ops(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    (unused,) = {"residual_dense_block", "upsampled_convolution"} - {op}
+    monkeypatch.setattr(rrdbnet, unused, lambda *_, **__: torch.rand(1, 4, 4, 4))
     network = RRDBNet(features=4, blocks=1, growth=2, impl="triton")
     with pytest.raises(RuntimeError, match=rf"impl='triton' of {op} "):
         network(torch.rand(1, 3, 4, 4))
