@@ -13,7 +13,7 @@ from tiny_runs import environment, write_config
 from andfast.adversary import PRESETS
 from andfast.adversary.objective import Objective
 from andfast.nn import DegradationNetwork, RRDBNet
-from andfast.training.distributed import Processes, processes
+from andfast.training.distributed import ProcessGroup, process_group
 from andfast.training.logging import read_metrics
 from andfast.training.step import TrainingStep
 from andfast.training.step_settings import AttackSettings, RankInfo, ReuseOptions
@@ -21,7 +21,7 @@ from andfast.training.step_settings import AttackSettings, RankInfo, ReuseOption
 pytestmark = pytest.mark.slow
 
 
-def gradients(group: Processes, batch: int) -> dict[str, torch.Tensor]:
+def gradients(group: ProcessGroup, batch: int) -> dict[str, torch.Tensor]:
     """G's gradients, and the losses, of one step on this process's part of four fixed images.
 
     In float64: in float32 a batch of another size rounds otherwise, and one unit of G that crosses its kink by it moves
@@ -40,12 +40,12 @@ def gradients(group: Processes, batch: int) -> dict[str, torch.Tensor]:
         generator_parallel=group.parallel(generator),
     )
     found = step.gradients([hr[group.rank * batch :][:batch]], step=7)
-    means = group.average(torch.stack([one.double() for one in found.values()]))
+    means = group.all_reduce_mean(torch.stack([one.double() for one in found.values()]))
     losses = dict(zip(found, means, strict=True))
     return {**{name: p.grad for name, p in generator.named_parameters() if p.grad is not None}, **losses}
 
 
-def shared_pass_error(group: Processes) -> torch.Tensor:
+def shared_pass_error(group: ProcessGroup) -> torch.Tensor:
     """What D's shared pass changes in the gradients of two micro batches in each process, relative, in float64."""
     found = []
     for shared in (False, True):
@@ -78,7 +78,7 @@ def test_averaged_gradients_are_those_of_one_process_with_twice_the_batch(tmp_pa
     file = tmp_path / "two.pt"
     run(torchrun(__file__, str(file)))
     two = torch.load(file, weights_only=True)
-    one = gradients(Processes(0, 1, torch.device("cpu")), batch=4)
+    one = gradients(ProcessGroup(0, 1, torch.device("cpu")), batch=4)
     assert two.keys() == one.keys()
     for name, expected in one.items():
         error = (two[name] - expected).norm() / expected.norm()
@@ -108,8 +108,8 @@ def test_torchrun_trains_like_one_process_with_twice_the_batch(tmp_path: Path) -
 
 
 if __name__ == "__main__":
-    with processes("cpu") as group_of_two:
+    with process_group("cpu") as group_of_two:
         result = shared_pass_error(group_of_two) if sys.argv[2:] == ["shared"] else gradients(group_of_two, batch=2)
-        if group_of_two.first:
+        if group_of_two.is_main:
             torch.save(result, sys.argv[1])
         assert os.environ["WORLD_SIZE"] == "2"

@@ -18,10 +18,10 @@ from andfast.config.schema import (
     TrainConfig,
 )
 from andfast.training.build import build_generator
-from andfast.training.distributed import Processes
+from andfast.training.distributed import ProcessGroup
 from andfast.training.state import StageState
 
-CPU = Processes(0, 1, torch.device("cpu"))
+CPU = ProcessGroup(0, 1, torch.device("cpu"))
 CONFIG = TrainConfig(
     output=Path("x"),
     device="cpu",

@@ -11,7 +11,7 @@ from andfast.functional.selftest import SelfTestResult
 from andfast.functional.selftest_cases import CASES
 from andfast.training import ops
 from andfast.training.build import build_generator, build_step
-from andfast.training.distributed import Processes
+from andfast.training.distributed import ProcessGroup
 
 CUDA = torch.device("cuda")
 OPS = [op for op in CASES if op != "residual_dense_block_fp8"]
@@ -73,7 +73,7 @@ def test_the_ball_says_how_small_a_slope_may_be(preset: str, radius: float | Non
     settings = config(ops="reference")
     settings.generator.blocks, settings.generator.features, settings.generator.growth = 1, 8, 4
     settings.adversary.preset, settings.adversary.radius_slope = preset, radius  # type: ignore[assignment]
-    step = build_step(settings, "net", build_generator(settings), Processes(0, 1, torch.device("cpu")))
+    step = build_step(settings, "net", build_generator(settings), ProcessGroup(0, 1, torch.device("cpu")))
     assert step.degradation.smallest_slope == step.adversary.ball.smallest_slope == pytest.approx(smallest)
 
 
@@ -83,7 +83,7 @@ def test_the_choice_reaches_every_network() -> None:
     generator = build_generator(settings)
     assert {one.impl for one in generator.modules() if hasattr(one, "impl")} == {"reference"}
     settings.loss.vgg_weights, settings.loss.gan = "random", 0
-    step = build_step(settings, "gan", generator, Processes(0, 1, torch.device("cpu")))
+    step = build_step(settings, "gan", generator, ProcessGroup(0, 1, torch.device("cpu")))
     assert step.objective.vgg is not None
     assert {step.degradation.impl, step.objective.impl, step.objective.vgg.impl} == {"reference"}
     assert set(ops.ops_used(settings, torch.device("cpu")).values()) == {"reference"}
