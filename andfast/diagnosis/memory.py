@@ -25,7 +25,7 @@ from andfast.config.schema import Stage, TrainConfig
 from andfast.data.images import FORMATS
 from andfast.data.sources import SourceFile
 from andfast.training.build import build_generator, build_step, records_ascent
-from andfast.training.distributed import Processes
+from andfast.training.distributed import ProcessGroup
 
 _ADAM_STATES: Final = 2
 _HEADERS: Final = 2000  # pictures of which the size is read; a larger set is extrapolated from so many
@@ -71,7 +71,7 @@ def step_memory(config: TrainConfig, stage: Stage) -> StepMemory:
         loss=replace(config.loss, vgg_weights="random"),
     )
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
-        step = build_step(bare, stage, build_generator(bare), Processes(0, 1, torch.device("meta")))
+        step = build_step(bare, stage, build_generator(bare), ProcessGroup(0, 1, torch.device("meta")))
     step.capture = None
     networks = [one for one in (step.generator, step.discriminator) if one is not None]
     # The meta device knows no autocast, so fake tensors of the right device take over.

@@ -15,7 +15,7 @@ from andfast.nn import DegradationNetwork, RRDBNet, UNetDiscriminator, VGGDiscri
 from andfast.nn.interpolation_start import start_as_interpolation
 from andfast.nn.weights import generator_from_weights
 from andfast.training.cuda_graph import CUDAGraphBackend, CUDAGraphCallable
-from andfast.training.distributed import Processes
+from andfast.training.distributed import ProcessGroup
 from andfast.training.logging import say
 from andfast.training.profiling import StepTimer
 from andfast.training.step import TrainingStep
@@ -138,7 +138,7 @@ def build_sharing(config: TrainConfig) -> ReuseOptions:
     return ReuseOptions(settings.closed_form_first_step, settings.hr_features, settings.cast_weights, shared)
 
 
-def build_step(config: TrainConfig, stage: Stage, generator: nn.Module, group: Processes) -> TrainingStep:
+def build_step(config: TrainConfig, stage: Stage, generator: nn.Module, group: ProcessGroup) -> TrainingStep:
     """Everything that a step of this stage needs, on this process's device."""
     device = group.device
     memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
@@ -200,6 +200,6 @@ def build_step(config: TrainConfig, stage: Stage, generator: nn.Module, group: P
             watch=step.frozen_tensors,
             check=True,
             required=config.cuda_graph is True,
-            tell=lambda message: say(f"stage {stage}: the ascent as a CUDA graph: {message}", enabled=group.first),
+            tell=lambda message: say(f"stage {stage}: the ascent as a CUDA graph: {message}", enabled=group.is_main),
         )
     return step

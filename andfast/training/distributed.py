@@ -1,4 +1,4 @@
-"""The processes of a run: one alone, or those that torchrun started."""
+"""The process group of a run: a single process, or the ranks that torchrun started."""
 
 import os
 from collections.abc import Iterator
@@ -12,32 +12,32 @@ from torch.nn.parallel import DistributedDataParallel
 
 
 @dataclass(frozen=True)
-class Processes:
-    """This process among those that train together."""
+class ProcessGroup:
+    """This process's rank, the number of processes, and its device."""
 
     rank: int
     world_size: int
     device: torch.device
 
     @property
-    def first(self) -> bool:
-        """Whether this one writes files and talks."""
+    def is_main(self) -> bool:
+        """Whether this is rank 0, which writes files and logs."""
         return self.rank == 0
 
-    def average(self, values: Tensor) -> Tensor:
-        """The mean over all processes, in place; NaN anywhere is NaN everywhere."""
+    def all_reduce_mean(self, values: Tensor) -> Tensor:
+        """Average ``values`` over all ranks in place; a NaN on any rank is a NaN on every rank."""
         if self.world_size > 1:
             dist.all_reduce(values)
             values /= self.world_size
         return values
 
-    def wait(self) -> None:
-        """Return once all processes have come here."""
+    def barrier(self) -> None:
+        """Block until every rank has reached this point."""
         if self.world_size > 1:
             dist.barrier()
 
     def parallel(self, module: nn.Module) -> nn.Module:
-        """The module, averaging its gradients over all processes; buffers stay each process's own."""
+        """Wrap ``module`` in DistributedDataParallel; buffers stay local to each rank."""
         if self.world_size == 1:
             return module
         ids = [self.device.index] if self.device.type == "cuda" else None
@@ -45,31 +45,32 @@ class Processes:
 
 
 @contextmanager
-def processes(device: str) -> Iterator[Processes]:
-    """Join the processes that torchrun started (its environment variables say so), or stand alone.
+def process_group(device: str) -> Iterator[ProcessGroup]:
+    """Initialize the process group from torchrun's environment variables, or a group of one without them.
 
     Args:
-        device: "cpu" (gloo) or "cuda" (NCCL, one GPU a process).
+        device: "cpu" (gloo) or "cuda" (NCCL, one GPU per process).
+
+    Raises:
+        RuntimeError: torchrun started more processes than there are GPUs.
     """
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     if world_size == 1:
-        yield Processes(
-            0,
-            1,
-            torch.device(device, torch.cuda.current_device()) if device == "cuda" else torch.device(device),
+        yield ProcessGroup(
+            0, 1, torch.device("cuda", torch.cuda.current_device()) if device == "cuda" else torch.device(device)
         )
         return
-    local = int(os.environ["LOCAL_RANK"])
+    local_rank = int(os.environ["LOCAL_RANK"])
     if device == "cuda":
-        if local >= torch.cuda.device_count():
+        if local_rank >= torch.cuda.device_count():
             raise RuntimeError(
                 f"--nproc_per_node must be at most the number of GPUs, {torch.cuda.device_count()}, "
-                f"but there is a process of local rank {local}"
+                f"but there is a process of local rank {local_rank}"
             )
-        torch.cuda.set_device(local)
-    place = torch.device(device, local) if device == "cuda" else torch.device(device)
-    dist.init_process_group("nccl" if device == "cuda" else "gloo", device_id=place if device == "cuda" else None)
+        torch.cuda.set_device(local_rank)
+    rank_device = torch.device("cuda", local_rank) if device == "cuda" else torch.device(device)
+    dist.init_process_group("nccl" if device == "cuda" else "gloo", device_id=rank_device if device == "cuda" else None)
     try:
-        yield Processes(dist.get_rank(), dist.get_world_size(), place)
+        yield ProcessGroup(dist.get_rank(), dist.get_world_size(), rank_device)
     finally:
         dist.destroy_process_group()

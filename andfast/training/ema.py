@@ -1,4 +1,4 @@
-"""The exponential moving average (EMA) of G's weights, which is what a run saves and validates."""
+"""Exponential moving average (EMA) of G's weights; a run validates and saves the average."""
 
 import copy
 
@@ -7,15 +7,15 @@ from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 
-class WeightAverage:
-    """A copy of a module whose parameters follow the module's: ``average = decay * average + (1 - decay) * new``.
+class EMA:
+    """Maintains ``ema = decay * ema + (1 - decay) * parameter`` for every parameter of a module.
 
     Args:
-        module: on its device already.
-        decay: from 0, which makes the average the module's own weights, to below 1.
+        module: the module to average, already on its device.
+        decay: in [0, 1); 0 tracks the module's weights exactly.
 
     Attributes:
-        module: the averaged copy, in eval mode, without gradients.
+        module: copy with the averaged weights, in eval mode, with ``requires_grad`` off.
     """
 
     def __init__(self, module: nn.Module, decay: float) -> None:
@@ -24,7 +24,7 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self, module: nn.Module) -> None:
-        """Take in the module's weights after an optimizer step; its buffers are copied."""
+        """Update the average after an optimizer step; buffers are copied."""
         self._update(list(self.module.parameters()), list(module.parameters()), None)
-        for ours, theirs in zip(self.module.buffers(), module.buffers(), strict=True):
-            ours.copy_(theirs)
+        for averaged, buffer in zip(self.module.buffers(), module.buffers(), strict=True):
+            averaged.copy_(buffer)

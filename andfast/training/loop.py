@@ -33,7 +33,7 @@ from andfast.training.checkpoint import (
     seed_everything,
     weights_path,
 )
-from andfast.training.distributed import Processes, processes
+from andfast.training.distributed import ProcessGroup, process_group
 from andfast.training.failure import NonFiniteLossError, dump_failure
 from andfast.training.logging import MetricsLog, Progress, say, write_run_info
 from andfast.training.ops import check_ops, ops_used
@@ -57,19 +57,19 @@ def run(config: TrainConfig, options: RunOptions) -> None:
         NonFiniteLossError: a loss became infinite or NaN; the weights are those from before the step.
         ValueError, OSError, CheckpointError: what was asked for cannot be done; the text says why.
     """
-    with processes(resolve_device(config.device)) as group, GracefulStop() as stop:
+    with process_group(resolve_device(config.device)) as group, GracefulStop() as stop:
         Run(config, options, group, stop).go()
 
 
 class Run:
     """The state of a run between its stages."""
 
-    def __init__(self, config: TrainConfig, options: RunOptions, group: Processes, stop: GracefulStop) -> None:
+    def __init__(self, config: TrainConfig, options: RunOptions, group: ProcessGroup, stop: GracefulStop) -> None:
         self.config, self.options, self.group, self.stop = config, options, group, stop
         self.output = config.output
-        if group.first:
+        if group.is_main:
             open_run(self.output, resume=options.resume, overwrite=options.overwrite)
-        group.wait()
+        group.barrier()
         folder = latest(self.output) if options.resume else None
         self.checkpoint: Checkpoint | None = load_checkpoint(folder) if folder is not None else None
         seed_everything(config.seed)
@@ -83,7 +83,7 @@ class Run:
 
     def go(self) -> None:
         """Run what is left of the stages."""
-        write_run_info(self.output, self.config, device=str(self.group.device), enabled=self.group.first)
+        write_run_info(self.output, self.config, device=str(self.group.device), enabled=self.group.is_main)
         self.say("ops: " + ", ".join(f"{op} {impl}" for op, impl in self.summary.ops.items()))
         if seconds := check_ops(self.config, self.group.device):
             self.say(f"ops: self-test against float64 passed in {seconds:.1f} s")
@@ -92,17 +92,17 @@ class Run:
             start = (self.checkpoint.stage, self.checkpoint.step)
             self.say(f"going on after step {self.checkpoint.step} of stage {self.checkpoint.stage}")
         with MetricsLog(
-            self.output, tensorboard=self.config.tensorboard, resume_from=start, enabled=self.group.first
+            self.output, tensorboard=self.config.tensorboard, resume_from=start, enabled=self.group.is_main
         ) as log:
             for stage in self.config.stages:
                 if self.checkpoint is None or position(stage, 0) >= position(self.checkpoint.stage, 0):
                     self._run_stage(stage, log)
-        if self.group.first and self.summary.stages:
+        if self.group.is_main and self.summary.stages:
             self.say(table(self.summary, self.output))
 
     def say(self, message: str) -> None:
         """Print, on the first process only."""
-        say(message, enabled=self.group.first)
+        say(message, enabled=self.group.is_main)
 
     # ------------------------------------------------------------------------------------------------ before a stage
 
@@ -130,7 +130,7 @@ class Run:
     def _pack(self) -> PackedImages:
         data = self.config.data
         folder = data.pack or self.output / "data"
-        if self.group.first:
+        if self.group.is_main:
             report = pack_images(
                 data.train,
                 folder,
@@ -139,12 +139,12 @@ class Run:
                 exclude=data.exclude,
             )
             self.say(str(report))
-        self.group.wait()
+        self.group.barrier()
         return PackedImages(folder)
 
     def _validation_set(self) -> ValidationSet | None:
         settings = self.config.validation
-        if not settings.hr or not self.group.first:
+        if not settings.hr or not self.group.is_main:
             return None
         if settings.lr is not None:
             return ValidationSet.from_pairs(
@@ -195,7 +195,7 @@ class Run:
         if state.done < total:
             with (
                 self._batches(state) as batches,
-                Progress(stage, total, done=state.done, enabled=self.group.first) as bar,
+                Progress(stage, total, done=state.done, enabled=self.group.is_main) as bar,
             ):
                 while state.done < total:
                     self._step(state, batches, log, bar, total)
@@ -224,7 +224,7 @@ class Run:
         found = state.gradients(hr)
         found["stop"] = torch.full((), float(self.stop.requested), device=self.group.device)  # a fill, not a copy
         local = torch.stack([value.float() for value in found.values()])
-        means = self.group.average(local.clone())
+        means = self.group.all_reduce_mean(local.clone())
         values = dict(zip(found, means.tolist(), strict=True))  # the one time that a step waits for the device
         stop = values.pop("stop") > 0
         if (name := first_nonfinite({key: one for key, one in values.items() if key in _LOSSES})) is not None:
@@ -271,7 +271,7 @@ class Run:
         assert self.validation is not None
         settings = self.config.validation
         border = self.config.scale if settings.crop_border is None else settings.crop_border
-        network = state.average.module
+        network = state.ema.module
         lr, hr = input_images(self.validation), self.validation.hr
         with state.step.mixed(next(network.parameters())):
             sr = restore(network, lr)
@@ -291,8 +291,8 @@ class Run:
             self._save_weights(state, best=True)
 
     def _save(self, state: StageState, log: MetricsLog) -> None:
-        self.group.wait()
-        if not self.group.first:
+        self.group.barrier()
+        if not self.group.is_main:
             return
         log.sync()
         self._save_weights(state)
@@ -318,7 +318,7 @@ class Run:
             "step": str(state.done),
             "andfast": __version__,
         }
-        return save_stage_weights(self.output, state.name, state.average.module, metadata, best=best)
+        return save_stage_weights(self.output, state.name, state.ema.module, metadata, best=best)
 
     def _fail(self, state: StageState, hr: list[Tensor], name: str, values: dict[str, float], log: MetricsLog) -> None:
         """Save what led to a loss that is not finite, and the weights from before it; then raise."""
@@ -350,18 +350,18 @@ class Run:
 
     def _end_stage(self, state: StageState, log: MetricsLog) -> None:
         """The stage's weights, numbers and pictures."""
-        if self.group.first:
+        if self.group.is_main:
             self._save_weights(state)
             self.summary.add_stage(state.name, state.done, state.seconds, state.waited)
             if self.validation is not None:
                 sheet = self.output / "sheet.png"
-                quality = held_out_quality(self.config, state.step, state.average.module, self.validation, sheet)
+                quality = held_out_quality(self.config, state.step, state.ema.module, self.validation, sheet)
                 self.summary.stages[state.name]["psnr_y"] = quality
                 self.summary.psnr_y = quality
             log.sync()
             draw_curve(self.output)
             self.summary.write(self.output / "summary.json")
-        self.group.wait()
+        self.group.barrier()
 
 
 _LOSSES = ("loss", "l1", "perceptual", "gan", "loss_clean", "discriminator")

@@ -13,7 +13,7 @@ import torch
 from andfast.config.checks import resolve_device
 from andfast.config.parsing import load
 from andfast.training.build import build_generator
-from andfast.training.distributed import Processes
+from andfast.training.distributed import ProcessGroup
 from andfast.training.failure import load_failure
 from andfast.training.state import StageState
 from andfast.training.step import first_nonfinite
@@ -33,7 +33,7 @@ def replay(path: Path, device: str = "auto") -> dict[str, float]:
         config = load(file)
     config.init_weights = None  # the dump has the weights
     place = torch.device(resolve_device(device))
-    state = StageState(config, failure["stage"], build_generator(config), Processes(0, 1, place))
+    state = StageState(config, failure["stage"], build_generator(config), ProcessGroup(0, 1, place))
     for name, network in state.trained().items():
         network.load_state_dict(contents["weights"][name])
     state.done = failure["step"] - 1

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from andfast.config.schema import Stage, TrainConfig
 from andfast.training.build import build_step
 from andfast.training.checkpoint import Checkpoint, restore_rng_state, rng_state
-from andfast.training.distributed import Processes
-from andfast.training.ema import WeightAverage
+from andfast.training.distributed import ProcessGroup
+from andfast.training.ema import EMA
 from andfast.training.step import TrainingStep
 
 
@@ -31,7 +31,7 @@ class StageState:
         seconds, waited: wall-clock time of these steps, and how much of it they waited for data.
     """
 
-    def __init__(self, config: TrainConfig, stage: Stage, generator: nn.Module, group: Processes) -> None:
+    def __init__(self, config: TrainConfig, stage: Stage, generator: nn.Module, group: ProcessGroup) -> None:
         settings = config.net if stage == "net" else config.gan
         self.name = stage
         self.done = 0
@@ -40,7 +40,7 @@ class StageState:
         self.waited = 0.0
         self._logged = (0, 0.0)
         self.step: TrainingStep = build_step(config, stage, generator, group)
-        self.average = WeightAverage(self.step.generator, config.ema_decay)
+        self.ema = EMA(self.step.generator, config.ema_decay)
         self.scaler = torch.amp.GradScaler(group.device.type, enabled=config.precision == "fp16")
         self.step.scale_loss = self.scaler.scale
         fused = group.device.type == "cuda"
@@ -71,7 +71,7 @@ class StageState:
         for optimizer in self.optimizers.values():
             self.scaler.step(optimizer)
         self.scaler.update()
-        self.average.update(self.step.generator)
+        self.ema.update(self.step.generator)
         self.done += 1
 
     def since_last_log(self) -> tuple[int, float]:
@@ -104,12 +104,12 @@ class StageState:
 
     def weights(self) -> dict[str, Mapping[str, Tensor]]:
         """The weights that a checkpoint holds."""
-        networks = {**self.trained(), "generator_ema": self.average.module}
+        networks = {**self.trained(), "generator_ema": self.ema.module}
         return {name: network.state_dict() for name, network in networks.items()}
 
     def load(self, checkpoint: Checkpoint) -> None:
         """Go on from a checkpoint of this stage."""
-        for name, network in {**self.trained(), "generator_ema": self.average.module}.items():
+        for name, network in {**self.trained(), "generator_ema": self.ema.module}.items():
             network.load_state_dict(checkpoint.weights[name])
         for name, optimizer in self.optimizers.items():
             optimizer.load_state_dict(checkpoint.state["optimizers"][name])

@@ -30,7 +30,7 @@ from andfast.functional.selftest import SelfTestResult
 from andfast.nn import RRDBNet
 from andfast.nn.weights import save_weights
 from andfast.training.build import build_generator, build_step
-from andfast.training.distributed import Processes
+from andfast.training.distributed import ProcessGroup
 
 
 @pytest.fixture
@@ -243,7 +243,7 @@ def test_what_cannot_be_reached() -> None:
 def test_the_estimate_is_near_a_real_step(config: TrainConfig, stage: str, precision: str) -> None:
     config = replace(config, precision=precision)
     estimated = step_memory(config, stage)
-    step = build_step(config, stage, build_generator(config), Processes(0, 1, torch.device("cpu")))
+    step = build_step(config, stage, build_generator(config), ProcessGroup(0, 1, torch.device("cpu")))
     step.stopwatch = None
     networks = [one for one in (step.generator, step.discriminator) if one is not None]
     for parameter in (one for network in networks for one in network.parameters()):

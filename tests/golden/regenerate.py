@@ -18,7 +18,7 @@ from andfast.adversary.objective import Objective
 from andfast.losses import GANLoss, PerceptualLoss
 from andfast.nn import DegradationNetwork, RRDBNet, UNetDiscriminator, VGGDiscriminator
 from andfast.training.build import compile_networks
-from andfast.training.ema import WeightAverage
+from andfast.training.ema import EMA
 from andfast.training.step import TrainingStep
 from andfast.training.step_settings import AttackSettings, RankInfo, ReuseOptions
 
@@ -116,7 +116,7 @@ def _stage(
     ascent_steps: int = 5,
     recovered: bool = False,
 ) -> dict[str, list[float]]:
-    average = WeightAverage(generator, 0.9)
+    average = EMA(generator, 0.9)
     ball = PRESETS["calibrated"].ball_for(size, size)
     adversary = AttackSettings(ball, steps=ascent_steps, channels=8, chunk_size=chunk_size)
     dtype = next(generator.parameters()).dtype
