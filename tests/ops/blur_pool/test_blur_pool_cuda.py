@@ -129,7 +129,7 @@ def test_builds_and_fits_both_architectures(tmp_path):
     if "asks for the CUDA part: " in said:
         pytest.skip(said.strip().splitlines()[-1])  # a toolkit of another version
     assert done.returncode == 0, said[-5000:]
-    found = KERNEL.findall(said)
+    found = [kernel for kernel in KERNEL.findall(said) if "convolution" not in kernel[0]]
     assert {arch for _, arch, *_ in found} == {"sm_80", "sm_90"}
     assert len(found) == 2 * KERNELS
     for name, arch, stack, spilled, registers in found:

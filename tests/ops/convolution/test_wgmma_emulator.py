@@ -1,0 +1,288 @@
+"""The sm_90a convolution kernels (TMA, wgmma), run on the CPU by the emulator: the kernels' own code, thread by thread.
+
+Beside what test_convolution_emulator.py lists, a run fails on: products that read a stage which a copy may overwrite,
+accumulators that are touched while a product is in flight, barriers with wrong counts, copies to places that the
+swizzle does not fit, registers that the CTA does not have, global memory that is read before the previous kernel is
+complete. Copies complete as late as they may, at once, or at random times.
+"""
+
+import ctypes
+import random
+import shutil
+
+import pytest
+import torch
+from convolution_emulator import COMPILER, SOURCES, Case, compiled, run
+from convolution_structs import (
+    GRADIENT_BY_SIGNS,
+    GRADIENT_BY_VALUES,
+    LEAKY_RELU,
+    NO_ACTIVATION,
+    NO_RESAMPLING,
+    UPSAMPLE,
+    UPSAMPLE_ADJOINT,
+    shape_of,
+)
+
+pytestmark = pytest.mark.skipif(shutil.which(COMPILER) is None, reason="needs a C++ compiler")
+DRIVER = "run_wgmma.cpp"
+LATE, EARLY, MIXED = range(3)
+MAX_SHARED_BYTES = 227 * 1024
+
+# G's convolutions and their gradients to the input, at small sizes
+LAYERS = {
+    f"growth {k}": Case((64, *[32 * k] * (k > 0)), 32, 11, 64, in_place=k > 0, store_signs=k % 2 == 1) for k in range(4)
+} | {
+    f"growth {k} backward": Case(
+        (64, *[96 - 32 * k] * (k < 3)), 32, 9, 20, in_place=k < 3, transposed=True, bias=False, activation=activation
+    )
+    for k, activation in enumerate([GRADIENT_BY_SIGNS, GRADIENT_BY_VALUES] * 2)
+} | {
+    "last of a block": Case((64, 128), 64, 35, 18, activation=NO_ACTIVATION, scale=0.2, residual=True),
+    "last of an RRDB": Case((64, 128), 64, 9, 33, activation=NO_ACTIVATION, scale=0.04, residual=True, outer=True),
+    "block backward": Case((64, 128), 64, 18, 9, activation=NO_ACTIVATION, transposed=True, bias=False, residual=True),
+    "one buffer": Case((192,), 64, 17, 10, activation=NO_ACTIVATION, scale=0.2, residual=True, beside=1),
+    "conv_body": Case((64,), 64, 40, 17, activation=NO_ACTIVATION, residual=True),
+    "conv_up": Case((64,), 64, 17, 18, images=2, resampling=UPSAMPLE, store_signs=True),
+    "conv_up backward": Case(
+        (64,), 64, 34, 17, resampling=UPSAMPLE_ADJOINT, transposed=True, bias=False, activation=GRADIENT_BY_VALUES
+    ),
+    "conv_hr": Case((64,), 64, 20, 36, store_signs=True),
+    "conv_hr backward": Case((64,), 64, 33, 20, transposed=True, bias=False, activation=GRADIENT_BY_SIGNS),
+}  # fmt: skip
+
+
+def problems_of(case: Case, library: ctypes.CDLL, completion: int, *, strict: bool) -> dict[str, object]:
+    library.set_schedule(completion, strict)
+    return run(case, library).problems()
+
+
+def check(case: Case, completion: int = LATE, *, strict: bool = False) -> None:
+    problems = problems_of(case, compiled(DRIVER), completion, strict=strict)
+    assert not problems, (problems, case, completion, strict)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
+@pytest.mark.parametrize("name", LAYERS)
+def test_layers_of_g(name, dtype):
+    case = LAYERS[name]
+    case.dtype = dtype
+    check(case, MIXED if dtype == torch.float16 else LATE, strict=dtype == torch.float16)
+
+
+@pytest.mark.parametrize("order", range(3), ids=["first warp first", "last warp first", "random"])
+@pytest.mark.parametrize("completion", [LATE, EARLY, MIXED], ids=["late", "early", "mixed"])
+def test_schedules(completion, order):
+    """Several tiles pass through each CTA, so the ring of stages goes round."""
+    for case in [
+        Case((64, 32), 32, 17, 66, images=2, multiprocessors=1, order=order, seed=order),
+        Case((64, 64), 64, 33, 17, multiprocessors=1, order=order, seed=order),
+        Case((64,), 64, 17, 17, resampling=UPSAMPLE, multiprocessors=1, order=order, seed=order),
+        Case((64,), 64, 33, 17, resampling=UPSAMPLE_ADJOINT, multiprocessors=1, order=order, seed=order),
+    ]:
+        check(case, completion, strict=True)
+
+
+# One pixel, one row, whole tiles and one pixel more; 62 columns from tile to tile
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 2), (2, 31), (8, 64), (9, 65), (7, 66), (1, 126), (1, 127)])
+def test_sizes_of_growth(height, width):
+    check(Case((40, 32), 32, height, width, images=2, multiprocessors=1))
+
+
+@pytest.mark.parametrize("resampling", [NO_RESAMPLING, UPSAMPLE, UPSAMPLE_ADJOINT], ids=["none", "up", "adjoint"])
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 33), (16, 16), (32, 16), (33, 17)])
+def test_sizes_of_64_outputs(height, width, resampling):
+    check(Case((32,), 64, height, width, images=2, multiprocessors=1, resampling=resampling))
+
+
+def random_case(seed: int) -> Case:
+    r = random.Random(seed)
+    out = r.choice([32, 64])
+    resampling = r.choice([NO_RESAMPLING, UPSAMPLE, UPSAMPLE_ADJOINT]) if out == 64 else NO_RESAMPLING
+    two = [(64, 32), (64, 64), (40, 8), (32, 72), (64, 128)]
+    sources = r.choice([(32,), (64,)] if resampling != NO_RESAMPLING else [(32,), (56,), (64,), (160,), *two])
+    activation = r.choice([NO_ACTIVATION, LEAKY_RELU, LEAKY_RELU, GRADIENT_BY_VALUES, GRADIENT_BY_SIGNS])
+    return Case(
+        sources=sources,
+        out=out,
+        height=r.randint(1, 40),
+        width=r.choice([r.randint(1, 40), r.randint(60, 68), r.randint(122, 130)]) if out == 32 else r.randint(1, 40),
+        images=r.randint(1, 3),
+        dtype=r.choice([torch.bfloat16, torch.float16]),
+        resampling=resampling,
+        transposed=r.random() < 0.5,
+        in_place=resampling == NO_RESAMPLING and r.random() < 0.5,
+        beside=r.randint(0, 2),
+        bias=r.random() < 0.7,
+        activation=activation,
+        store_signs=r.random() < 0.5,
+        scale=r.choice([1.0, 0.2]),
+        residual=r.random() < 0.5,
+        outer=r.random() < 0.3,
+        multiprocessors=r.choice([1, 2, 5]),
+        order=r.randint(0, 2),
+        seed=seed,
+    )
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_random_problems(seed):
+    check(random_case(seed), seed % 3, strict=seed % 2 == 0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("block", range(10))
+def test_many_random_problems(block):
+    for seed in range(1000 + 30 * block, 1030 + 30 * block):
+        check(random_case(seed), seed % 3, strict=seed % 2 == 0)
+
+
+# ----------------------------------------------------------------------------------- The emulator notices what is wrong
+
+GROW = Case((64, 32), 32, 17, 66, multiprocessors=1)
+WIDE = Case((64, 128), 64, 33, 17, multiprocessors=1, residual=True, activation=GRADIENT_BY_VALUES)
+UP = Case((64,), 64, 17, 17, resampling=UPSAMPLE, multiprocessors=1)
+DOWN = Case((64,), 64, 33, 17, resampling=UPSAMPLE_ADJOINT, multiprocessors=1)
+P, R, T = "sm90_pipeline.cuh", "sm90_rows.cuh", "sm90_taps.cuh"
+L = "sm90_layout.h"
+# name: file, (before, after) of each change, case
+MUTANTS = {
+    # stages and barriers
+    "a stage is released too early, rows": (R, [("wgmma_wait<1>();", "")], GROW),
+    "a stage is released too early, taps": (T, [("wgmma_wait<1>();", "")], WIDE),
+    "stages are released after the first phase": (T, [("if (column_parity == 0) return;", "")], UP),
+    "sums are read in flight, rows": (R, [("wgmma_wait<0>();", "wgmma_wait<1>();")], GROW),
+    "sums are read in flight, taps": (T, [("wgmma_wait<0>();", "wgmma_wait<1>();")], WIDE),
+    "no fence before the products": (R, [("  wgmma_fence();\n", "")], GROW),
+    "one warp's arrival too few": (P, [("ring.empty(s), consumer_warps)", "ring.empty(s), consumer_warps - 1)")], GROW),
+    "one warp speaks for its warpgroup": (
+        P, [("ring.empty(s), consumer_warps)", "ring.empty(s), consumer_warps / 4)")], GROW,
+        (R, [("if (lane == 0) mbarrier_arrive(ring.empty", "if (threadIdx.x % 128 == 0) mbarrier_arrive(ring.empty")]),
+    ),
+    "the producer does not wait": (P, [("mbarrier_wait(ring.empty(ring.stage), ring.parity ^ 1);", "")], WIDE),
+    "consumers do not wait": (R, [("mbarrier_wait(ring.full(ring.stage), ring.parity);", "")], GROW),
+    "parity never changes": (P, [("parity ^= 1;", "")], WIDE),
+    "fewer bytes are expected": (P, [("full, pixel_bytes +", "full, pixel_bytes - 64 +")], GROW),
+    "weights are not expected": (P, [("(bring_weights ? weight_bytes : 0)", "0")], WIDE),
+    "barriers are not fenced": (P, [("    mbarrier_init_fence();\n", "")], GROW),
+    "nobody lets the second half begin": (R, [("mbarrier_arrive(ring.order());", "")], GROW),
+    "weights are never brought": (P, [("!plan.resident || t == range.first", "!plan.resident")], GROW),
+    "the previous kernel is not waited for": (T, [("  wait_for_previous_kernel();\n", "")], WIDE),
+    "more registers than there are": (R, [("take_registers<240>", "take_registers<248>")], GROW),
+    # places
+    "tiles begin a row too low": (R, [("tile.row * Rows::kHeight - 1", "tile.row * Rows::kHeight")], GROW),
+    "tiles begin a column too far right": (T, [("tile.column * T::kWidth - 1", "tile.column * T::kWidth")], WIDE),
+    "taps are transposed": (
+        T, [("tap / kSide * T::kPitch + tap % kSide", "tap % kSide * T::kPitch + tap / kSide")], WIDE,
+    ),
+    "the group's stride is off": (T, [("T::kPitch * kRowBytes);", "(T::kPitch - 2) * kRowBytes);")], WIDE),
+    "weights are not swizzled": ("sm90_launch.h", [("kUnitChannels ^ (row >> 1 & 3)", "kUnitChannels")], GROW),
+    "weights in plain order": (L, [("return 8 * (r % 8 / 2) + 2 * (r / 8) + r % 2;", "return r;")], GROW),
+    "two tiles write a column": (R, [("tile.column > 0 ? 1 : 0", "0")], GROW),
+    "no tile writes a column": (R, [("Rows::kColumns - 1 : p.width", "Rows::kColumns - 2 : p.width")], GROW),
+    "rows below the image are written": (R, [("y >= p.height ? 0 : ", "")], GROW),
+    "the wrong lane gives the column before": (R, [("g == 7 ? wrapped", "g == 6 ? wrapped")], GROW),
+    "lanes of a pair keep the other row": (T, [("value[v] = odd ? received", "value[v] = !odd ? received")], WIDE),
+    "halves of sums are exchanged": (T, [("high << 16 | (low & 0xFFFFu)", "low << 16 | (high & 0xFFFFu)")], WIDE),
+    "signs of another pixel": (T, [("positive[i / 4] >> (8 * (i % 4))", "positive[i / 4] >> (8 * (i % 2))")], WIDE),
+    "the residual of another pixel": (T, [("first + (i + 1) * step, channel", "first + i * step, channel")], WIDE),
+    "a phase of another row": (T, [("phase / 2) * p.width * kStep", "phase % 2) * p.width * kStep")], UP),
+    "windows of the wrong parity": ("mma_tile.h", [("? phase : 1 - phase", "? phase : phase")], DOWN),
+    "parities of rows and columns exchanged": (T, [("phase % 2 * pixel_stride", "phase / 2 * pixel_stride")], DOWN),
+}  # fmt: skip
+FAST = ("one warp speaks for its warpgroup", "stages are released after the first phase", "the group's stride is off")
+
+
+def mutated(folder, changes) -> ctypes.CDLL:
+    shutil.copytree(SOURCES, folder)
+    for file, replacements in changes:
+        text = (folder / file).read_text()
+        for before, after in replacements:
+            assert before in text, f"{file} has no {before!r}"
+            text = text.replace(before, after)
+        (folder / file).write_text(text)
+    return compiled(DRIVER, folder, "-O1", "-DANDFAST_ONLY_BFLOAT16")
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in MUTANTS]
+)
+def test_injected_bugs_are_caught(name, tmp_path):
+    file, replacements, case, *more = MUTANTS[name]
+    library = mutated(tmp_path / "convolution", [(file, replacements), *more])
+    assert any(problems_of(case, library, completion, strict=True) for completion in (LATE, MIXED, EARLY))
+
+
+# --------------------------------------------------------------------------------------------------------------- Counts
+
+
+# shape: resident weights, stages, chunks
+PLANS = {
+    ((64,), 32, NO_RESAMPLING): (1, 4, 2),
+    ((64, 32), 32, NO_RESAMPLING): (1, 4, 3),
+    ((64, 64), 32, NO_RESAMPLING): (1, 3, 4),
+    ((64, 96), 32, NO_RESAMPLING): (1, 3, 5),
+    ((64, 128), 64, NO_RESAMPLING): (0, 3, 6),
+    ((64,), 64, NO_RESAMPLING): (1, 3, 2),
+    ((64,), 64, UPSAMPLE): (1, 4, 2),
+    ((64,), 64, UPSAMPLE_ADJOINT): (1, 2, 8),
+}
+
+
+@pytest.mark.parametrize(("sources", "out", "resampling"), PLANS)
+def test_plans_of_g(sources, out, resampling):
+    numbers = (ctypes.c_int64 * 4)()
+    compiled(DRIVER).plan_of(ctypes.byref(shape_of(torch.bfloat16, sources, out, resampling, False)), numbers)
+    assert tuple(numbers)[:3] == PLANS[sources, out, resampling]
+    assert numbers[3] <= MAX_SHARED_BYTES
+
+
+@pytest.mark.parametrize(
+    ("sources", "out", "resampling", "supported"),
+    [
+        *((*shape, True) for shape in PLANS),
+        ((64, 192), 32, NO_RESAMPLING, True),
+        ((64, 224), 32, NO_RESAMPLING, False),  # weights and two stages do not fit
+        ((1024,), 64, NO_RESAMPLING, True),  # weights are streamed
+        ((96,), 64, UPSAMPLE, False),
+        ((96,), 64, UPSAMPLE_ADJOINT, False),
+        ((40,), 64, UPSAMPLE_ADJOINT, False),
+        ((64, 64), 64, UPSAMPLE, False),
+        ((8,), 64, NO_RESAMPLING, False),
+        ((64,), 48, NO_RESAMPLING, False),
+        ((64,), 3, NO_RESAMPLING, False),
+    ],
+)
+def test_what_is_supported(sources, out, resampling, supported):
+    library = compiled(DRIVER)
+    library.supports_shape.restype = ctypes.c_bool
+    shape = shape_of(torch.float16, sources, out, resampling, False)
+    assert library.supports_shape(ctypes.byref(shape)) == supported
+    shape.per_image_weights = True
+    assert not library.supports_shape(ctypes.byref(shape))
+
+
+def test_counts_of_a_growth_convolution():
+    """No product is wasted at a width of 64, a tile is copied once with the rows above and below, weights once."""
+    case = Case((64, 32), 32, 64, 64, multiprocessors=1, in_place=True)
+    report = run(case, compiled(DRIVER)).report
+    assert report.tiles == 8
+    assert report.products * 64 * 96 * 16 == 64 * 64 * 96 * 32 * 9
+    assert report.loads == report.products * (64 + 96) * 32  # bytes of shared memory that wgmma reads
+    assert report.copied_bytes == (9 + 6 * 10 + 9) * 64 * 96 * 2 + 96 * 32 * 9 * 2
+
+
+def test_counts_of_64_outputs():
+    case = Case((64,), 64, 64, 32, multiprocessors=1)
+    report = run(case, compiled(DRIVER)).report
+    assert report.tiles == 4
+    assert report.products * 64 * 128 * 16 == 64 * 32 * 64 * 64 * 9
+    assert report.loads == report.products * (64 + 128) * 32
+    assert report.copied_bytes == 66 * 34 * 64 * 2 + 64 * 64 * 9 * 2
+
+
+@pytest.mark.parametrize("resampling", [UPSAMPLE, UPSAMPLE_ADJOINT], ids=["up", "adjoint"])
+def test_upsampling_costs_four_taps(resampling):
+    case = Case((64,), 64, 32, 32, multiprocessors=1, resampling=resampling)
+    report = run(case, compiled(DRIVER)).report
+    assert report.products * 64 * 128 * 16 == 64 * 64 * 64 * 64 * 4
