@@ -1,25 +1,30 @@
-# make help lists what there is. PYTHON=/path/to/python3.11 chooses the interpreter, JOBS the processes that test.
+# make help lists the targets. PYTHON=/path/to/python3.11 selects the interpreter, JOBS the number of test processes.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-newest demo test test-newest bench gpu-check roofline docs-results clean
+.PHONY: help setup setup-newest demo check test test-newest bench gpu-check roofline docs-results clean
 
 JOBS ?= 2
 PYTEST_ARGS ?=
 GPU_CHECK_ARGS ?=
+CHECKED ?= tests/adversary tests/config tests/training tests/nn tests/project/test_language.py
 ROOFLINE_ARGS ?=
 export PYTHON
 
-help: ## this list
+help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
-setup: ## a virtual environment in .venv: pinned packages, the extension built
+setup: ## create .venv with pinned packages and build the extension
 	@bash .ci/setup.sh .venv requirements/reference.txt editable
 
 setup-newest:
 	@bash .ci/setup.sh .venv-newest requirements/newest.txt copy
 
-demo: setup ## train on scikit-image's photographs, both stages; results in runs/demo
+demo: setup ## train both stages on scikit-image's photographs; results in runs/demo
 	.venv/bin/python -m andfast.train --config configs/demo.yaml --output runs/demo --overwrite
+
+check: setup ## lint, types and about a minute of tests, for the working day
+	.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest --benchmark-disable -q -n $(JOBS) -m "not slow and not gpu" $(CHECKED) $(PYTEST_ARGS)
 
 test: setup ## all tests that this machine can run
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest --benchmark-disable -n $(JOBS) $(PYTEST_ARGS)
@@ -28,7 +33,7 @@ test: setup ## all tests that this machine can run
 test-newest: setup-newest ## the fast tests with the newest torch that is supported, in .venv-newest
 	OMP_NUM_THREADS=1 PYTHONSAFEPATH=1 .venv-newest/bin/python -m pytest --benchmark-disable -n $(JOBS) -m "not slow and not gpu" $(PYTEST_ARGS)
 
-bench: setup ## the benchmarks; rows, tables and a picture in runs/benchmarks.*
+bench: setup ## run the benchmarks; rows, tables and a picture in runs/benchmarks.*
 	@mkdir -p runs
 	.venv/bin/python -m pytest benchmarks --benchmark-group-by=group --benchmark-columns=min,median,ops \
 		--benchmark-json=runs/benchmarks.json $(PYTEST_ARGS)
@@ -43,12 +48,12 @@ gpu-check: ## build, test, measure and profile on a GPU, at most 5 minutes; GPU_
 	else $(MAKE) --no-print-directory setup && python=.venv/bin/python || exit 1; fi; \
 	"$$python" -m benchmarks.gpu_check $(GPU_CHECK_ARGS)
 
-roofline: ## floors of the ops and of a step, for this GPU or one on paper; ROOFLINE_ARGS="--device A100"
+roofline: ## floors of the ops and of a step for this GPU or a named one; ROOFLINE_ARGS="--device A100"
 	@python=.venv/bin/python; [ -x $$python ] || python=$${PYTHON:-python3}; \
 	$$python -m benchmarks.roofline $(ROOFLINE_ARGS)
 
-docs-results: ## docs/results.md from benchmarks/results/
+docs-results: ## docs/results.md and README's table from benchmarks/results/
 	@python=.venv/bin/python; [ -x $$python ] || python=$${PYTHON:-python3}; $$python -m benchmarks.report --docs
 
-clean: ## remove what was built, the environments included; runs/ stays
+clean: ## remove build products and environments; keeps runs/
 	rm -rf .venv .venv-newest build dist *.egg-info andfast/_C.*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis
