@@ -1,4 +1,5 @@
 // The sm_90a kernels of csrc/convolution on the CPU, for tests that load this as a shared library.
+#include "shifted_operand.h"
 #include "sm90_launch.h"
 #include "sm90_rows.cuh"
 #include "sm90_taps.cuh"
@@ -92,17 +93,26 @@ struct Setting {
   uint64_t seed;
 };
 
-// Runs one problem. Returns the first error's text, or null.
-extern "C" const char* run(const Problem* problem, const Setting* setting, Report* report) {
+namespace {
+
+void start(const Setting& setting) {
   using namespace emulator;
   machine.errors.clear();
   machine.first_error.clear();
   machine.aborted = false;
-  machine.order = static_cast<Order>(setting->order);
-  machine.random_state = 88172645463325252ull + 7919 * setting->seed;
-  emulator::regions.assign(setting->regions, setting->regions + setting->n_regions);
+  machine.order = static_cast<Order>(setting.order);
+  machine.random_state = 88172645463325252ull + 7919 * setting.seed;
+  regions.assign(setting.regions, setting.regions + setting.n_regions);
   sm90_counts = {};
   shared.phases = shared.wavefronts = 0;
+}
+
+}  // namespace
+
+// Runs one problem. Returns the first error's text, or null.
+extern "C" const char* run(const Problem* problem, const Setting* setting, Report* report) {
+  using namespace emulator;
+  start(*setting);
   const Shape shape = shape_of(*problem);
   const int64_t tiles = with_kernel(shape, [&]<bool kRows, Resampling kResampling>() {
 #ifndef ANDFAST_ONLY_BFLOAT16
@@ -112,5 +122,21 @@ extern "C" const char* run(const Problem* problem, const Setting* setting, Repor
   });
   *report = {shared.phases, shared.wavefronts, sm90_counts.copied_bytes, sm90_counts.products, sm90_counts.operand_bytes,
              tiles};
+  return machine.first_error.empty() ? nullptr : machine.first_error.c_str();
+}
+
+// shifted_operand.h; the sizes are {rows of pixels, shifts}.
+extern "C" void shifted_sizes(int64_t* sizes) {
+  sizes[0] = sm90::kShiftedRows;
+  sizes[1] = sm90::kShifts;
+}
+extern "C" const char* multiply_shifted(const uint16_t* pixels, const uint16_t* weights, float* out, uint8_t* writes) {
+  using namespace emulator;
+  const Setting setting{nullptr, 0, 1, 0, 1};
+  start(setting);
+  regions = {{reinterpret_cast<uint8_t*>(const_cast<uint16_t*>(pixels)), sm90::kShiftedPixelBytes, nullptr},
+             {reinterpret_cast<uint8_t*>(const_cast<uint16_t*>(weights)), sm90::kShiftedWeightBytes, nullptr},
+             {reinterpret_cast<uint8_t*>(out), int64_t{sm90::kShifts} * 64 * 128 * 4, writes}};
+  launch_sm90(1, 128, sm90::kShiftedSharedBytes, 128, [&] { sm90::multiply_shifted(pixels, weights, out, false); });
   return machine.first_error.empty() ? nullptr : machine.first_error.c_str();
 }
