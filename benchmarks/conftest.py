@@ -1,8 +1,8 @@
-"""What all benchmarks share: where they are imported from, a time budget, and the GPU in the JSON's machine_info.
+"""Shared by all benchmarks: the import path, a time budget, and the GPU in the JSON's machine_info.
 
-``ANDFAST_BENCH_SECONDS`` is a budget for a whole run: when it is spent, the rows that are left are skipped, so that the
-rows that were measured reach the JSON, which pytest-benchmark writes at the end. ``ANDFAST_BENCH_ROWS`` names a file to
-which each row is appended as soon as it is measured, one JSON object a line: what was measured outlives a kill.
+``ANDFAST_BENCH_SECONDS`` is the budget of a run: when it is spent, remaining rows are skipped, so that measured rows
+reach the JSON, which pytest-benchmark writes at the end. ``ANDFAST_BENCH_ROWS`` names a file to which each row is appended as
+soon as it is measured, one JSON object per line, so measured rows survive a kill.
 """
 
 import json
@@ -17,7 +17,7 @@ import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
-# At the end: where andfast is installed, the installed one is what is measured.
+# Last, so that an installed andfast takes precedence over the checkout.
 sys.path.append(str(ROOT))
 
 ANDFAST = 4
@@ -47,12 +47,12 @@ def pytest_runtest_makereport(
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    # An error in the tests, but no reason to lose a row.
+    # Warnings are errors in the tests, but must not cost a row.
     config.addinivalue_line("filterwarnings", "default")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what needs a GPU where there is none; with a budget, steps that compile for minutes come last."""
+    """Skip rows that need a GPU if there is none; with a budget, steps that compile for minutes run last."""
     if BUDGET:
         items.sort(key=_patience)
     for item in items:
@@ -76,7 +76,7 @@ def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: di
 
 @pytest.fixture
 def precision_switch() -> Generator[Callable[[str], None], None, None]:
-    """TF32 as the row wants it, in convolutions and products; cuDNN chooses its algorithms by trying them."""
+    """Sets TF32 for convolutions and products per row; cuDNN benchmarks its algorithms."""
     kinds = (torch.backends.cudnn.conv, torch.backends.cuda.matmul)
     before = [kind.fp32_precision for kind in kinds], torch.backends.cudnn.benchmark
 

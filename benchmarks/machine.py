@@ -1,4 +1,4 @@
-"""What a number was measured on: the device, the versions and the commit, for every result's JSON."""
+"""Device, versions and commit, recorded with every result."""
 
 import importlib.metadata
 import json
@@ -15,7 +15,7 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("torch", "triton", "numpy", "torchvision", "pytest", "pytest-benchmark", "pytest-timeout", "hypothesis")
 COMMIT_FILE = "COMMIT"
-"""A file in the root that names the commit where the checkout travels without git; ignored by git."""
+"""File in the root that names the commit where the checkout travels without git; ignored by git."""
 
 
 def device() -> str:
@@ -24,7 +24,7 @@ def device() -> str:
 
 
 def slug(name: str) -> str:
-    """A folder's name for a device: "NVIDIA H100 80GB HBM3" -> "nvidia-h100-80gb-hbm3"."""
+    """Folder name of a device: "NVIDIA H100 80GB HBM3" -> "nvidia-h100-80gb-hbm3"."""
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "unknown"
 
 
@@ -33,8 +33,8 @@ def commit() -> str:
     try:
         # Without this git would find a repository that the checkout merely lies in.
         if (ROOT / ".git").exists():
-            found = _git("rev-parse", "HEAD")
-            return found + ("+changes" if _git("status", "--porcelain", "--untracked-files=no") else "")
+            head = _git("rev-parse", "HEAD")
+            return head + ("+changes" if _git("status", "--porcelain", "--untracked-files=no") else "")
     except (OSError, subprocess.SubprocessError):
         pass
     file = ROOT / COMMIT_FILE
@@ -73,12 +73,12 @@ def describe() -> dict[str, Any]:
 
 
 def cpu_name() -> str:
-    """The processor's name as Linux tells it, else what Python knows."""
+    """Name of the processor from /proc/cpuinfo, else from Python."""
     try:
-        found = re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text())
+        match = re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text())
     except OSError:
-        found = None
-    return found[1].strip() if found else platform.processor() or platform.machine()
+        match = None
+    return match[1].strip() if match else platform.processor() or platform.machine()
 
 
 def _driver() -> str | None:

@@ -1,10 +1,10 @@
-"""How a row is timed, and what is written beside its time.
+"""Time a row of a suite and record what its time means.
 
-On a GPU the time is the device's, between two CUDA events around several calls. The host enqueues them while a
-spinning kernel still holds the device, so launches cost nothing as long as the host is ahead, which is checked: the
-first event must not have passed when the last call is enqueued. That is how a training step runs, its launches queued
-or replayed from a graph. Inputs rotate through sets that together exceed twice the L2 cache. On a CPU the host's clock
-is read around a round of calls. pytest-benchmark gets seconds a call either way, through :func:`clock`.
+On a GPU, time is measured on the device, between two CUDA events around several calls. The host enqueues them while a
+spinning kernel occupies the device, so launches cost nothing as long as the host is ahead, which is checked: the first
+event must not have passed when the last call is enqueued. This matches a training step, whose launches are queued or
+replayed from a graph. Inputs rotate through sets that together exceed twice the L2 cache. On a CPU, the host's clock is
+read around a round of calls. Either way pytest-benchmark receives seconds per call through :func:`clock`.
 """
 
 import gc
@@ -25,7 +25,7 @@ from benchmarks.machine import device
 from benchmarks.rates import Rates, measured
 
 MAX_SPIN = 1 << 28
-"""Cycles of the spinning kernel at most, about 0.15 s."""
+"""Maximum cycles of the spinning kernel, about 0.15 s."""
 MAX_SETS = 32
 
 S = TypeVar("S")
@@ -40,7 +40,7 @@ def clock() -> float:
 
 @cache
 def rates() -> Rates:
-    """This machine's, measured once a process, or those in the file that ``ANDFAST_BENCH_RATES`` names."""
+    """Rates of this machine, measured once per process or read from the file named by ``ANDFAST_BENCH_RATES``."""
     file = Path(os.environ.get("ANDFAST_BENCH_RATES", ""))
     if file.is_file():
         return Rates(**json.loads(file.read_text()))
@@ -48,54 +48,54 @@ def rates() -> Rates:
 
 
 def quick() -> bool:
-    """Whether sizes and rounds are those for trying the programs, not for numbers to keep."""
+    """Whether to use sizes and rounds for trying the programs; such numbers mean nothing."""
     return os.environ.get("ANDFAST_BENCH_QUICK") == "1"
 
 
 def cache_bytes() -> int:
-    """The last cache before memory."""
+    """Size of the last cache before memory."""
     if device() == "cuda":
         return int(torch.cuda.get_device_properties(0).L2_cache_size)
     try:
-        found = os.sysconf("SC_LEVEL3_CACHE_SIZE")
+        size = os.sysconf("SC_LEVEL3_CACHE_SIZE")
     except (ValueError, OSError):
-        found = 0
-    return found if found > 0 else 32 << 20
+        size = 0
+    return size if size > 0 else 32 << 20
 
 
 def sets_of(size: int) -> int:
-    """How many input sets of ``size`` bytes are more than twice the cache, at most MAX_SETS."""
+    """Number of input sets of ``size`` bytes that exceed twice the cache, at most MAX_SETS."""
     return 1 if quick() else min(MAX_SETS, 2 * cache_bytes() // max(size, 1) + 1)
 
 
-def bytes_of(some: Any) -> int:
-    """Of the tensors in nested lists and tuples."""
-    if isinstance(some, (list, tuple)):
-        return sum(map(bytes_of, some))
-    return some.nbytes if isinstance(some, torch.Tensor) else 0
+def bytes_of(nested: Any) -> int:
+    """Bytes of the tensors in nested lists and tuples."""
+    if isinstance(nested, (list, tuple)):
+        return sum(map(bytes_of, nested))
+    return nested.nbytes if isinstance(nested, torch.Tensor) else 0
 
 
 def sets_like(first: S, make: Callable[[], S]) -> list[S]:
-    """A set of inputs and as many more as :func:`sets_of` says."""
+    """A set of inputs followed by further ones, :func:`sets_of` in all."""
     return [first, *(make() for _ in range(sets_of(bytes_of(first)) - 1))]
 
 
 def results_of(
-    call: Callable[..., torch.Tensor], arguments: Sequence[Any], asked: Sequence[torch.Tensor], grad: torch.Tensor
+    call: Callable[..., torch.Tensor], arguments: Sequence[Any], leaves: Sequence[torch.Tensor], grad: torch.Tensor
 ) -> list[torch.Tensor]:
-    """The result of a call and the gradients to those of its arguments that are asked for, maybe none."""
+    """Output of a call, and the gradients with respect to ``leaves``, which may be empty."""
     out = call(*arguments)
-    return [out.detach(), *(torch.autograd.grad(out, asked, grad.to(out.dtype)) if asked else ())]
+    return [out.detach(), *(torch.autograd.grad(out, leaves, grad.to(out.dtype)) if leaves else ())]
 
 
-def relative_error(found: torch.Tensor, exact: torch.Tensor) -> float:
-    """The norm of the difference over the norm of what is right, in float64."""
-    return ((found.double() - exact).norm() / exact.norm()).item()
+def relative_error(result: torch.Tensor, exact: torch.Tensor) -> float:
+    """Norm of the difference over the norm of ``exact``, in float64."""
+    return ((result.double() - exact).norm() / exact.norm()).item()
 
 
-def largest_error(found: Sequence[torch.Tensor], exact: Sequence[torch.Tensor]) -> float:
-    """The largest :func:`relative_error` of several tensors."""
-    return max(relative_error(one, other) for one, other in zip(found, exact, strict=True))
+def largest_error(results: Sequence[torch.Tensor], exact: Sequence[torch.Tensor]) -> float:
+    """Largest :func:`relative_error` of several tensors."""
+    return max(relative_error(result, reference) for result, reference in zip(results, exact, strict=True))
 
 
 class DeviceQueue:
@@ -109,7 +109,7 @@ class DeviceQueue:
         self.call(*next(self.sets))
 
     def seconds(self, calls: int) -> float:
-        """Seconds a call of the device, over that many."""
+        """Device seconds per call, averaged over ``calls``."""
         while True:
             start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             torch.cuda.synchronize()
@@ -125,7 +125,7 @@ class DeviceQueue:
             self.spin *= 4
 
     def calibrate(self, target: float) -> int:
-        """Warm up, and find how many calls take about ``target`` seconds."""
+        """Warm up, and return the number of calls that take about ``target`` seconds."""
         for _ in range(2):
             self.once()
         torch.cuda.synchronize()
@@ -133,7 +133,7 @@ class DeviceQueue:
 
 
 def time_row(benchmark: Any, call: Callable[..., object], inputs: Sequence[Sequence[Any]]) -> dict[str, Any]:
-    """Time ``call`` over rotating ``inputs`` with pytest-benchmark; returns what to say about how."""
+    """Time ``call`` over rotating ``inputs`` with pytest-benchmark; return how it was timed, and peak memory."""
     if device() == "cuda":
         return _time_on_device(benchmark, call, inputs)
     sets = itertools.cycle(inputs)
@@ -143,7 +143,7 @@ def time_row(benchmark: Any, call: Callable[..., object], inputs: Sequence[Seque
     once = time.perf_counter() - begun
     iterations = 1 if quick() else max(1, min(1000, round(0.01 / max(once, 1e-7))))
     benchmark.pedantic(lambda: call(*next(sets)), rounds=3 if quick() else 7, iterations=iterations, warmup_rounds=1)
-    return {"timing": f"host clock, {iterations} calls a round", "peak_memory_bytes": None}
+    return {"timing": f"host clock, {iterations} calls per round", "peak_memory_bytes": None}
 
 
 def _time_on_device(benchmark: Any, call: Callable[..., object], inputs: Sequence[Sequence[Any]]) -> dict[str, Any]:
@@ -169,21 +169,21 @@ def _time_on_device(benchmark: Any, call: Callable[..., object], inputs: Sequenc
         benchmark.pedantic(one_round, rounds=max(3, min(15, round(0.3 / max(each, 1e-6)))))
     finally:
         _device_seconds = None
-    host = "" if queue.ahead else ", the host was not ahead: launches are in it"
-    return {"timing": f"CUDA events, {calls} calls a round{host}", "peak_memory_bytes": peak}
+    host = "" if queue.ahead else ", the host was not ahead, so the time includes launches"
+    return {"timing": f"CUDA events, {calls} calls per round{host}", "peak_memory_bytes": peak}
 
 
 Prepared = tuple[Sequence[Any], Sequence[torch.Tensor], torch.Tensor | None]
-"""The arguments of a call, those of them whose gradients are asked for, and the incoming gradient."""
+"""Arguments of a call, the leaves to differentiate with respect to, and the incoming gradient."""
 
 
 def time_passes(benchmark: Any, call: Callable[..., torch.Tensor], prepared: Sequence[Prepared]) -> dict[str, Any]:
-    """:func:`time_row` of forward and backward; of forward alone, nothing kept, where no gradient is asked for."""
+    """:func:`time_row` of forward and backward; of forward alone, under no_grad, where there are no leaves."""
     if not prepared[0][1]:
         with torch.no_grad():
             return time_row(benchmark, call, [arguments for arguments, _, _ in prepared])
     return time_row(
-        benchmark, lambda arguments, asked, grad: torch.autograd.grad(call(*arguments), asked, grad), prepared
+        benchmark, lambda arguments, leaves, grad: torch.autograd.grad(call(*arguments), leaves, grad), prepared
     )
 
 
@@ -195,17 +195,17 @@ def describe_row(
     timing: dict[str, Any],
     **facts: Any,
 ) -> None:
-    """Write the row's facts, and what its median makes of the counts, to ``extra_info``.
+    """Write the row's facts, and the rates that follow from its median and its counts, to ``extra_info``.
 
     Args:
-        works: the passes that the row runs; their floors add up.
+        works: passes that the row runs; their floors add up.
         precision: of :data:`benchmarks.rates.PRECISIONS`.
-        timing: what :func:`time_row` returned.
-        facts: what identifies the row: op, implementation, direction, shape, dtype, error and so on.
+        timing: return value of :func:`time_row`.
+        facts: identification of the row: op, implementation, direction, shape, dtype, error and so on.
     """
     seconds = benchmark.stats["median"] if benchmark.stats is not None else None
     floor = rates().seconds(*works, precision=precision)
-    moved, flops = sum(one.bytes for one in works), sum(one.flops for one in works)
+    moved, flops = sum(work.bytes for work in works), sum(work.flops for work in works)
     benchmark.extra_info.update(
         **facts,
         **timing,
@@ -214,7 +214,7 @@ def describe_row(
         bytes=moved,
         gflop=flops / 1e9,
         intensity=flops / moved,
-        matrix=all(one.matrix for one in works),
+        matrix=all(work.matrix for work in works),
         roofline_seconds=floor,
         bound=rates().bound(*works, precision=precision),
         rates=rates().as_dict(),

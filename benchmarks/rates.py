@@ -1,4 +1,4 @@
-"""How fast a device copies and multiplies: measured on it, or the vendor's nominal numbers, which say that they are."""
+"""Copy bandwidth and matrix rates of a device, measured on it or nominal from a data sheet."""
 
 import itertools
 import statistics
@@ -17,14 +17,14 @@ _DTYPES: Final = {"bf16": torch.bfloat16, "fp16": torch.float16, "tf32": torch.f
 
 @dataclass(frozen=True)
 class Rates:
-    """What a device can do.
+    """Rates of a device.
 
     Attributes:
-        name: the device's.
-        source: "measured", or where nominal numbers are from.
-        bandwidth: bytes a second, read and written, of a copy.
-        matrix: operations a second of a large matrix product, by precision of :data:`PRECISIONS`; fp32 is the faster of
-            the FMA units and three tf32 products, which are as exact.
+        name: of the device.
+        source: "measured", or the data sheet.
+        bandwidth: bytes per second, read plus written, of a copy.
+        matrix: operations per second of a large matrix product, by precision of :data:`PRECISIONS`; fp32 is the faster
+            of the FMA units and three tf32 products, which are as exact.
     """
 
     name: str
@@ -33,12 +33,12 @@ class Rates:
     matrix: dict[str, float] = field(default_factory=dict)
 
     def seconds(self, *works: Work, precision: str = "bf16") -> float:
-        """The floor of passes that run one after the other: of each the longer of its bytes and its operations."""
+        """Floor of passes that run one after the other: for each, the longer of its bytes and its operations."""
         rate = self.matrix[precision]
         return sum(max(work.bytes / self.bandwidth, work.flops / rate if work.matrix else 0.0) for work in works)
 
     def bound(self, *works: Work, precision: str = "bf16") -> str:
-        """What most of :meth:`seconds` is: "memory" or "matrix"."""
+        """The larger part of :meth:`seconds`: "memory" or "matrix"."""
         memory = sum(work.bytes / self.bandwidth for work in works)
         matrix = sum(work.flops / self.matrix[precision] for work in works if work.matrix)
         return "memory" if memory >= matrix else "matrix"
@@ -49,7 +49,9 @@ class Rates:
 
 def _nominal(name: str, source: str, gigabytes: float, half: float, tf32: float, fma: float) -> Rates:
     matrix = {"bf16": half, "fp16": half, "tf32": tf32, "fp32": max(fma, tf32 / 3)}
-    return Rates(name, f"nominal: {source}", gigabytes * 1e9, {one: rate * 1e12 for one, rate in matrix.items()})
+    return Rates(
+        name, f"nominal: {source}", gigabytes * 1e9, {precision: rate * 1e12 for precision, rate in matrix.items()}
+    )
 
 
 NOMINAL: Final = {
@@ -57,22 +59,22 @@ NOMINAL: Final = {
     "H100": _nominal("H100 SXM", "NVIDIA H100 data sheet, half of the rates with sparsity", 3350, 989.5, 494.5, 67),
     "H200": _nominal("H200 SXM", "NVIDIA H200 data sheet, half of the rates with sparsity", 4800, 989.5, 494.5, 67),
 }
-"""Data sheets' numbers; a device reaches about 90% of the bandwidth and 60 to 80% of the matrix rate."""
+"""Data sheet numbers; a device reaches about 90% of the bandwidth and 60 to 80% of the matrix rate."""
 
 
 def measured(device: str, *, quick: bool = False) -> Rates:
-    """Copy bandwidth and matrix rates of this device, each the median of several, on buffers that exceed its caches.
+    """Copy bandwidth and matrix rates of this device, medians over buffers that exceed its caches.
 
     Args:
         device: "cuda" or "cpu".
-        quick: small sizes, to try a program, not to compare with.
+        quick: small sizes for trying a program; the rates mean nothing.
     """
     if device == "cuda":
         return _measured_cuda(quick)
     bandwidth = _copy_bandwidth(device, (16 if quick else 256) << 20, _host_seconds)
     size = 256 if quick else 1024
-    matrix = {one: _matrix_rate(device, size, _DTYPES[one], _host_seconds) for one in ("bf16", "fp32")}
-    matrix |= {"fp16": matrix["bf16"], "tf32": matrix["fp32"]}  # a CPU has no others worth measuring
+    matrix = {name: _matrix_rate(device, size, _DTYPES[name], _host_seconds) for name in ("bf16", "fp32")}
+    matrix |= {"fp16": matrix["bf16"], "tf32": matrix["fp32"]}  # a CPU has no separate rates
     return Rates("CPU", "measured", bandwidth, matrix)
 
 
@@ -92,7 +94,7 @@ def _measured_cuda(quick: bool) -> Rates:
 
 
 def _copy_bandwidth(device: str, size: int, seconds: Callable[[Callable[[], object]], float]) -> float:
-    """Bytes read and written a second by a copy between rotating pairs of buffers of ``size`` bytes."""
+    """Bytes read plus written per second by a copy between rotating pairs of buffers of ``size`` bytes."""
     pairs = itertools.cycle([[torch.ones(size, dtype=torch.uint8, device=device) for _ in range(2)] for _ in range(2)])
 
     def copy() -> None:
@@ -110,19 +112,19 @@ def _matrix_rate(device: str, size: int, dtype: torch.dtype, seconds: Callable[[
 
 def _host_seconds(call: Callable[[], object]) -> float:
     call()
-    found = []
+    seconds = []
     for _ in range(5):
         begun = time.perf_counter()
         call()
-        found.append(time.perf_counter() - begun)
-    return statistics.median(found)
+        seconds.append(time.perf_counter() - begun)
+    return statistics.median(seconds)
 
 
 def _event_seconds(call: Callable[[], object]) -> float:
-    """Of one call, from CUDA events around ten: the median of seven, after a warm-up of the clocks."""
+    """Seconds per call, from CUDA events around ten calls: median of seven, after warming up the clocks."""
     for _ in range(10):
         call()
-    found = []
+    seconds = []
     for _ in range(7):
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         start.record()
@@ -130,5 +132,5 @@ def _event_seconds(call: Callable[[], object]) -> float:
             call()
         end.record()
         end.synchronize()
-        found.append(start.elapsed_time(end) / 1e4)
-    return statistics.median(found)
+        seconds.append(start.elapsed_time(end) / 1e4)
+    return statistics.median(seconds)

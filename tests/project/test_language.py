@@ -22,7 +22,7 @@ WORDS = (
     r"\banew\b",
     r"\bnobody\b",
     r"\brefus(e|es|ed)\b",
-    r"\bis none\b",
+    r"\bwhat is none\b",
     r"\bis told\b",
     r"\b(a|an) (pixel|shape|image|network|layer|program|step|second|process) (at a time|apiece)\b",
     r"^What .* (is|are|can|has|have|does|do)\b.*\.$",
