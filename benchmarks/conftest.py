@@ -1,8 +1,8 @@
 """Shared by all benchmarks: the import path, a time budget, and the GPU in the JSON's machine_info.
 
 ``ANDFAST_BENCH_SECONDS`` is the budget of a run: when it is spent, remaining rows are skipped, so that measured rows
-reach the JSON, which pytest-benchmark writes at the end. ``ANDFAST_BENCH_ROWS`` names a file to which each row is appended as
-soon as it is measured, one JSON object per line, so measured rows survive a kill.
+reach the JSON, which pytest-benchmark writes at the end. ``ANDFAST_BENCH_ROWS`` names a file to which each row is
+appended as soon as it is measured, one JSON object per line, so measured rows survive a kill.
 """
 
 import json
