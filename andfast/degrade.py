@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code: 0, 1 on an error, 2 for an invalid command line, 130 if interrupted."""
     options, settings = parser().parse_known_args(argv)
     # Imported after parsing: torch takes seconds.
-    from andfast.config.yaml_files import one_line  # noqa: PLC0415
+    from andfast.config.errors import one_line  # noqa: PLC0415
     from andfast.gallery.run import run  # noqa: PLC0415
 
     try:

@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     import torch  # noqa: PLC0415  (these take seconds, which --help need not)
 
-    from andfast.config.checks import resolve_device  # noqa: PLC0415
+    from andfast.config.machine import resolve_device  # noqa: PLC0415
     from andfast.diagnosis import machine, prospects  # noqa: PLC0415
 
     found = machine.Diagnosis()

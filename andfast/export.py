@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code: 0, 1 on an error, 2 for an invalid command line, 130 if interrupted."""
     options = parser().parse_args(argv)
     # Imported after parsing: torch takes seconds.
-    from andfast.config.yaml_files import one_line  # noqa: PLC0415
+    from andfast.config.errors import one_line  # noqa: PLC0415
     from andfast.inference.export import ExportError, check_image, export  # noqa: PLC0415
     from andfast.nn.weights import generator_from_weights, read_metadata  # noqa: PLC0415
 

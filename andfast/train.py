@@ -4,7 +4,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from andfast.config.parsing import fail, parse_train
+from andfast.config.command_line import fail, parse_train
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,4 +1,4 @@
-"""YAML of configuration files: read safely and strictly, written so that jsonargparse reads the same back."""
+"""YAML of configuration files: safe and strict reading, and writing that jsonargparse reads back unchanged."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -6,18 +6,16 @@ from typing import Any, Final
 
 import yaml
 
-_MOST_NODES: Final = 100_000
+from andfast.config.errors import ConfigError, one_line
 
-
-class ConfigError(ValueError):
-    """A configuration or a command line that cannot be used; its text is one line."""
+_MAX_NODES: Final = 100_000
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
-    """Read a YAML mapping safely: foreign tags, repeated keys and anything but a mapping are refused.
+    """Read a YAML mapping, without foreign tags and repeated keys.
 
     Raises:
-        ConfigError: the file cannot be read as such; the text names the file and the line.
+        ConfigError: the file cannot be read, or is not such a mapping; the message names the file and the line.
     """
     path = Path(path)
     try:
@@ -25,7 +23,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
         if node is not None:
             _check(node, path, {})
-        found = yaml.safe_load(text)
+        settings = yaml.safe_load(text)
     except FileNotFoundError:
         raise ConfigError(f"--config must be a YAML file, {str(path)!r} does not exist") from None
     except IsADirectoryError:
@@ -41,47 +39,45 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     except ConfigError:
         raise
     except (yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
-        # Deep nesting, or what a tag makes of a value that is not its own: a date that is none, a set of a list.
+        # Deep nesting, or a value that its tag cannot represent: an impossible date, a set made from a list.
         raise ConfigError(f"{path}: not valid YAML: {one_line(str(error))}") from error
-    if found is None:
+    if settings is None:
         return {}
-    if not isinstance(found, dict):
-        raise ConfigError(f"{path}: must hold settings, 'name: value' lines, was a {type(found).__name__}")
-    return found
+    if not isinstance(settings, dict):
+        raise ConfigError(f"{path}: must hold settings, 'name: value' lines, was a {type(settings).__name__}")
+    return settings
 
 
 def write_yaml(tree: Mapping[str, Any]) -> str:
-    """Plain values as YAML text, in their order."""
+    """Serialize plain values as YAML, in their order."""
     text: str = yaml.dump(dict(tree), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=1000)
     return text
 
 
 def means_null(text: str) -> bool:
-    """Whether jsonargparse, which reads texts of settings that can be null as YAML again, makes it null."""
+    """Whether jsonargparse would turn a text into null: it parses texts of optional settings as YAML once more."""
     try:
         return yaml.safe_load(text) is None
     except (yaml.YAMLError, ValueError):
         return False
 
 
-def one_line(text: str) -> str:
-    """Text without line breaks and runs of blanks."""
-    return " ".join(text.split())
-
-
 def _check(node: Any, path: Path, counted: dict[int, int]) -> int:
-    """Refuse repeated keys, of which YAML takes the last without a word, and aliases that multiply or hold themselves.
+    """Check for repeated keys, of which YAML silently keeps the last, and for recursive or exploding aliases.
+
+    Args:
+        counted: results by node id, 0 for nodes being counted.
 
     Returns:
-        How many nodes there are once aliases are written out; ``counted`` remembers it of each node.
+        The number of nodes with aliases expanded.
     """
-    if (known := counted.get(id(node))) is not None:
-        if known == 0:
+    if (count := counted.get(id(node))) is not None:
+        if count == 0:
             raise ConfigError(
                 f"{path}, line {node.start_mark.line + 1}: not valid YAML: an alias within what it stands for"
             )
-        return known
-    counted[id(node)] = 0  # begun
+        return count
+    counted[id(node)] = 0
     children = node.value if isinstance(node, yaml.SequenceNode) else []
     if isinstance(node, yaml.MappingNode):
         seen = set()
@@ -91,16 +87,16 @@ def _check(node: Any, path: Path, counted: dict[int, int]) -> int:
             seen.add(key.value if isinstance(key, yaml.ScalarNode) else None)
             children = [*children, key, value]
     count = 1 + sum(_check(child, path, counted) for child in children)
-    if count > _MOST_NODES:
+    if count > _MAX_NODES:
         raise ConfigError(
-            f"{path}, line {node.start_mark.line + 1}: more than {_MOST_NODES} values, through aliases or not"
+            f"{path}, line {node.start_mark.line + 1}: more than {_MAX_NODES} values, through aliases or not"
         )
     counted[id(node)] = count
     return count
 
 
 class _Dumper(yaml.SafeDumper):
-    """YAML as jsonargparse reads it back: text that its looser rules would take for a number is quoted."""
+    """Quotes texts that jsonargparse, whose rules are looser than YAML 1.1, would read as numbers."""
 
     def ignore_aliases(self, _data: object) -> bool:
         return True

@@ -20,7 +20,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-from andfast.config.checks import resolve_device
+from andfast.config.machine import resolve_device
 from andfast.config.schema import Stage, TrainConfig
 from andfast.data.images import FORMATS
 from andfast.data.sources import SourceFile

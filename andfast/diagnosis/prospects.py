@@ -7,10 +7,10 @@ from typing import Final
 
 import torch
 
-from andfast.config.checks import resolve_device
-from andfast.config.parsing import read_command_line
+from andfast.config.command_line import read_command_line
+from andfast.config.errors import ConfigError
+from andfast.config.machine import resolve_device
 from andfast.config.schema import TrainConfig
-from andfast.config.yaml_files import ConfigError
 from andfast.data.sources import find_images
 from andfast.diagnosis.machine import Diagnosis, cached, gigabytes, memory, reachable, weights_url
 from andfast.diagnosis.memory import checkpoint_bytes, free_bytes, photographs, step_memory

@@ -13,8 +13,8 @@ from tqdm import tqdm
 
 from andfast import __version__
 from andfast.adversary import GROUPS, Ball
-from andfast.config.checks import resolve_device
-from andfast.config.parsing import read_command_line
+from andfast.config.command_line import read_command_line
+from andfast.config.machine import resolve_device
 from andfast.config.schema import TrainConfig
 from andfast.data.images import UnusableImageError, decode
 from andfast.diagnosis.machine import gigabytes, memory

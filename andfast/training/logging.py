@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from andfast.config.parsing import dump
+from andfast.config.files import dump
 from andfast.config.schema import STAGES, TrainConfig
 from andfast.files import atomic_file
 from andfast.training.checkpoint import position

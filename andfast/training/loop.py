@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from andfast import __version__
-from andfast.config.checks import resolve_device
-from andfast.config.parsing import differences, digest, dump, load
+from andfast.config.files import dump, load
+from andfast.config.machine import resolve_device
+from andfast.config.resume import differences, digest
 from andfast.config.schema import RunOptions, Stage, TrainConfig
 from andfast.data.crops import CropDataset
 from andfast.data.images import UnusableImageError, decode

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import torch
 
-from andfast.config.checks import resolve_device
-from andfast.config.parsing import load
+from andfast.config.files import load
+from andfast.config.machine import resolve_device
 from andfast.training.build import build_generator
 from andfast.training.distributed import ProcessGroup
 from andfast.training.failure import load_failure

@@ -14,7 +14,7 @@ from PIL import Image
 from andfast import degrade
 from andfast.adversary import GROUPS, PRESETS, Ball
 from andfast.adversary.calibration import find_factor, scaled
-from andfast.config.parsing import read_command_line
+from andfast.config.command_line import read_command_line
 from andfast.config.schema import TrainConfig
 from andfast.gallery import run
 from andfast.gallery.cases import Degrader, configuration_lines, cut

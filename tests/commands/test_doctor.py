@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from andfast import doctor
-from andfast.config.parsing import dump
+from andfast.config.files import dump
 from andfast.config.schema import (
     DataConfig,
     DegradationConfig,

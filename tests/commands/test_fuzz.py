@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from andfast.config.parsing import parse_train, setting_types
+from andfast.config.command_line import parse_train
+from andfast.config.names import setting_types
 from andfast.files import printable
 from andfast.upscale import main
 

@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors.torch import save as to_safetensors
 
 from andfast import degrade, doctor, export
-from andfast.config.parsing import read_command_line
+from andfast.config.command_line import read_command_line
 from andfast.diagnosis import machine
 from andfast.gallery import cases, run
 from andfast.nn import RRDBNet

@@ -8,14 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from andfast.config import parsing, yaml_files
-from andfast.config.checks import VGG_LAYERS, validate
-from andfast.config.parsing import ConfigError, differences, digest, dump, load, parse_train, read_command_line
+from andfast.config import yaml_files
+from andfast.config.command_line import parse_train, read_command_line
+from andfast.config.errors import ConfigError
+from andfast.config.files import build, dump, load, read_settings
+from andfast.config.losses import VGG_LAYERS
+from andfast.config.names import setting_types
 from andfast.config.renames import RENAMED
+from andfast.config.resume import differences, digest
 from andfast.config.schema import STAGES, LossConfig, RunOptions, TrainConfig
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -110,7 +113,7 @@ def test_every_setting_is_in_the_help_with_its_default_and_its_meaning(
     assert caught.value.code == 0
     text = capsys.readouterr().out
     flat = " ".join(text.split())
-    for name, hint in parsing.setting_types():
+    for name, hint in setting_types():
         if not dataclasses.is_dataclass(hint):
             entry = re.search(rf"  --{re.escape(name)}[ ,].*?(?=\n  --|\n\n|\Z)", text, re.DOTALL)
             assert entry, name
@@ -119,7 +122,7 @@ def test_every_setting_is_in_the_help_with_its_default_and_its_meaning(
             assert re.search(r"[A-Za-z0-9\])}] .{8,} \(", words.partition("(type")[0] + "("), words
     for option in ("--config FILE", "--resume", "--overwrite", "--steps N"):
         assert option in flat
-    assert "Ascent passes for every training step (paper: 5). (type: int, default: 5)" in flat
+    assert "Ascent steps per training step (paper: 5). (type: int, default: 5)" in flat
 
 
 @pytest.mark.parametrize(
@@ -136,7 +139,7 @@ def test_every_setting_is_in_the_help_with_its_default_and_its_meaning(
         (["--seed"], ["--seed", "expected one argument"]),
         (["--seed", "x"], ["seed must be an integer, was 'x'"]),
         (["--seed", "1.5"], ["seed must be an integer, was '1.5'"]),
-        (["--batch_size", "true"], ["batch_size must be an integer, was 'True'"]),
+        (["--batch_size", "true"], ["batch_size must be an integer, was 'true'"]),
         (["--net.lr", "fast"], ["net.lr must be a number, was 'fast'"]),
         (["--channels_last", "3"], ["channels_last must be true or false, was '3'"]),
         (["--net.betas", "[0.9]"], ["net.betas must be two numbers", "was '[0.9]'"]),
@@ -145,7 +148,7 @@ def test_every_setting_is_in_the_help_with_its_default_and_its_meaning(
         (["--adversary.preset", "strog"], ["adversary.preset", "was 'strog'; did you mean 'strong'?"]),
         (["--device", "gpu"], ["device must be 'auto', 'cpu' or 'cuda', was 'gpu'"]),
         (["--stages", "net"], ["stages must be a list of 'net' or 'gan', such as [net, gan], was 'net'"]),
-        (["--stages", "[gam]"], ["was 'gam'; did you mean 'gan'?"]),
+        (["--stages", "[gam]"], ["was '[gam]'; did you mean 'gan'?"]),
         (["--data.include", "x"], ["data.include must be a list of texts, such as [a, b], was 'x'"]),
         (["--loss.perceptual_layers", "3"], ["loss.perceptual_layers must be names with numbers", "was '3'"]),
         (["--adversary.radius_noise", "x"], ["adversary.radius_noise must be a number or null, was 'x'"]),
@@ -238,7 +241,7 @@ def test_an_error_is_one_line_on_stderr_and_status_2(capsys: pytest.CaptureFixtu
 
 def test_configuration_errors_do_not_wait_for_torch() -> None:
     code = (
-        "import sys; from andfast.config.parsing import parse_train\n"
+        "import sys; from andfast.config.command_line import parse_train\n"
         "try: parse_train(['--output', 'x'])\n"
         "except SystemExit as end: print(end.code, 'torch' in sys.modules)"
     )
@@ -248,14 +251,11 @@ def test_configuration_errors_do_not_wait_for_torch() -> None:
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.name)
 def test_presets_are_valid(path: Path) -> None:
-    extra = [] if "output" in yaml.safe_load(path.read_text()) else ["--output", "runs/x"]
-    found = parsing._parse(["--config", str(path), *extra])
-    parsing.check_names(parsing.read_yaml(path), str(path))
-    validate(found)
+    build({"output": "runs/x"} | read_settings(path)).validate()
 
 
 def preset(name: str) -> TrainConfig:
-    return parsing._parse(["--config", str(CONFIGS / f"{name}.yaml"), "--output", "x"])
+    return build(read_settings(CONFIGS / f"{name}.yaml") | {"output": "x"})
 
 
 def test_presets_carry_the_papers_numbers() -> None:
@@ -373,7 +373,7 @@ def configs(draw: st.DrawFn) -> TrainConfig:
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(config=configs())
 def test_any_configuration_is_read_back(tmp_path: Path, config: TrainConfig) -> None:
-    validate(config)
+    config.validate()
     again = load(written(tmp_path, dump(config)))
     assert again == config
     assert dump(again) == dump(config)
@@ -416,7 +416,7 @@ def test_old_name_of_a_group_raises_with_the_new_one(tmp_path: Path) -> None:
 
 
 def test_new_names_of_renamed_settings_exist() -> None:
-    names = {name for name, _ in parsing.setting_types()}
+    names = {name for name, _ in setting_types()}
     assert set(RENAMED.values()) <= names
     assert not set(RENAMED) & names
 

@@ -2,8 +2,9 @@
 
 import pytest
 
-from andfast.config.checks import resolve_device
-from andfast.config.parsing import ConfigError, read_command_line
+from andfast.config.command_line import read_command_line
+from andfast.config.errors import ConfigError
+from andfast.config.machine import resolve_device
 
 BASE = ["--output", "runs/x", "--data.train", "[photos]"]
 

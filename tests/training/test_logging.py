@@ -14,7 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from andfast.config.parsing import load
+from andfast.config.files import load
 from andfast.config.schema import DataConfig, TrainConfig
 from andfast.training import logging
 from andfast.training.logging import (

@@ -1,0 +1,32 @@
+"""Which settings may change when a run is resumed, and how a checkpoint recognizes the settings of its run."""
+
+import hashlib
+from typing import Final
+
+from andfast.config.files import tree
+from andfast.config.names import leaves
+from andfast.config.renames import original_name
+from andfast.config.schema import TrainConfig
+
+FREE_ON_RESUME: Final = (
+    "output", "device", "channels_last", "compile", "cuda_graph", "reuse.closed_form_first_step", "reuse.hr_features",
+    "reuse.cast_weights", "net.steps", "gan.steps", "data.pack", "data.workers", "validation", "log_every",
+    "tensorboard", "checkpoint_every", "keep_checkpoints",
+)  # fmt: skip
+"""Settings, or groups of them, that may change on resume: they do not change what is computed."""
+
+
+def digest(config: TrainConfig) -> str:
+    """SHA-256 (hexadecimal) of all settings but :data:`FREE_ON_RESUME`, under their original names."""
+    bound = {original_name(name): value for name, value in leaves(tree(config)).items() if not _is_free(name)}
+    return hashlib.sha256(repr(sorted(bound.items())).encode()).hexdigest()
+
+
+def differences(earlier: TrainConfig, now: TrainConfig) -> dict[str, tuple[object, object]]:
+    """Settings outside :data:`FREE_ON_RESUME` that differ: dotted name to (earlier value, value now)."""
+    before, after = leaves(tree(earlier)), leaves(tree(now))
+    return {name: (before[name], after[name]) for name in before if not _is_free(name) and before[name] != after[name]}
+
+
+def _is_free(name: str) -> bool:
+    return name in FREE_ON_RESUME or name.partition(".")[0] in FREE_ON_RESUME
