@@ -1,1 +1,1 @@
-"""What a machine has, and whether a training would run on it: behind ``andfast doctor``."""
+"""Diagnosis of the machine and of a training configuration, behind ``andfast doctor``."""

@@ -1,4 +1,4 @@
-"""What a machine has for training, and what it lacks: versions, devices, ops and their self-test, files of weights."""
+"""Diagnosis of the machine: versions, devices, ops and their self-test, weight files."""
 
 import math
 import os
@@ -24,42 +24,42 @@ LPIPS_BACKBONES: Final = {
     "LPIPS vgg": "VGG16_Weights",
     "LPIPS squeeze": "SqueezeNet1_1_Weights",
 }
-"""torchvision's names for the backbones of LPIPS."""
+"""torchvision's names of the LPIPS backbones."""
 
 Mark = Literal["ok", "note", "problem", ""]
 
 
 @dataclass
 class Diagnosis:
-    """Findings in the order in which they were made.
+    """Collected findings, in order.
 
     Attributes:
-        lines: (section, mark, text) for people.
-        data: the same for programs, by section.
-        problems: why training would not run; empty if it would.
+        lines: (section, mark, text), to print.
+        data: machine-readable findings by section.
+        problems: reasons why training would fail; empty if it would run.
     """
 
     lines: list[tuple[str, Mark, str]] = field(default_factory=list)
     data: dict[str, Any] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
 
-    def say(self, section: str, text: str, mark: Mark = "") -> None:
+    def add(self, section: str, text: str, mark: Mark = "") -> None:
         """Add a line."""
         self.lines.append((section, mark, text))
 
     def problem(self, section: str, text: str) -> None:
-        """Add a line, and a reason why training would not run."""
-        self.say(section, text, "problem")
+        """Add a line that is also a reason why training would fail."""
+        self.add(section, text, "problem")
         self.problems.append(text)
 
 
 def gigabytes(size: float) -> str:
-    """Bytes as people read them."""
+    """Format a number of bytes in MB or GB."""
     return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
 
 
-def versions(found: Diagnosis) -> None:
-    """andfast, its commit in a checkout, Python, torch and what else is there."""
+def versions(report: Diagnosis) -> None:
+    """Versions of andfast (with the commit of a checkout), Python and packages."""
     packages: dict[str, str | None] = {}
     for package in PACKAGES:
         try:
@@ -67,7 +67,7 @@ def versions(found: Diagnosis) -> None:
         except metadata.PackageNotFoundError:
             packages[package] = None
     commit, changed = commit_of(Path(andfast.__file__).parent)
-    found.data["versions"] = {
+    report.data["versions"] = {
         "andfast": andfast.__version__,
         "commit": commit,
         "changed": changed,
@@ -77,15 +77,15 @@ def versions(found: Diagnosis) -> None:
     }
     where = "" if commit is None else f" at {commit[:10]}{', changed' if changed else ''}"
     cuda = f" (CUDA {torch.version.cuda})" if torch.version.cuda else " (no CUDA)"
-    found.say("Versions", f"andfast {andfast.__version__}{where}, Python {platform.python_version()}")
-    have = [f"{name} {version}{cuda if name == 'torch' else ''}" for name, version in packages.items() if version]
-    found.say("", ", ".join(have))
+    report.add("Versions", f"andfast {andfast.__version__}{where}, Python {platform.python_version()}")
+    installed = [f"{name} {version}{cuda if name == 'torch' else ''}" for name, version in packages.items() if version]
+    report.add("", ", ".join(installed))
     if missing := [name for name, version in packages.items() if version is None]:
-        found.say("", "not installed: " + ", ".join(missing))
+        report.add("", "not installed: " + ", ".join(missing))
 
 
-def memory() -> tuple[int, int]:
-    """Bytes of the machine's memory that are available, and all; (0, 0) where it does not tell."""
+def host_memory() -> tuple[int, int]:
+    """Available and total host memory in bytes; (0, 0) if unknown."""
     try:
         lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
         kilobytes = {name: int(rest.split()[0]) for name, _, rest in (line.partition(":") for line in lines)}
@@ -96,19 +96,19 @@ def memory() -> tuple[int, int]:
         return total, total
 
 
-def devices(found: Diagnosis) -> None:
-    """The CPU and the GPUs, with their memory."""
-    available, total = memory()
+def devices(report: Diagnosis) -> None:
+    """CPU and GPUs with their memory."""
+    available, total = host_memory()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    found.data["devices"] = {"cpu": {"cores": cores, "memory_available": available, "memory": total}}
-    found.say("Devices", f"cpu: {cores} cores, {gigabytes(available)} of {gigabytes(total)} memory available")
+    report.data["devices"] = {"cpu": {"cores": cores, "memory_available": available, "memory": total}}
+    report.add("Devices", f"cpu: {cores} cores, {gigabytes(available)} of {gigabytes(total)} memory available")
     if not torch.cuda.is_available():
-        why = "torch is built without CUDA" if torch.version.cuda is None else "torch finds no CUDA device"
-        found.say("", f"cuda: none, {why}", "note")
+        reason = "torch is built without CUDA" if torch.version.cuda is None else "torch finds no CUDA device"
+        report.add("", f"cuda: none, {reason}", "note")
     for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
         name, capability = torch.cuda.get_device_name(index), torch.cuda.get_device_capability(index)
         free, size = torch.cuda.mem_get_info(index)
-        found.data["devices"][f"cuda:{index}"] = {
+        report.data["devices"][f"cuda:{index}"] = {
             "name": name,
             "compute_capability": list(capability),
             "memory_available": free,
@@ -116,95 +116,95 @@ def devices(found: Diagnosis) -> None:
         }
         version = ".".join(map(str, capability))
         text = f"cuda:{index}: {name}, compute capability {version}, {gigabytes(free)} of {gigabytes(size)} free"
-        found.say("", text)
+        report.add("", text)
 
 
-def extension(found: Diagnosis) -> None:
-    """Whether the compiled extension is there, and for what it was built."""
+def extension(report: Diagnosis) -> None:
+    """Whether the compiled extension is available, and its CUDA architectures."""
     try:
         from andfast import _C  # noqa: PLC0415
     except ImportError as error:
-        found.data["extension"] = {"built": False, "error": str(error)}
-        found.say("Extension", f"andfast._C is not there: {error}", "note")
+        report.data["extension"] = {"built": False, "error": str(error)}
+        report.add("Extension", f"andfast._C is not available: {error}", "note")
         return
     architectures = str(getattr(_C, "CUDA_ARCHS", ""))
-    found.data["extension"] = {"built": True, "cuda_architectures": architectures}
-    found.say("Extension", "built for the CPU " + (f"and CUDA ({architectures})" if architectures else "only"))
+    report.data["extension"] = {"built": True, "cuda_architectures": architectures}
+    report.add("Extension", "built for the CPU " + (f"and CUDA ({architectures})" if architectures else "only"))
 
 
-def ops(found: Diagnosis, device_types: Sequence[str]) -> None:
-    """The implementation that each op has on these devices, and why it has not the others."""
-    found.data["ops"] = {}
-    for place in device_types:
-        reasons = dispatch.unavailable(place)
-        found.data["ops"][place] = {}
-        for number, (op, used) in enumerate(dispatch.chosen(place).items()):
-            why_not = reasons.get(op, {})
-            found.data["ops"][place][op] = {
+def ops(report: Diagnosis, device_types: Sequence[str]) -> None:
+    """Implementation of each op on these device types, and why others are unavailable."""
+    report.data["ops"] = {}
+    for device_type in device_types:
+        unavailable = dispatch.unavailable(device_type)
+        report.data["ops"][device_type] = {}
+        for index, (op, used) in enumerate(dispatch.chosen(device_type).items()):
+            reasons = unavailable.get(op, {})
+            report.data["ops"][device_type][op] = {
                 "used": used,
-                "available": list(dispatch.available(op, place)),
-                "unavailable": why_not,
+                "available": list(dispatch.available(op, device_type)),
+                "unavailable": reasons,
             }
-            others = "; ".join(f"no {name}: {reason}" for name, reason in why_not.items())
-            section = f"Ops on {place}" if number == 0 else ""
-            found.say(section, f"{op:<21} {used:<10}" + (f" ({others})" if others else ""))
+            details = "; ".join(f"no {name}: {reason}" for name, reason in reasons.items())
+            section = f"Ops on {device_type}" if index == 0 else ""
+            report.add(section, f"{op:<21} {used:<10}" + (f" ({details})" if details else ""))
 
 
-def tests(found: Diagnosis, device_type: str, dtypes: Sequence[torch.dtype]) -> None:
-    """The ops' self-test on a device; a failure of what "auto" takes is a problem."""
+def tests(report: Diagnosis, device_type: str, dtypes: Sequence[torch.dtype]) -> None:
+    """Self-test of the ops on a device; a failure of the implementation that "auto" selects is a problem."""
     results = self_test(device_type, dtypes)
     used = dispatch.chosen(device_type)
-    found.data["self_test"] = [
+    report.data["self_test"] = [
         {
-            **one._asdict(),
-            "dtype": str(one.dtype).removeprefix("torch."),
-            "error": one.error if math.isfinite(one.error) else None,  # JSON has no NaN
+            **result._asdict(),
+            "dtype": str(result.dtype).removeprefix("torch."),
+            "error": result.error if math.isfinite(result.error) else None,  # JSON has no NaN
             "device": device_type,
         }
-        for one in results
+        for result in results
     ]
-    failed = [one for one in results if not one.passed]
-    seconds = sum(one.seconds for one in results)
+    failed = [result for result in results if not result.passed]
+    seconds = sum(result.seconds for result in results)
     text = f"{len(results) - len(failed)} of {len(results)} passed on {device_type}, in {seconds:.1f} s"
-    found.say("Self-test", f"{text}, against float64", "" if failed else "ok")
-    for one in failed:
-        line = f"{one.op}, {one.impl}, {str(one.dtype).removeprefix('torch.')}: {one.message}"
-        if used[one.op] == one.impl:
-            found.problem("", f"the self-test failed: {line}")
+    report.add("Self-test", f"{text}, against float64", "" if failed else "ok")
+    for result in failed:
+        line = f"{result.op}, {result.impl}, {str(result.dtype).removeprefix('torch.')}: {result.message}"
+        if used[result.op] == result.impl:
+            report.problem("", f"self-test failed: {line}")
         else:
-            found.say("", f"failed, but is not used by itself: {line}", "note")
+            report.add("", f"failed, but not selected by auto: {line}", "note")
 
 
-def weights(found: Diagnosis) -> None:
-    """The files of weights that stage gan and LPIPS want, and where they are looked for."""
-    found.data["weights"] = {}
-    texts: dict[str, list[str]] = {"found": [], "missing": []}
+def weights(report: Diagnosis) -> None:
+    """Weight files required by stage gan and LPIPS, and the cache folder."""
+    report.data["weights"] = {}
+    labels: dict[str, list[str]] = {"found": [], "missing": []}
     for label, name in {"VGG19 (stage gan)": "VGG19_Weights", **LPIPS_BACKBONES}.items():
         file = cached(name)
-        found.data["weights"][label] = {"path": str(file), "found": file.is_file()}
-        texts["found" if file.is_file() else "missing"].append(f"{label} {file.name}")
+        report.data["weights"][label] = {"path": str(file), "found": file.is_file()}
+        labels["found" if file.is_file() else "missing"].append(f"{label} {file.name}")
     section = "Weights"
-    for state, some in texts.items():
-        if some:
-            found.say(section, f"{state}: {', '.join(some)}", "note" if state == "missing" else "")
+    for state, names in labels.items():
+        if names:
+            report.add(section, f"{state}: {', '.join(names)}", "note" if state == "missing" else "")
             section = ""
-    found.say("", f"looked for in {Path(torch.hub.get_dir()) / 'checkpoints'}; TORCH_HOME moves it")
+    report.add("", f"cache: {Path(torch.hub.get_dir()) / 'checkpoints'} (set by TORCH_HOME)")
 
 
 def cached(name: str) -> Path:
-    """Where torch.hub keeps torchvision's weights of that name."""
+    """Path of torchvision's weights of that name in torch.hub's cache."""
     return torchvision_weights.cached(weights_url(name))
 
 
 def weights_url(name: str) -> str:
-    """Where torchvision gets the first ImageNet weights of that name."""
-    from torchvision import models  # noqa: PLC0415  (a second, which only this needs)
+    """URL of torchvision's first ImageNet weights of that name."""
+    from torchvision import models  # noqa: PLC0415 - takes a second
 
     return str(getattr(models, name).IMAGENET1K_V1.url)
 
 
 def reachable(url: str, *, seconds: float = 3.0) -> str | None:
-    """Why a file cannot be downloaded from here, or None if its server answers."""
+    """None if the URL answers, otherwise why it cannot be downloaded."""
     try:
         with urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=seconds):
             return None

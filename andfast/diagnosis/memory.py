@@ -1,8 +1,7 @@
-"""How much memory and disk a configuration needs, computed from shapes before anything is allocated.
+"""Memory and disk requirements of a configuration, computed from shapes without allocating anything.
 
-The memory is that of the training step itself, run on tensors without contents: what is alive at its peak. What an
-implementation allocates inside of an op, convolution workspaces and the allocator's slack come on top and are not seen:
-on a CPU a step was measured to take 1.6 to 2 times as much.
+Runs the training step on fake tensors and records the peak of live bytes. Temporaries inside ops, convolution
+workspaces and allocator overhead are not included: on a CPU, steps were measured at 1.6 to 2 times the estimate.
 """
 
 import shutil
@@ -28,20 +27,20 @@ from andfast.training.build import build_generator, build_step, records_ascent
 from andfast.training.distributed import ProcessGroup
 
 _ADAM_STATES: Final = 2
-_HEADERS: Final = 2000  # pictures of which the size is read; a larger set is extrapolated from so many
+_HEADERS: Final = 2000  # number of image headers read; larger sets are extrapolated
 
 
 @dataclass(frozen=True)
 class StepMemory:
-    """Estimated bytes on the training device, for one process.
+    """Estimated memory on the training device in bytes, per process.
 
     Attributes:
         stage: "net" or "gan".
-        state: networks, their gradients, Adam's states and the average of the weights: there all the time.
-        peak: the most that a step has alive beside these: HR, identity networks, activations, gradients of theta. With
-            ``cuda_graph`` the ascent's own comes on top of the others', as a graph keeps its memory.
-        parts: the same by sub-step.
-        saved: the weights and Adam's states, which a checkpoint holds.
+        state: networks, gradients, Adam's states and EMA, allocated throughout.
+        peak: peak of a step on top of ``state``: HR, identity networks, activations, gradients of theta. With
+            ``cuda_graph`` the ascent's memory is added to the other phases', as a graph keeps its memory.
+        parts: peak by phase of the step.
+        saved: weights and Adam's states, stored in a checkpoint.
     """
 
     stage: Stage
@@ -56,9 +55,9 @@ class StepMemory:
 
 
 def step_memory(config: TrainConfig, stage: Stage) -> StepMemory:
-    """Estimate a stage's memory by a step on tensors without contents: takes seconds, and no memory to speak of.
+    """Estimate a stage's memory with a step on fake tensors; takes seconds and little memory.
 
-    Where the configuration means a GPU and there is none, ops count as they run on a CPU.
+    If the configuration's device is a GPU and none is available, ops are counted as they run on the CPU.
     """
     device = torch.device(resolve_device(config.device))
     bare = replace(
@@ -66,7 +65,7 @@ def step_memory(config: TrainConfig, stage: Stage) -> StepMemory:
         init_weights=None,
         compile=False,
         cuda_graph=records_ascent(config, stage, device.type),
-        # From the second pass of the ascent on all have the same alive; the first may be in closed form.
+        # All passes of the ascent have the same peak except the first, which may be in closed form.
         adversary=replace(config.adversary, steps=min(config.adversary.steps, 2)),
         loss=replace(config.loss, vgg_weights="random"),
     )
@@ -74,7 +73,7 @@ def step_memory(config: TrainConfig, stage: Stage) -> StepMemory:
         step = build_step(bare, stage, build_generator(bare), ProcessGroup(0, 1, torch.device("meta")))
     step.capture = None
     networks = [one for one in (step.generator, step.discriminator) if one is not None]
-    # The meta device knows no autocast, so fake tensors of the right device take over.
+    # The meta device does not support autocast, fake tensors of the right device do.
     with ExitStack() as stack:
         stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
         for network in (*networks, step.objective.vgg):
@@ -98,10 +97,10 @@ def step_memory(config: TrainConfig, stage: Stage) -> StepMemory:
 
 
 def fake_weights(network: nn.Module, device: torch.device) -> None:
-    """Replace the tensors of a module on the meta device by fake ones of the same layout, gradients included."""
+    """Replace a meta module's parameters, gradients and buffers by fake tensors of the same layout."""
 
-    def new(one: Tensor) -> Tensor:
-        return torch.empty_strided(one.shape, one.stride(), dtype=one.dtype, device=device)
+    def new(tensor: Tensor) -> Tensor:
+        return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device)
 
     for module in network.modules():
         for name, parameter in module._parameters.items():
@@ -116,61 +115,61 @@ def fake_weights(network: nn.Module, device: torch.device) -> None:
 
 
 class Alive(TorchDispatchMode):
-    """Counts the bytes of the storages that ops make, from when they are made until nothing refers to them.
+    """Records the peak of live bytes: storages count from the op that allocates them until they are freed.
 
-    In place of a step's stopwatch it tells the sub-steps apart.
+    Replaces a step's timer to separate its phases.
 
     Attributes:
-        peaks: the most that was alive in each part; outside of them under "".
+        peaks: peak by phase; "" outside of all phases.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.peaks: dict[str, int] = {}
         self._part = ""
-        self._now = 0
+        self._live = 0
         self._known: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
-        """As of a stopwatch."""
-        before, self._part = self._part, name
-        self._see()
+        """Same interface as the step's timer."""
+        outer, self._part = self._part, name
+        self._update_peak()
         yield
-        self._part = before
+        self._part = outer
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        given = [one.untyped_storage() for one in tree_iter((args, kwargs)) if isinstance(one, Tensor)]
-        self._known.update(given)  # made before: not counted, nor are views of it
+        inputs = [tensor.untyped_storage() for tensor in tree_iter((args, kwargs)) if isinstance(tensor, Tensor)]
+        self._known.update(inputs)  # allocated earlier: neither these nor their views count
         out = func(*args, **(kwargs or {}))
-        for one in tree_iter(out):
-            if isinstance(one, Tensor) and (storage := one.untyped_storage()) not in self._known:
+        for tensor in tree_iter(out):
+            if isinstance(tensor, Tensor) and (storage := tensor.untyped_storage()) not in self._known:
                 self._known.add(storage)
-                self._now += storage.nbytes()
-                self._see()
-                weakref.finalize(storage, self._drop, storage.nbytes())
+                self._live += storage.nbytes()
+                self._update_peak()
+                weakref.finalize(storage, self._free, storage.nbytes())
         return out
 
-    def _see(self) -> None:
-        self.peaks[self._part] = max(self.peaks.get(self._part, 0), self._now)
+    def _update_peak(self) -> None:
+        self.peaks[self._part] = max(self.peaks.get(self._part, 0), self._live)
 
-    def _drop(self, size: int) -> None:
-        self._now -= size
+    def _free(self, size: int) -> None:
+        self._live -= size
 
 
 def _bytes(network: nn.Module) -> int:
-    return sum(one.nbytes for one in [*network.parameters(), *network.buffers()])
+    return sum(tensor.nbytes for tensor in [*network.parameters(), *network.buffers()])
 
 
 @dataclass(frozen=True)
 class Photographs:
-    """What the headers of picture files say.
+    """Summary of the headers of image files.
 
     Attributes:
-        files: how many there are.
-        usable: how many are large enough.
-        bytes: of the usable ones' pixels, as a pack holds them.
-        exact: every header was read; else ``usable`` and ``bytes`` are extrapolated.
+        files: number of files.
+        usable: number of images that are large enough.
+        bytes: size of their pixels in a pack.
+        exact: all headers were read; otherwise ``usable`` and ``bytes`` are extrapolated.
     """
 
     files: int
@@ -180,32 +179,33 @@ class Photographs:
 
 
 def photographs(files: list[SourceFile], min_size: int) -> Photographs:
-    """Read the headers of up to 2,000 pictures, spread over the list; a file without a readable one is not usable."""
+    """Read the headers of up to 2,000 images, spread over the list; unreadable files are not usable."""
     step = max(len(files) / _HEADERS, 1.0)
-    looked_at = [files[int(step * number)] for number in range(min(len(files), _HEADERS))]
+    sample = [files[int(step * index)] for index in range(min(len(files), _HEADERS))]
     usable = pixels = 0
-    for file in looked_at:
+    for file in sample:
         try:
             with Image.open(file.path, formats=FORMATS) as image:
                 width, height = image.size
-        except Exception:  # Pillow's plugins meet damaged headers with all kinds of errors; packing tells them
+        except Exception:  # Pillow's plugins raise nearly anything on damaged headers; packing reports it
             continue
         if min(width, height) >= min_size:
             usable += 1
             pixels += width * height
-    exact = len(looked_at) == len(files)
+    exact = len(sample) == len(files)
     return Photographs(len(files), round(usable * step), round(3 * pixels * step), exact)
 
 
 def checkpoint_bytes(config: TrainConfig, memories: list[StepMemory]) -> int:
-    """Of all checkpoints that are kept, one more while the newest is written, and the stages' weights files."""
+    """Size of the kept checkpoints, one more while the newest is written, and the stages' weight files."""
     if not memories:
         return 0
-    return max(one.saved for one in memories) * (config.keep_checkpoints + 1) + 2 * sum(one.saved for one in memories)
+    sizes = [memory.saved for memory in memories]
+    return max(sizes) * (config.keep_checkpoints + 1) + 2 * sum(sizes)
 
 
 def free_bytes(folder: Path) -> int:
-    """Free space on the disk of a folder that need not exist yet."""
+    """Free disk space at a folder, which may not exist yet."""
     folder = folder.absolute()
     while not folder.exists():
         folder = folder.parent

@@ -1,4 +1,4 @@
-"""Whether training with a configuration would run here: device, weights, photographs, memory, disk, run folder."""
+"""Whether training with a configuration would run: weights, photographs, memory, disk and output folder."""
 
 import os
 import resource
@@ -12,18 +12,18 @@ from andfast.config.errors import ConfigError
 from andfast.config.machine import resolve_device
 from andfast.config.schema import TrainConfig
 from andfast.data.sources import find_images
-from andfast.diagnosis.machine import Diagnosis, cached, gigabytes, memory, reachable, weights_url
+from andfast.diagnosis.machine import Diagnosis, cached, gigabytes, host_memory, reachable, weights_url
 from andfast.diagnosis.memory import checkpoint_bytes, free_bytes, photographs, step_memory
 from andfast.losses import PerceptualLoss
 from andfast.training.build import build_generator
 from andfast.training.checkpoint import checkpoints
 
-_HEADROOM: Final = 2  # what a step takes over its estimate at most, as measured on a CPU
+_HEADROOM: Final = 2  # maximum ratio of measured to estimated memory, on a CPU
 _NO_OUTPUT: Final = "--output must be given"
 
 
-def configuration(found: Diagnosis, arguments: list[str]) -> TrainConfig | None:
-    """Read a configuration as training does; without an output folder, that of the current folder is taken."""
+def configuration(report: Diagnosis, arguments: list[str]) -> TrainConfig | None:
+    """Read a configuration like training does; the output folder defaults to the current folder."""
     try:
         try:
             return read_command_line(arguments)[0]
@@ -32,72 +32,72 @@ def configuration(found: Diagnosis, arguments: list[str]) -> TrainConfig | None:
                 raise
             return read_command_line([*arguments, "--output=."])[0]
     except ConfigError as error:
-        found.problem("Configuration", str(error))
+        report.problem("Configuration", str(error))
         return None
 
 
-def examine(found: Diagnosis, config: TrainConfig, name: str) -> None:
-    """Add what the configuration needs, and a problem for everything that is not there."""
-    found.say(
+def examine(report: Diagnosis, config: TrainConfig, name: str) -> None:
+    """Report the requirements of a configuration; unmet ones are problems."""
+    report.add(
         "Configuration",
         f"{name}: stages {', '.join(config.stages)}, batch {config.batch_size}, HR "
         f"{config.data.patch_size}, x{config.scale}, {config.precision} on {resolve_device(config.device)}",
     )
-    found.data["configuration"] = {"name": name}
-    _initial_weights(found, config)
-    _vgg(found, config)
-    pack = _photographs(found, config)
-    _memory_and_disk(found, config, pack)
+    report.data["configuration"] = {"name": name}
+    _initial_weights(report, config)
+    _vgg(report, config)
+    pack = _photographs(report, config)
+    _memory_and_disk(report, config, pack)
     folder = config.output.absolute()
     while not folder.exists():
         folder = folder.parent
     if not folder.is_dir() or not os.access(folder, os.W_OK):
-        found.problem("", f"output must be a folder that can be written to, {folder} is not")
+        report.problem("", f"output must be a writable folder, {folder} is not")
     if checkpoints(config.output):
-        found.say("", f"{config.output} holds an earlier run: --resume goes on with it, --overwrite deletes it", "note")
+        report.add("", f"{config.output} contains a run: --resume continues it, --overwrite deletes it", "note")
 
 
-def _initial_weights(found: Diagnosis, config: TrainConfig) -> None:
+def _initial_weights(report: Diagnosis, config: TrainConfig) -> None:
     if config.init_weights is None:
         return
     try:
         build_generator(config)
     except (ValueError, OSError) as error:
-        found.problem("", str(error))
+        report.problem("", str(error))
     else:
-        found.say("", f"init_weights: {config.init_weights} fits", "ok")
+        report.add("", f"init_weights: {config.init_weights} fits", "ok")
 
 
-def _vgg(found: Diagnosis, config: TrainConfig) -> None:
-    """Stage gan's VGG19: read it where it is there, ask whether it can be had where it is not."""
+def _vgg(report: Diagnosis, config: TrainConfig) -> None:
+    """VGG19 of stage gan: load it if present, otherwise check that it can be downloaded."""
     if "gan" not in config.stages or config.loss.perceptual == 0:
         return
-    wanted = config.loss.vgg_weights
+    weights = config.loss.vgg_weights
     file = cached("VGG19_Weights")
-    if wanted == "torchvision" and not file.is_file():
+    if weights == "torchvision" and not file.is_file():
         url = weights_url("VGG19_Weights")
-        if (why := reachable(url)) is None:
-            found.say("", f"VGG19 will be downloaded to {file}", "note")
+        if (reason := reachable(url)) is None:
+            report.add("", f"VGG19 will be downloaded to {file}", "note")
         else:
-            found.problem(
+            report.problem(
                 "",
-                f"VGG19 for stage gan is not at {file} and cannot be downloaded ({why}): get {url}, or name "
-                "a file, loss.vgg_weights=FILE",
+                f"VGG19 for stage gan is not at {file} and cannot be downloaded ({reason}): get {url}, or set "
+                "loss.vgg_weights=FILE",
             )
         return
     try:
-        note = PerceptualLoss(config.loss.perceptual_layers, weights=wanted).weights_note
+        note = PerceptualLoss(config.loss.perceptual_layers, weights=weights).weights_note
     except (ValueError, OSError) as error:
-        found.problem("", str(error))
+        report.problem("", str(error))
     else:
-        found.say("", f"perceptual loss: VGG19 weights are {note}", "note" if wanted == "random" else "ok")
+        report.add("", f"perceptual loss: VGG19 weights are {note}", "note" if weights == "random" else "ok")
 
 
-def _photographs(found: Diagnosis, config: TrainConfig) -> int:
-    """Bytes that the pack of the photographs will take."""
+def _photographs(report: Diagnosis, config: TrainConfig) -> int:
+    """Check the photographs; returns the size of their pack in bytes."""
     data = config.data
     size = 0
-    for what, sources, least, include, exclude in (
+    for setting, sources, min_size, include, exclude in (
         ("data.train", data.train, data.patch_size, data.include, data.exclude),
         (
             "validation.hr",
@@ -112,78 +112,80 @@ def _photographs(found: Diagnosis, config: TrainConfig) -> int:
         try:
             files = find_images(sources, include=include, exclude=exclude)
         except (OSError, ValueError) as error:
-            found.problem("", f"{what}: {error}")
+            report.problem("", f"{setting}: {error}")
             continue
-        there = photographs(files, least)
-        text = f"{what}: {there.usable} of {there.files} pictures are {least} pixels high and wide or more"
-        if not there.usable:
-            found.problem("", f"{text}, one must be ({', '.join(sources)})")
+        counts = photographs(files, min_size)
+        text = f"{setting}: {counts.usable} of {counts.files} images are at least {min_size} pixels high and wide"
+        if not counts.usable:
+            report.problem("", f"{text}, at least one must be ({', '.join(sources)})")
         else:
-            about = "" if there.exact else ", as far as a sample tells"
-            found.say("", f"{text}{about}", "ok")
-        found.data["configuration"][what] = {"files": there.files, "usable": there.usable}
-        if what == "data.train":
-            size = there.bytes
+            report.add("", text + ("" if counts.exact else ", estimated from a sample"), "ok")
+        report.data["configuration"][setting] = {"files": counts.files, "usable": counts.usable}
+        if setting == "data.train":
+            size = counts.bytes
     return size
 
 
-def _memory_and_disk(found: Diagnosis, config: TrainConfig, pack: int) -> None:
+def _memory_and_disk(report: Diagnosis, config: TrainConfig, pack: int) -> None:
     device = torch.device(resolve_device(config.device))
     try:
-        steps = [step_memory(config, stage) for stage in config.stages]
-    except Exception as error:  # what runs a whole step may meet anything; the rest of the diagnosis goes on
-        found.say("", f"memory: no estimate, {type(error).__name__}: {' '.join(str(error).split())}", "note")
-        steps = []
-    process = _resident()
+        estimates = [step_memory(config, stage) for stage in config.stages]
+    except Exception as error:  # runs a whole step, so anything may be raised; the diagnosis goes on
+        report.add("", f"memory: no estimate, {type(error).__name__}: {' '.join(str(error).split())}", "note")
+        estimates = []
+    process = _peak_rss()
     if device.type == "cuda":
         available, total = torch.cuda.mem_get_info()
-        place = "the GPU"
+        owner = "the GPU"
     else:
-        available, total = memory()
-        place = "the machine"
-    for one in steps:
+        available, total = host_memory()
+        owner = "the machine"
+    for estimate in estimates:
         text = (
-            f"memory for stage {one.stage}, an estimate from shapes: {gigabytes(one.total)} or more (weights and "
-            f"optimizer {gigabytes(one.state)}, a step {gigabytes(one.peak)})"
+            f"memory for stage {estimate.stage}, estimated from shapes: at least {gigabytes(estimate.total)} (weights "
+            f"and optimizer {gigabytes(estimate.state)}, step {gigabytes(estimate.peak)})"
         )
-        free = f"{place} has {gigabytes(available)} of {gigabytes(total)} left"
-        if one.total > available:
-            found.problem("", f"{text}, but {free}; a smaller batch_size with accumulate does the same step")
+        free = f"{owner} has {gigabytes(available)} of {gigabytes(total)} available"
+        if estimate.total > available:
+            report.problem("", f"{text}, but {free}; reduce batch_size and increase accumulate for the same step")
         else:
-            tight = one.total * _HEADROOM > available
-            found.say("", f"{text}; {free}" + (", which may be too little" if tight else ""), "note" if tight else "ok")
-    found.data["configuration"]["memory"] = {
-        "estimated": {one.stage: {"state": one.state, "step": one.peak} for one in steps},
+            tight = estimate.total * _HEADROOM > available
+            report.add("", f"{text}; {free}" + (", may be too little" if tight else ""), "note" if tight else "ok")
+    report.data["configuration"]["memory"] = {
+        "estimated": {estimate.stage: {"state": estimate.state, "step": estimate.peak} for estimate in estimates},
         "available": available,
     }
     if device.type == "cuda":
-        host, _ = memory()
-        wanted = process * (1 + min(config.data.workers, 1))
-        text = f"CPU memory: about {gigabytes(wanted)} for the process and its workers, {gigabytes(host)} are available"
-        if wanted > host:
-            found.problem("", text)
+        host, _ = host_memory()
+        needed = process * (1 + min(config.data.workers, 1))
+        text = f"CPU memory: about {gigabytes(needed)} for the process and its workers, {gigabytes(host)} available"
+        if needed > host:
+            report.problem("", text)
         else:
-            found.say("", text, "ok")
-    _disk(found, config, pack, checkpoint_bytes(config, steps))
+            report.add("", text, "ok")
+    _disk(report, config, pack, checkpoint_bytes(config, estimates))
 
 
-def _disk(found: Diagnosis, config: TrainConfig, pack: int, kept: int) -> None:
+def _disk(report: Diagnosis, config: TrainConfig, pack: int, checkpoints_size: int) -> None:
     folder = config.data.pack or config.output / "data"
-    there = sum(one.stat().st_size for one in folder.glob("*") if one.is_file()) if folder.is_dir() else 0
-    pack = max(pack - there, 0)
-    for what, place, size in (("the packed photographs", folder, pack), ("checkpoints", config.output, kept)):
-        free = free_bytes(place)
-        same = free_bytes(config.output) == free_bytes(folder)
-        needed = pack + kept if same else size
-        text = f"disk: {what} take about {gigabytes(size)}, {gigabytes(free)} are free at {place}"
-        found.data["configuration"][f"disk, {what}"] = {"estimated": size, "free": free, "path": str(place)}
+    existing = sum(file.stat().st_size for file in folder.glob("*") if file.is_file()) if folder.is_dir() else 0
+    pack = max(pack - existing, 0)
+    for name, path, size in (
+        ("the packed photographs", folder, pack),
+        ("checkpoints", config.output, checkpoints_size),
+    ):
+        free = free_bytes(path)
+        same_disk = free_bytes(config.output) == free_bytes(folder)
+        needed = pack + checkpoints_size if same_disk else size
+        text = f"disk: {name} require about {gigabytes(size)}, {gigabytes(free)} are free at {path}"
+        report.data["configuration"][f"disk, {name}"] = {"estimated": size, "free": free, "path": str(path)}
         if needed > free:
-            found.problem("", text)
+            report.problem("", text)
         else:
-            found.say("", text, "ok")
+            report.add("", text, "ok")
 
 
-def _resident() -> int:
-    """The most memory that this process has had, which has imported what training imports."""
+def _peak_rss() -> int:
+    """Peak resident memory of this process in bytes, which has imported everything training imports."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024

@@ -17,7 +17,7 @@ from andfast.config.command_line import read_command_line
 from andfast.config.machine import resolve_device
 from andfast.config.schema import TrainConfig
 from andfast.data.images import UnusableImageError, decode
-from andfast.diagnosis.machine import gigabytes, memory
+from andfast.diagnosis.machine import gigabytes, host_memory
 from andfast.files import atomic_file
 from andfast.gallery.cases import Case, Degrader, configuration_lines, cut
 from andfast.gallery.sheet import Cell, gallery_sheet
@@ -138,7 +138,7 @@ def _degrader(options: argparse.Namespace, config: TrainConfig, generator: RRDBN
 
 def _check_memory(needed: int, device: torch.device) -> None:
     """Refuse what the operating system would end without a word."""
-    available = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else memory()[0]
+    available = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else host_memory()[0]
     if needed > available > 0:
         raise ValueError(
             f"--crop must be smaller: F would take about {gigabytes(needed)} for so many pixels, and "

@@ -194,7 +194,7 @@ def test_cutting() -> None:
 
 def test_a_picture_that_does_not_fit_the_sheet(tmp_path: Path) -> None:
     cells = [Cell("a", (torch.rand(3, 8, 8),), ("",)), Cell("b", (torch.rand(3, 3, 3),), ("",))]
-    with pytest.raises(ValueError, match="the pictures of 'b' must fit 200x200 a whole number of times, was 3x3"):
+    with pytest.raises(ValueError, match="images of 'b' must have a size that divides 200x200, was 3x3"):
         gallery_sheet(tmp_path / "a.png", "", [("", cells)])
     assert list(tmp_path.iterdir()) == []
 
@@ -303,7 +303,7 @@ def test_bad_input(
 def test_too_large_a_crop(
     photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run, "memory", lambda: (10_000_000, 20_000_000))
+    monkeypatch.setattr(run, "host_memory", lambda: (10_000_000, 20_000_000))
     assert degrade.main([str(photo), "--crop", "0", "--output", str(tmp_path / "out"), "--quiet"]) == 1
     error = "error: --crop must be smaller: F would take about 38 MB for so many pixels, and 10 MB are available\n"
     assert capsys.readouterr().err == error

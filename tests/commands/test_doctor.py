@@ -1,4 +1,4 @@
-"""doctor says what there is, whether training would run, and why not; its estimates are those of a real step."""
+"""The doctor command: findings, problems, and memory estimates compared with a real step."""
 
 import io
 import json
@@ -24,7 +24,7 @@ from andfast.config.schema import (
     ValidationConfig,
 )
 from andfast.diagnosis import machine, prospects
-from andfast.diagnosis.memory import free_bytes, photographs, step_memory
+from andfast.diagnosis.memory import StepMemory, free_bytes, photographs, step_memory
 from andfast.functional import dispatch
 from andfast.functional.selftest import SelfTestResult
 from andfast.nn import RRDBNet
@@ -58,6 +58,12 @@ def config(tmp_path: Path, photos: Path) -> TrainConfig:
     )
 
 
+@pytest.fixture
+def fixed_estimate(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Skip the estimate of the memory, which runs a step."""
+    monkeypatch.setattr(prospects, "step_memory", lambda _, stage: StepMemory(stage, 1, 1, 1, {"ascent": 1}))
+
+
 def run(config: TrainConfig, tmp_path: Path, *more: str) -> tuple[int, dict]:
     file = tmp_path / "config.yaml"
     file.write_text(dump(config))
@@ -65,34 +71,34 @@ def run(config: TrainConfig, tmp_path: Path, *more: str) -> tuple[int, dict]:
     return code, json.loads((tmp_path / "found.json").read_text())
 
 
-# --------------------------------------------------------------------------------------------------------- the screen
+# ------------------------------------------------------------------------------------------------------------- output
 
 
-def test_without_a_configuration(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_without_configuration(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert doctor.main(["--json", str(tmp_path / "found.json")]) == 0
     text = capsys.readouterr().out
     for section in ("Versions", "Devices", "Extension", "Ops on cpu", "Self-test", "Weights"):
         assert f"\n{section}" in f"\n{text}"
-    assert "Training (no --config was given to check) would run." in text
+    assert "Training (without --config) would run." in text
     assert "\033[" not in text
     assert len(text.splitlines()) < 40
     found = json.loads((tmp_path / "found.json").read_text())
     assert found["ready"] is True
-    assert {op: one["used"] for op, one in found["ops"]["cpu"].items()} == dispatch.chosen("cpu")
+    assert {op: record["used"] for op, record in found["ops"]["cpu"].items()} == dispatch.chosen("cpu")
     assert found["ops"]["cpu"]["degradation_block"]["unavailable"]["triton"].startswith("it runs on CUDA devices")
     assert found["versions"]["torch"] == torch.__version__.partition("+")[0]
-    assert all(one["passed"] for one in found["self_test"])
+    assert all(result["passed"] for result in found["self_test"])
     assert found["weights"]["VGG19 (stage gan)"]["path"].endswith("vgg19-dcbb9e9d.pth")
 
 
 @pytest.mark.parametrize(("archs", "text"), [("", "built for the CPU only"), ("8.0;9.0", "and CUDA (8.0;9.0)")])
-def test_what_the_extension_was_built_for(monkeypatch: pytest.MonkeyPatch, archs: str, text: str) -> None:
-    found = machine.Diagnosis()
+def test_reports_the_extensions_architectures(monkeypatch: pytest.MonkeyPatch, archs: str, text: str) -> None:
+    report = machine.Diagnosis()
     monkeypatch.setitem(sys.modules, "andfast._C", SimpleNamespace(CUDA_ARCHS=archs))
     monkeypatch.setattr("andfast._C", sys.modules["andfast._C"], raising=False)
-    machine.extension(found)
-    assert text in found.lines[0][2]
-    assert found.data["extension"] == {"built": True, "cuda_architectures": archs}
+    machine.extension(report)
+    assert text in report.lines[0][2]
+    assert report.data["extension"] == {"built": True, "cuda_architectures": archs}
 
 
 class Terminal(io.StringIO):
@@ -101,30 +107,28 @@ class Terminal(io.StringIO):
 
 
 @pytest.mark.parametrize("no_color", [False, True])
-def test_colour_on_a_terminal_only(monkeypatch: pytest.MonkeyPatch, no_color: bool) -> None:
+def test_colors_on_terminals_only(monkeypatch: pytest.MonkeyPatch, no_color: bool) -> None:
     terminal = Terminal()
     monkeypatch.setattr(sys, "stdout", terminal)
     monkeypatch.delenv("NO_COLOR", raising=False)
     if no_color:
         monkeypatch.setenv("NO_COLOR", "1")
-    doctor.main([])
+    doctor.main(["--no-self-test"])
     assert ("\033[" in terminal.getvalue()) is not no_color
 
 
-def test_a_configuration_that_would_run(
-    config: TrainConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_valid_configuration(config: TrainConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, found = run(replace(config, stages=["net", "gan"]), tmp_path)
     text = capsys.readouterr().out
     assert code == 0, text
     assert "Training with this configuration would run." in text
     assert found["configuration"]["data.train"] == {"files": 2, "usable": 1}
     assert set(found["configuration"]["memory"]["estimated"]) == {"net", "gan"}
-    assert "an estimate from shapes" in " ".join(text.split())
+    assert "estimated from shapes" in " ".join(text.split())
     assert not (tmp_path / "run").exists()
 
 
-# ------------------------------------------------------------------------------------------------ why it would not run
+# ----------------------------------------------------------------------------------------------------------- problems
 
 
 def problems(config: TrainConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str], *more: str) -> str:
@@ -138,33 +142,37 @@ def problems(config: TrainConfig, tmp_path: Path, capsys: pytest.CaptureFixture[
     return "\n".join(found["problems"])
 
 
-def test_an_impossible_setting(config: TrainConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_invalid_setting(config: TrainConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "batch_size must be at least 1, was 0" in problems(config, tmp_path, capsys, "--batch_size", "0")
 
 
-def test_an_unknown_setting(config: TrainConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_unknown_setting(config: TrainConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = problems(config, tmp_path, capsys, "--batch_sise", "2")
     assert "there is no option '--batch_sise'; did you mean '--batch_size'?" in text
 
 
+@pytest.mark.usefixtures("fixed_estimate")
 def test_no_usable_photographs(config: TrainConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = replace(config.data, patch_size=256)
     text = problems(replace(config, data=data), tmp_path, capsys)
-    assert "data.train: 0 of 2 pictures are 256 pixels high and wide or more" in text
+    assert "data.train: 0 of 2 images are at least 256 pixels high and wide" in text
 
 
-def test_a_missing_folder(config: TrainConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.usefixtures("fixed_estimate")
+def test_missing_folder(config: TrainConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = replace(config.data, train=[str(tmp_path / "nowhere")])
     assert "nowhere' must be an existing folder" in problems(replace(config, data=data), tmp_path, capsys)
 
 
-def test_weights_of_another_size(config: TrainConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.usefixtures("fixed_estimate")
+def test_init_weights_of_another_size(config: TrainConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     save_weights(tmp_path / "g.safetensors", RRDBNet(4, features=8, blocks=2, growth=4))
     text = problems(replace(config, init_weights=tmp_path / "g.safetensors"), tmp_path, capsys)
     assert "generator.blocks must be that of init_weights" in text
 
 
-def test_vgg_that_cannot_be_had(
+@pytest.mark.usefixtures("fixed_estimate")
+def test_unavailable_vgg(
     config: TrainConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
@@ -179,8 +187,9 @@ def test_vgg_that_cannot_be_had(
     assert "VGG19 will be downloaded to" in " ".join(capsys.readouterr().out.split())
 
 
-def test_vgg_that_is_no_vgg(config: TrainConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "vgg.pth").write_bytes(b"nothing of the kind")
+@pytest.mark.usefixtures("fixed_estimate")
+def test_invalid_vgg_file(config: TrainConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "vgg.pth").write_bytes(b"not weights")
     config = replace(config, stages=["net", "gan"], loss=replace(config.loss, vgg_weights=str(tmp_path / "vgg.pth")))
     assert "vgg.pth cannot be read as a file of weights" in problems(config, tmp_path, capsys)
 
@@ -188,20 +197,18 @@ def test_vgg_that_is_no_vgg(config: TrainConfig, tmp_path: Path, capsys: pytest.
 def test_too_little_memory_and_disk(
     config: TrainConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(prospects, "memory", lambda: (1_000_000, 2_000_000))
+    monkeypatch.setattr(prospects, "host_memory", lambda: (1_000_000, 2_000_000))
     monkeypatch.setattr(prospects, "free_bytes", lambda folder: 1000)
     text = problems(config, tmp_path, capsys)
-    assert "memory for stage net, an estimate from shapes" in text
-    assert "the machine has 1 MB of 2 MB left" in text
-    assert "disk: checkpoints take about" in text
+    assert "memory for stage net, estimated from shapes" in text
+    assert "the machine has 1 MB of 2 MB available" in text
+    assert "disk: checkpoints require about" in text
 
 
-def test_a_failed_self_test(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_failed_self_test(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     results = [
         SelfTestResult("blur_pool", "cpp", torch.float32, False, float("nan"), 0.1, "the result is off"),
-        SelfTestResult("blur_pool", "reference", torch.float32, False, 0.1, 0.1, "that of no use is off"),
+        SelfTestResult("blur_pool", "reference", torch.float32, False, 0.1, 0.1, "unused and off"),
     ]
     monkeypatch.setattr(machine, "self_test", lambda *_: results)
     monkeypatch.setattr(machine.dispatch, "chosen", lambda _: {"blur_pool": "cpp"})
@@ -209,10 +216,10 @@ def test_a_failed_self_test(
     assert json.loads((tmp_path / "found.json").read_text())["self_test"][0]["error"] is None
     end = capsys.readouterr().out.partition("would not run:")[2]
     assert "blur_pool, cpp, float32: the result is off" in end
-    assert "of no use" not in end
+    assert "unused and off" not in end
 
 
-def test_an_estimate_that_fails_is_told(
+def test_failed_estimate_is_reported(
     config: TrainConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object) -> None:
@@ -224,86 +231,85 @@ def test_an_estimate_that_fails_is_told(
     assert "memory: no estimate, NotImplementedError: no such fake kernel" in text
 
 
-def test_a_json_that_cannot_be_written(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_json_in_a_missing_folder(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert doctor.main(["--json", str(tmp_path / "no" / "folder.json")]) == 2
-    assert capsys.readouterr().err.startswith("error: --json must be a file in a folder that exists, was ")
+    assert capsys.readouterr().err.startswith("error: --json must be a file in an existing folder, was ")
 
 
-def test_what_cannot_be_reached() -> None:
+def test_unreachable_url() -> None:
     assert machine.reachable("http://127.0.0.1:9/nothing", seconds=0.5) is not None
-    assert machine.reachable("no address at all") is not None
+    assert machine.reachable("not a url") is not None
 
 
-# ------------------------------------------------------------------------------------------------------- the estimates
+# ---------------------------------------------------------------------------------------------------------- estimates
 
 
 @pytest.mark.filterwarnings("ignore:.*Profiler clears events:UserWarning")
 @pytest.mark.parametrize("stage", ["net", "gan"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_the_estimate_is_near_a_real_step(config: TrainConfig, stage: str, precision: str) -> None:
+def test_estimate_matches_a_real_step(config: TrainConfig, stage: str, precision: str) -> None:
     config = replace(config, precision=precision)
     estimated = step_memory(config, stage)
     step = build_step(config, stage, build_generator(config), ProcessGroup(0, 1, torch.device("cpu")))
     step.stopwatch = None
-    networks = [one for one in (step.generator, step.discriminator) if one is not None]
-    for parameter in (one for network in networks for one in network.parameters()):
+    networks = [network for network in (step.generator, step.discriminator) if network is not None]
+    for parameter in (parameter for network in networks for parameter in network.parameters()):
         parameter.grad = torch.empty_like(parameter)
     hr = torch.rand(2, 3, 32, 32)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         step.gradients([hr], 0)
-    events = [one for one in profile.profiler.kineto_results.events() if one.name() == "[memory]"]
-    alive = np.cumsum([one.nbytes() for one in sorted(events, key=lambda one: one.start_ns())])
-    measured = alive.max() + hr.nbytes
+    events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
+    live = np.cumsum([event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())])
+    measured = live.max() + hr.nbytes
     assert estimated.peak <= measured <= 2.5 * estimated.peak
 
 
-def test_the_state_is_counted_exactly(config: TrainConfig) -> None:
-    weights = sum(one.nbytes for one in build_generator(config).parameters())
-    assert step_memory(config, "net").state == 5 * weights  # themselves, gradients, two of Adam's, the average
+def test_state_is_exact(config: TrainConfig) -> None:
+    weights = sum(parameter.nbytes for parameter in build_generator(config).parameters())
+    assert step_memory(config, "net").state == 5 * weights  # weights, gradients, two Adam states, EMA
     assert step_memory(replace(config, ema_decay=0.0), "net").state == 4 * weights
 
 
-def test_the_step_grows_with_the_batch(config: TrainConfig) -> None:
-    one, two = (step_memory(replace(config, batch_size=n), "net").peak for n in (2, 4))
-    assert 1.9 < two / one <= 2.0
+def test_peak_scales_with_the_batch_size(config: TrainConfig) -> None:
+    small, large = (step_memory(replace(config, batch_size=n), "net").peak for n in (2, 4))
+    assert 1.9 < large / small <= 2.0
 
 
-def test_groups_of_images_and_a_theta_that_goes_keep_the_ascent_small() -> None:
-    """At the paper's size in stage net; counted as a CPU runs it, whose ascent step has temporaries."""
+@pytest.mark.slow
+def test_chunking_bounds_the_memory_of_the_ascent() -> None:
+    """At the paper's size in stage net, counted as the CPU runs it, whose ascent step has temporaries."""
     paper = TrainConfig(output=Path("x"), device="cpu")
-    grouped, together, fewer = (
-        step_memory(replace(paper, adversary=replace(paper.adversary, chunk_size=most)), "net")
-        for most in (None, 0, 16)
+    chunked, unchunked = (
+        step_memory(replace(paper, adversary=replace(paper.adversary, chunk_size=size)), "net") for size in (None, 0)
     )
-    assert grouped.peak == max(grouped.parts.values())
-    assert together.parts["ascent"] > 1.9 * grouped.parts["ascent"]
-    assert fewer.parts["ascent"] < fewer.parts["restoration"]
-    plain = 0.16 * 48 * 10**9  # the training pass itself, see docs/kernels.md
-    assert all(one.parts["restoration"] < plain for one in (grouped, together, fewer))
+    assert chunked.peak == max(chunked.parts.values())
+    assert unchunked.parts["ascent"] > 1.9 * chunked.parts["ascent"]
+    training_pass = 0.16 * 48 * 10**9  # see docs/kernels.md
+    assert chunked.parts["restoration"] < training_pass
 
 
-def test_a_graph_keeps_its_memory(config: TrainConfig) -> None:
-    found = step_memory(replace(config, cuda_graph=True), "net")
-    plain = step_memory(config, "net")
-    assert found.peak > max(plain.parts["ascent"], plain.parts["restoration"])
-    assert found.peak < plain.parts["ascent"] + plain.parts["restoration"]
+def test_graph_memory_is_added(config: TrainConfig) -> None:
+    graph = step_memory(replace(config, cuda_graph=True), "net")
+    eager = step_memory(config, "net")
+    assert graph.peak > max(eager.parts["ascent"], eager.parts["restoration"])
+    assert graph.peak < eager.parts["ascent"] + eager.parts["restoration"]
 
 
-def test_an_estimate_leaves_the_random_state_alone(config: TrainConfig) -> None:
+def test_estimate_leaves_the_random_state(config: TrainConfig) -> None:
     before = torch.get_rng_state()
     step_memory(config, "gan")
     assert torch.equal(before, torch.get_rng_state())
 
 
-def test_headers_of_photographs(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_counts_usable_photographs(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from andfast.data.sources import find_images  # noqa: PLC0415
 
-    (photos / "broken.png").write_bytes(b"no picture")
-    found = photographs(find_images([photos]), 32)
-    assert (found.files, found.usable, found.bytes, found.exact) == (3, 1, 80 * 90 * 3, True)
+    (photos / "broken.png").write_bytes(b"not an image")
+    counts = photographs(find_images([photos]), 32)
+    assert (counts.files, counts.usable, counts.bytes, counts.exact) == (3, 1, 80 * 90 * 3, True)
     monkeypatch.setattr("andfast.diagnosis.memory._HEADERS", 1)
     assert not photographs(find_images([photos]), 1).exact
 
 
-def test_free_space_of_a_folder_to_come(tmp_path: Path) -> None:
+def test_free_space_of_a_missing_folder(tmp_path: Path) -> None:
     assert free_bytes(tmp_path / "a" / "b") == pytest.approx(free_bytes(tmp_path), rel=0.1)
