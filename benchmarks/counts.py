@@ -1,7 +1,7 @@
 """What the ops and a training step cost, from shapes: operations, and the bytes that cannot be avoided.
 
 A floor's bytes are those of an ideal fused implementation: every argument read once, every result written once, of what
-the backward pass needs only what cannot be recomputed from its own operands (one bit a sign). What an implementation
+the backward pass needs only what cannot be recomputed from its own operands (one bit per sign). What an implementation
 moves beyond that is its distance from the roofline.
 """
 
@@ -60,7 +60,7 @@ def degradation_block(
     size: int,
     shared: bool = False,
     noise: int | None = None,
-    wanted: Sequence[str] = (),
+    needs: Sequence[str] = (),
 ) -> tuple[Work, Work]:
     """Forward and backward of the op.
 
@@ -70,22 +70,22 @@ def degradation_block(
         size: bytes a value.
         shared: one weight for all images.
         noise: channels of the noise maps, c_out or 1; None without noise.
-        wanted: gradients asked for, of :data:`ALL`.
+        needs: gradients to compute, of :data:`ALL`.
     """
     n, c_in, height, width = x
     pixels = n * height * width
     macs = pixels * 9 * c_in * c_out
     values, weights, out = pixels * c_in, (1 if shared else n) * 9 * c_in * c_out, pixels * c_out
-    signs = out // 8 if set(wanted) & {"x", "weight", "slope"} else 0
+    signs = out // 8 if set(needs) & {"x", "weight", "slope"} else 0
     forward = Work(2 * macs, size * (values + weights + out + pixels * (noise or 0)) + signs)
-    if not wanted:
+    if not needs:
         return forward, Work(0, 0)
-    moved = out * size  # the incoming gradient; that of a noise map a channel is the same tensor
+    moved = out * size  # the incoming gradient; that of a noise map per channel is the same tensor
     if signs:
-        moved += signs + size * values * ("weight" in wanted or "slope" in wanted) + size * weights
-    moved += size * (values * ("x" in wanted) + weights * ("weight" in wanted))
-    moved += size * pixels * ("noise" in wanted and noise == 1 and c_out > 1)
-    return forward, Work(2 * macs * (("x" in wanted) + ("weight" in wanted)), moved)
+        moved += signs + size * values * ("weight" in needs or "slope" in needs) + size * weights
+    moved += size * (values * ("x" in needs) + weights * ("weight" in needs))
+    moved += size * pixels * ("noise" in needs and noise == 1 and c_out > 1)
+    return forward, Work(2 * macs * (("x" in needs) + ("weight" in needs)), moved)
 
 
 def identity_gradients(
@@ -123,7 +123,7 @@ def mean_distance(x: Sequence[int], *, size: int) -> tuple[Work, Work]:
 
 
 def residual_dense_block(x: Sequence[int], growth: int = 32) -> Layer:
-    """The five convolutions as one layer: x is read, the result written, four signs an element of growth kept."""
+    """The five convolutions as one layer: x is read, the result written, four signs per element of growth kept."""
     n, features, height, width = x
     pixels = n * height * width
     weights = sum(9 * (features + k * growth) * (growth if k < 4 else features) for k in range(5))
@@ -134,7 +134,7 @@ def residual_dense_block(x: Sequence[int], growth: int = 32) -> Layer:
 def upsampled_convolution(x: Sequence[int], c_out: int, factor: int) -> Layer:
     """Upsampling, 3x3 convolution and activation as one layer, with the fewest products: 4 for x2, where 9 define it.
 
-    The small map is read, one sign an element of the result kept.
+    The small map is read, one sign per element of the result kept.
     """
     n, c_in, height, width = x
     pixels = n * height * width
@@ -156,7 +156,7 @@ def convolution(
 
 
 def degradation_network(n: int, size: int, *, scale: int = 4, channels: int = 64) -> list[Layer]:
-    """F of section 3.1: ten blocks with per-image weights and a noise map a channel, one plain convolution."""
+    """F of section 3.1: ten blocks with per-image weights and a noise map per channel, one plain convolution."""
     layers = []
     for index in range(2 * SCALE_BLOCKS + 1):
         side = size if index < SCALE_BLOCKS else size // scale
@@ -258,14 +258,15 @@ def step(
     entries: list[Entry] = []
 
     def forward(part: str, network: str, layers: list[Layer], times: int = 1, *, keep: bool = True) -> None:
-        entries.extend(Entry(part, network, one, one.forward(size, keep=keep), times) for one in layers)
+        entries.extend(Entry(part, network, layer, layer.forward(size, keep=keep), times) for layer in layers)
 
     def backward(
         part: str, network: str, layers: list[Layer], times: int = 1, *, x: bool = True, weights: bool = False
     ) -> None:
         """``x``: down to the network's input."""
-        for one in layers:
-            entries.append(Entry(part, network, one, one.backward(size, x=x or not one.image, weights=weights), times))
+        for layer in layers:
+            work = layer.backward(size, x=x or not layer.image, weights=weights)
+            entries.append(Entry(part, network, layer, work, times))
 
     features_part = "ascent" if adversarial else "restoration"
     if judges:
@@ -291,4 +292,4 @@ def by_part(entries: list[Entry]) -> Iterator[tuple[str, str, list[Entry]]]:
     """The entries in groups of equal (part, network), in the order of a step."""
     keys = dict.fromkeys((entry.part, entry.network) for entry in entries)
     for part, network in keys:
-        yield part, network, [one for one in entries if (one.part, one.network) == (part, network)]
+        yield part, network, [entry for entry in entries if (entry.part, entry.network) == (part, network)]

@@ -1,6 +1,6 @@
 """The floor of each op, of each part of a training step and of the step: bytes over bandwidth, operations over rate.
 
-    python -m benchmarks.roofline                      this machine's GPU, measured; without one, NVIDIA's H100 on paper
+    python -m benchmarks.roofline                      this machine's GPU, measured; without a GPU, a nominal H100
     python -m benchmarks.roofline --device A100 --json
     python -m benchmarks.roofline --batch 16 --hr-size 128
 
@@ -37,13 +37,13 @@ def op_floors(rates: Rates, *, batch: int, hr_size: int, scale: int, precision: 
             x, text = (batch, c_in, side, side), f"{batch}x{c_in}->{c_out}x{side}x{side}"
             first, last = c_in == 3 and side == hr_size, c_out == 3
             noise = None if last else c_out
-            wanted = ("x", "weight") if last else counts.ALL
-            forward, backward = counts.degradation_block(x, c_out, size=size, noise=noise, wanted=wanted)
+            needs = ("x", "weight") if last else counts.ALL
+            forward, backward = counts.degradation_block(x, c_out, size=size, noise=noise, needs=needs)
             row("degradation_block", text, "forward", counts.degradation_block(x, c_out, size=size, noise=noise)[0])
             row("degradation_block", text, "forward+backward", forward, backward)
-            if first:  # F's first layer reads HR, to which no gradient is asked for
-                asked = tuple(one for one in wanted if one != "x")
-                passes = counts.degradation_block(x, c_out, size=size, noise=noise, wanted=asked)
+            if first:  # F's first layer reads HR, which needs no gradient
+                weight_only = tuple(name for name in needs if name != "x")
+                passes = counts.degradation_block(x, c_out, size=size, noise=noise, needs=weight_only)
                 row("degradation_block", text, "as in the ascent", *passes)
     for channels in (3, 64):
         passes = counts.blur_pool((batch, channels, hr_size, hr_size), scale, size=size)
@@ -97,8 +97,8 @@ def step_seconds(rates: Rates, stage: str, **arguments: Any) -> float:
 
 def _floor(rates: Rates, precision: str, works: Sequence[Work]) -> dict[str, Any]:
     return {
-        "gflop": sum(one.flops for one in works) / 1e9,
-        "bytes": sum(one.bytes for one in works),
+        "gflop": sum(work.flops for work in works) / 1e9,
+        "bytes": sum(work.bytes for work in works),
         "seconds": rates.seconds(*works, precision=precision),
         "bound": rates.bound(*works, precision=precision),
     }
@@ -111,7 +111,7 @@ def everything(rates: Rates, *, batch: int, hr_size: int, scale: int, precision:
         for kind in ("plain", "exact"):
             sizes: dict[str, Any] = {"hr_size": hr_size, "scale": scale, "adversarial": kind == "exact"}
             parts = step_floors(rates, stage, batch=batch, precision=precision, **sizes)
-            steps[f"{kind} {stage}"] = {"seconds": sum(one["seconds"] for one in parts), "parts": parts}
+            steps[f"{kind} {stage}"] = {"seconds": sum(part["seconds"] for part in parts), "parts": parts}
     return {
         "rates": rates.as_dict(),
         "batch": batch,
@@ -123,25 +123,25 @@ def everything(rates: Rates, *, batch: int, hr_size: int, scale: int, precision:
     }
 
 
-def text(found: dict[str, Any]) -> str:
+def text(floors: dict[str, Any]) -> str:
     """The floors as Markdown tables."""
-    rates = found["rates"]
+    rates = floors["rates"]
     matrix = ", ".join(f"{name} {rate / 1e12:.4g}" for name, rate in rates["matrix"].items())
     lines = [
         f"{rates['name']} ({rates['source']}): {rates['bandwidth'] / 1e9:.4g} GB/s, TFLOP/s {matrix}",
-        f"{found['precision']}, batch {found['batch']}, HR {found['hr_size']}, x{found['scale']}",
+        f"{floors['precision']}, batch {floors['batch']}, HR {floors['hr_size']}, x{floors['scale']}",
         "",
         "| op | shape | direction | GFLOP | MB | floor, ms | bound by |",
         "|---|---|---|---|---|---|---|",
     ]
-    for row in found["ops"]:
+    for row in floors["ops"]:
         lines.append(f"| {row['op']} | {row['shape']} | {row['direction']} | {_numbers(row)} |")
-    for name, one in found["steps"].items():
-        lines += ["", f"Step, {name}: {1e3 * one['seconds']:.4g} ms", ""]
+    for name, step in floors["steps"].items():
+        lines += ["", f"Step, {name}: {1e3 * step['seconds']:.4g} ms", ""]
         lines += ["| part | network | GFLOP | MB | floor, ms | bound by |", "|---|---|---|---|---|---|"]
-        lines += [f"| {row['part']} | {row['network']} | {_numbers(row)} |" for row in one["parts"]]
+        lines += [f"| {row['part']} | {row['network']} | {_numbers(row)} |" for row in step["parts"]]
     for stage in counts.STAGES:
-        ratio = found["steps"][f"exact {stage}"]["seconds"] / found["steps"][f"plain {stage}"]["seconds"]
+        ratio = floors["steps"][f"exact {stage}"]["seconds"] / floors["steps"][f"plain {stage}"]["seconds"]
         lines += ["", f"Exact over plain step, stage {stage}, both at their floors: {ratio:.3f}"]
     return "\n".join(lines)
 
@@ -159,17 +159,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--scale", type=int, choices=(2, 4), default=4)
     parser.add_argument("--quick", action="store_true", help="measure with small sizes, to try the program")
     parser.add_argument("--json", action="store_true", help="print JSON, not tables")
-    given = parser.parse_args(arguments)
-    if given.batch < 1:
-        parser.error(f"--batch must be at least 1, was {given.batch}")
-    if given.hr_size < 64 or given.hr_size & (given.hr_size - 1):
-        parser.error(f"--hr-size must be a power of two of at least 64, was {given.hr_size}")
+    options = parser.parse_args(arguments)
+    if options.batch < 1:
+        parser.error(f"--batch must be at least 1, was {options.batch}")
+    if options.hr_size < 64 or options.hr_size & (options.hr_size - 1):
+        parser.error(f"--hr-size must be a power of two of at least 64, was {options.hr_size}")
     cuda = torch.cuda.is_available()
-    chosen = given.device or ("this" if cuda else "H100")
-    rates = measured("cuda" if cuda else "cpu", quick=given.quick) if chosen == "this" else NOMINAL[chosen]
-    sizes = {"batch": given.batch, "hr_size": given.hr_size, "scale": given.scale, "precision": given.precision}
-    found = everything(rates, **sizes)
-    print(json.dumps(found, indent=1) if given.json else text(found))
+    chosen = options.device or ("this" if cuda else "H100")
+    rates = measured("cuda" if cuda else "cpu", quick=options.quick) if chosen == "this" else NOMINAL[chosen]
+    sizes = {"batch": options.batch, "hr_size": options.hr_size, "scale": options.scale, "precision": options.precision}
+    floors = everything(rates, **sizes)
+    print(json.dumps(floors, indent=1) if options.json else text(floors))
     return 0
 
 

@@ -1,4 +1,4 @@
-"""The training step as one would write it from the paper, in plain PyTorch: what andfast is measured against.
+"""The training step as one would write it from the paper, in plain PyTorch: the baseline of andfast.
 
 Nothing of andfast is used but the clock that callers may hand in. The networks keep ESRGAN's concatenating blocks, F is
 a grouped convolution over the images of the batch, and each ascent pass is one ``backward`` through everything, which
@@ -105,7 +105,7 @@ class Discriminator(nn.Module):
 
 
 class VGGFeatures(nn.Module):
-    """torchvision's VGG19 up to the last layer that is asked for; features before activation.
+    """torchvision's VGG19 up to the last requested layer; features before activation.
 
     Args:
         layers: indices in torchvision's ``features`` and their weights.
@@ -124,12 +124,12 @@ class VGGFeatures(nn.Module):
 
     def forward(self, x):
         x = (x - self.mean) / self.std
-        found = []
+        features = []
         for i, layer in enumerate(self.features):
             x = layer(x)
             if i in self.layers:
-                found.append(x)
-        return found
+                features.append(x)
+        return features
 
     def distance(self, ours, theirs):
         pairs = zip(self.layers.values(), ours, theirs, strict=True)
@@ -198,12 +198,12 @@ def identity(n, size, channels=64, scale=4, device="cpu"):
 
 
 def norm(group):
-    """The L2 norm over all tensors of a group, an image at a time."""
-    return sum(one.flatten(1).square().sum(1) if one.dim() > 1 else one.square() for one in group).sqrt()
+    """L2 norm per image over all tensors of a group."""
+    return sum(tensor.flatten(1).square().sum(1) if tensor.dim() > 1 else tensor.square() for tensor in group).sqrt()
 
 
-def scaled(one, factor):
-    return one * factor.view(-1, *[1] * (one.dim() - 1))
+def scaled(tensor, factor):
+    return tensor * factor.view(-1, *[1] * (tensor.dim() - 1))
 
 
 # ---------------------------------------------------------------------------------------------------------- the step
@@ -277,18 +277,18 @@ class NaiveStep:
         start = theta
         losses = []
         for _ in range(self.steps):
-            leaves = [[one.detach().requires_grad_() for one in group] for group in theta]
-            flat = [one for group in leaves for one in group]
+            leaves = [[tensor.detach().requires_grad_() for tensor in group] for group in theta]
+            flat = [tensor for group in leaves for tensor in group]
             lr = self.run_degradation(hr, leaves)
             with self.mixed(hr):
                 loss = self.loss(self.generator(lr), hr, hr_features)
             losses.append(loss.detach())
             if self.frozen:
-                found = iter(torch.autograd.grad(loss, flat))
-                gradients = [[next(found) for _ in group] for group in leaves]
+                computed = iter(torch.autograd.grad(loss, flat))
+                gradients = [[next(computed) for _ in group] for group in leaves]
             else:
                 loss.backward()
-                gradients = [[one.grad for one in group] for group in leaves]
+                gradients = [[tensor.grad for tensor in group] for group in leaves]
                 for module in (self.generator, self.discriminator):
                     if module is not None:
                         module.zero_grad()
@@ -302,13 +302,13 @@ class NaiveStep:
     def move(self, group, gradient, radius):
         """A step of a fraction of the radius along the normalised gradient."""
         factor = self.step_size * radius / norm(gradient).clamp_min(1e-30)
-        return [one + scaled(up, factor) for one, up in zip(group, gradient, strict=True)]
+        return [tensor + scaled(up, factor) for tensor, up in zip(group, gradient, strict=True)]
 
     def project(self, group, start, radius):
         """Back onto the ball around the identity."""
-        distance = norm([one - zero for one, zero in zip(group, start, strict=True)])
+        distance = norm([tensor - zero for tensor, zero in zip(group, start, strict=True)])
         factor = (radius / distance.clamp_min(1e-30)).clamp_max(1)
-        return [zero + scaled(one - zero, factor) for one, zero in zip(group, start, strict=True)]
+        return [zero + scaled(tensor - zero, factor) for tensor, zero in zip(group, start, strict=True)]
 
     def and_step(self, hr, theta=None):
         """Gradients of an AND step; theta is the identity networks, drawn if None. Returns G's, D's and clean loss."""

@@ -41,26 +41,26 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--apply-tuning", action="store_true", help="run part tune first and use its result")
     parser.add_argument("--allow-cpu", action="store_true", help="run without a GPU, to try the program")
     parser.add_argument("--quick", action="store_true", help="tiny sizes, to try the program")
-    given = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     for name in ("budget", "stage_limit"):
-        if (value := getattr(given, name)) is not None and not 0 < value < float("inf"):
+        if (value := getattr(options, name)) is not None and not 0 < value < float("inf"):
             parser.error(f"--{name.replace('_', '-')} must be a positive number of seconds, was {value}")
-    given.parts = [part.strip() for part in given.part.split(",")]
-    if unknown := [part for part in given.parts if part not in stages.PARTS]:
+    options.parts = [part.strip() for part in options.part.split(",")]
+    if unknown := [part for part in options.parts if part not in stages.PARTS]:
         parser.error(f"--part must be among {', '.join(stages.PARTS)}, was {', '.join(unknown)}")
-    return given
+    return options
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    given = parse(arguments)
+    options = parse(arguments)
     with tempfile.TemporaryDirectory(prefix="andfast-gpu-check-") as folder:
-        run = Run(given, Path(folder))
-        first, *others = stages.of_parts(given.parts, given.apply_tuning)
+        run = Run(options, Path(folder))
+        first, *remaining = stages.of_parts(options.parts, options.apply_tuning)
         # The machine names the folder, and the later stages ask for it.
         if not prepare(first, run):
             return 1
         try:
-            run_all(others, run)
+            run_all(remaining, run)
         except KeyboardInterrupt:
             print("error: interrupted", file=sys.stderr)
             return 130
@@ -80,13 +80,13 @@ def _figure(run: Run, place: Path) -> None:
 
 
 def _last_words(run: Run, place: Path) -> int:
-    found = json.loads((place / "summary.json").read_text())
+    figures = json.loads((place / "summary.json").read_text())
     print()
     for name in summary.FIGURES:
-        value = found[name]
-        print(f"{name:38s} {value:.3g}" if value is not None else f"{name:38s} - {found['reasons'][name]}")
-    bad = [name for name, one in run.outcomes.items() if one.status in ("failed", "timed out")]
-    skipped = [name for name, one in run.outcomes.items() if one.status == "skipped"]
+        value = figures[name]
+        print(f"{name:38s} {value:.3g}" if value is not None else f"{name:38s} - {figures['reasons'][name]}")
+    bad = [name for name, outcome in run.outcomes.items() if outcome.status in ("failed", "timed out")]
+    skipped = [name for name, outcome in run.outcomes.items() if outcome.status == "skipped"]
     if skipped:
         print(f"skipped: {', '.join(skipped)}")
     print(f"{time.monotonic() - run.begun:.0f} s; results in {place}")

@@ -22,7 +22,7 @@ WANTED = (
     "setuptools",
 )
 SETUPTOOLS = 77
-"""The oldest that reads pyproject.toml's license."""
+"""Oldest version that reads pyproject.toml's license."""
 
 
 def normal(name: str) -> str:
@@ -31,7 +31,7 @@ def normal(name: str) -> str:
 
 
 def installed(name: str) -> bool:
-    """Whether a package is there, setuptools in a version that will do."""
+    """Whether a package is installed, setuptools in a sufficient version."""
     try:
         version = importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
@@ -45,10 +45,10 @@ def missing_wheels(folder: Path) -> list[Path]:
 
 
 def main(scratch: Path, wheels: Path) -> int:
-    found = missing_wheels(wheels) if wheels.is_dir() else []
-    if found:
+    missing = missing_wheels(wheels) if wheels.is_dir() else []
+    if missing:
         command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps"]
-        command += ["--disable-pip-version-check", "--target", str(scratch / "site"), *map(str, found)]
+        command += ["--disable-pip-version-check", "--target", str(scratch / "site"), *map(str, missing)]
         subprocess.run(command, check=True)
         sys.path.append(str(scratch / "site"))
         importlib.invalidate_caches()
@@ -57,7 +57,7 @@ def main(scratch: Path, wheels: Path) -> int:
     described = machine.describe()
     described["slug"] = machine.slug(described["name"])
     described["missing"] = [name for name in WANTED if not installed(name)]
-    described["from_wheels"] = [path.name for path in found]
+    described["from_wheels"] = [path.name for path in missing]
     (scratch / "machine.json").write_text(json.dumps(described))
     print(json.dumps(described, indent=1))
     return 0

@@ -41,20 +41,20 @@ class Outcome(NamedTuple):
 
 
 class Run:
-    """One run: its clock, its files, and what has been found so far."""
+    """One run: its clock, its files, and its results so far."""
 
-    def __init__(self, given: argparse.Namespace, scratch: Path) -> None:
+    def __init__(self, options: argparse.Namespace, scratch: Path) -> None:
         self.begun = time.monotonic()
-        self.given, self.scratch = given, scratch
+        self.options, self.scratch = options, scratch
         self.rows_file = scratch / "rows.jsonl"
         self.log_file = scratch / "log.txt"
         self.outcomes: dict[str, Outcome] = {}
         self.machine: dict[str, Any] = {}
         self.rates: dict[str, Any] | None = None
-        self.output: Path | None = given.output
+        self.output: Path | None = options.output
 
     def left(self) -> float:
-        return float(self.given.budget) - (time.monotonic() - self.begun)
+        return float(self.options.budget) - (time.monotonic() - self.begun)
 
     def environment(self, limit: float) -> dict[str, str]:
         """Of a stage's process."""
@@ -67,9 +67,9 @@ class Run:
             "ANDFAST_BENCH_SECONDS": str(max(1.0, limit - 15)),
             "ANDFAST_BENCH_RATES": str(self.scratch / stages.RATES),
             # Programs of packages that came as wheels, ninja for one.
-            "PATH": os.pathsep.join([os.environ.get("PATH", os.defpath), *(f"{one}/bin" for one in self.site())]),
+            "PATH": os.pathsep.join([os.environ.get("PATH", os.defpath), *(f"{folder}/bin" for folder in self.site())]),
         }
-        if self.given.quick:
+        if self.options.quick:
             extra["ANDFAST_BENCH_QUICK"] = "1"
         return os.environ | extra
 
@@ -84,16 +84,16 @@ class Run:
         return list(json.loads(file.read_text())["profiles"]) if file.is_file() else []
 
     def rows(self) -> list[dict[str, Any]]:
-        """What was measured so far; a line that a killed process left unfinished is dropped."""
+        """Rows measured so far, without a last line that a killed process left unfinished."""
         if not self.rows_file.is_file():
             return []
-        found = []
+        rows = []
         for line in self.rows_file.read_text(encoding="utf-8").splitlines():
             try:
-                found.append(json.loads(line))
+                rows.append(json.loads(line))
             except json.JSONDecodeError:
                 continue
-        return found
+        return rows
 
 
 # ------------------------------------------------------------------------------------------------------------ stages
@@ -163,17 +163,17 @@ def prepare(stage: Stage, run: Run) -> bool:
 def run_all(chosen: Sequence[Stage], run: Run) -> None:
     """All stages in order, each with the time that later ones can spare."""
     for index, stage in enumerate(chosen):
-        later = sum(one.reserve for one in chosen[index + 1 :])
+        later = sum(following.reserve for following in chosen[index + 1 :])
         # Short of time, what is left is shared in the proportion of the reserves.
         spare = run.left() - WRITING
         share = spare - later if spare - later >= stage.reserve else spare * stage.reserve / (stage.reserve + later)
         limit = min(stage.limit, share)
-        if run.given.stage_limit is not None:
-            limit = min(limit, run.given.stage_limit)
+        if run.options.stage_limit is not None:
+            limit = min(limit, run.options.stage_limit)
         if spare < MIN_SECONDS:
-            outcome = Outcome("skipped", 0.0, f"no time left of {run.given.budget:.0f} s")
+            outcome = Outcome("skipped", 0.0, f"no time left of {run.options.budget:.0f} s")
         else:
-            print(f"[{run.given.budget - run.left():4.0f} s] {stage.name}: {stage.title}", flush=True)
+            print(f"[{run.options.budget - run.left():4.0f} s] {stage.name}: {stage.title}", flush=True)
             outcome = execute(stage, max(limit, 1.0), run)
         run.outcomes[stage.name] = outcome
         print(f"         {outcome.status}" + (f": {outcome.reason}" if outcome.reason else ""), flush=True)
@@ -184,17 +184,17 @@ def run_all(chosen: Sequence[Stage], run: Run) -> None:
 
 
 def write(run: Run) -> Path:
-    """Write what is known so far; returns the folder."""
+    """Write the results so far and return the folder."""
     if run.output is None:
         name = run.machine.get("slug", "unknown")
         run.output = pages.RESULTS / name
     run.output.mkdir(parents=True, exist_ok=True)
     results = pages.collect(run.rows(), run.machine)
     results["rates"] = run.rates or results["rates"]
-    found = summarise(run, results)
+    figures = summarize(run, results)
     _replace(run.output / "results.json", json.dumps(results, indent=1) + "\n")
-    _replace(run.output / "summary.json", json.dumps(found, indent=1) + "\n")
-    _replace(run.output / "report.md", pages.gpu_report(found, results, run.profiles()))
+    _replace(run.output / "summary.json", json.dumps(figures, indent=1) + "\n")
+    _replace(run.output / "report.md", pages.gpu_report(figures, results, run.profiles()))
     if run.log_file.is_file():
         shutil.copyfile(run.log_file, run.output / "log.txt")
     for name in stages.PRODUCTS:
@@ -203,7 +203,7 @@ def write(run: Run) -> Path:
     return run.output
 
 
-def summarise(run: Run, results: dict[str, Any]) -> dict[str, Any]:
+def summarize(run: Run, results: dict[str, Any]) -> dict[str, Any]:
     """The content of summary.json."""
     values, reasons = summary.figures(results["rows"])
     rates = results["rates"] or {}
@@ -223,11 +223,11 @@ def summarise(run: Run, results: dict[str, Any]) -> dict[str, Any]:
         "copy_bandwidth": rates.get("bandwidth"),
         "matrix_rate": rates.get("matrix", {}),
         "rates_source": rates.get("source"),
-        "quick": bool(run.given.quick),
+        "quick": bool(run.options.quick),
         "rows": len(results["rows"]),
         "rows_failed": sum(not row.get("passed", True) for row in results["rows"]),
         "seconds": time.monotonic() - run.begun,
-        "stages": {name: one.as_dict() for name, one in run.outcomes.items()},
+        "stages": {name: outcome.as_dict() for name, outcome in run.outcomes.items()},
     }
 
 

@@ -74,7 +74,7 @@ def keep_machine(run: Any, code: int, said: str) -> Verdict:
     if code:
         return "failed", said.strip().splitlines()[-1] if said.strip() else f"exit code {code}"
     run.machine = json.loads((run.scratch / "machine.json").read_text())
-    if run.machine["device"] != "cuda" and not run.given.allow_cpu:
+    if run.machine["device"] != "cuda" and not run.options.allow_cpu:
         return "failed", "torch finds no CUDA device; --allow-cpu tries the program without one"
     lacking = ", ".join(run.machine["missing"])
     return "passed", f"{run.machine['name']}" + (f"; not installed: {lacking}" if lacking else "")
@@ -100,7 +100,7 @@ def build_environment(run: Any) -> dict[str, str]:
 
 
 def rates(run: Any, limit: float) -> list[str]:
-    quick = ["--quick"] if run.given.quick else []
+    quick = ["--quick"] if run.options.quick else []
     return [sys.executable, "-m", "benchmarks.roofline", "--device", "this", "--json", *quick]
 
 
@@ -139,8 +139,8 @@ def tests(run: Any, limit: float) -> list[str]:
 
 
 def _have(run: Any, module: str) -> bool:
-    found = importlib.util.find_spec(module) is not None
-    return found or any((Path(folder) / module).is_dir() for folder in run.site())
+    installed = importlib.util.find_spec(module) is not None
+    return installed or any((Path(folder) / module).is_dir() for folder in run.site())
 
 
 def counted(run: Any, code: int, said: str) -> Verdict:
@@ -172,8 +172,8 @@ def sanitizer(run: Any, limit: float) -> list[str]:
 
 def find_sanitizer() -> str | None:
     """The tool's path, or None."""
-    if found := shutil.which("compute-sanitizer"):
-        return found
+    if path := shutil.which("compute-sanitizer"):
+        return path
     homes = [os.environ.get("CUDA_HOME", ""), os.environ.get("CUDA_PATH", ""), *sorted(glob.glob("/usr/local/cuda*"))]
     for home in filter(None, homes):
         for place in ("bin", "compute-sanitizer"):
@@ -186,7 +186,7 @@ def find_sanitizer() -> str | None:
 
 
 def suite(file: str) -> Callable[[Any, float], list[str]]:
-    """The command of one file of benchmarks."""
+    """Command of a benchmark suite."""
 
     def command(run: Any, limit: float) -> list[str]:
         path = BENCHMARKS / "suites" / file
@@ -209,13 +209,13 @@ def tune(run: Any, limit: float) -> list[str]:
         "--seconds",
         f"{max(10.0, limit - 10):.0f}",
         *files,
-        *(["--apply"] if run.given.apply_tuning else []),
+        *(["--apply"] if run.options.apply_tuning else []),
     ]
 
 
 def profile(run: Any, limit: float) -> list[str]:
     command = [sys.executable, "-m", "benchmarks.gpu_check.profile_step", "--json", str(run.scratch / PROFILE)]
-    return [*command, "--seconds", f"{max(10.0, limit - 10):.0f}", *(["--quick"] if run.given.quick else [])]
+    return [*command, "--seconds", f"{max(10.0, limit - 10):.0f}", *(["--quick"] if run.options.quick else [])]
 
 
 def stage_of(figure: str) -> str:

@@ -27,15 +27,15 @@ def draw(results: dict[str, Any], path: Path) -> None:
 
 
 def _roofline(axes: Axes, rows: list[dict[str, Any]], rates: dict[str, Any] | None) -> None:
-    """TFLOP/s over operations a byte; one colour an implementation, one marker an op and direction."""
-    axes.set(xscale="log", yscale="log", xlabel="operations a byte", ylabel="TFLOP/s")
+    """TFLOP/s over operations per byte; a color per implementation, a marker per op and direction."""
+    axes.set(xscale="log", yscale="log", xlabel="operations per byte", ylabel="TFLOP/s")
     axes.grid(alpha=0.3, which="both", linewidth=0.4)
     intensities = [row["extra_info"]["intensity"] for row in rows] or [1.0, 1000.0]
     left, right = min(intensities) / 3, max(intensities) * 10
     if rates:
-        # Rates that lie on one line get one label.
+        # Equal rates share a label.
         for rate in dict.fromkeys(rates["matrix"].values()):
-            name = ", ".join(one for one, other in rates["matrix"].items() if other == rate)
+            name = ", ".join(precision for precision, value in rates["matrix"].items() if value == rate)
             knee = rate / rates["bandwidth"]
             points = [left, min(max(knee, left), right), right]
             axes.plot(

@@ -1,4 +1,4 @@
-"""Where a measured step loses its time: each part beside its floor, from counts and the rates of the same run."""
+"""Parts of a measured step next to their floors, from counts and the rates of the same run."""
 
 from typing import Any
 
@@ -23,22 +23,22 @@ def gaps(results: dict[str, Any]) -> list[dict[str, Any]]:
     best: dict[tuple[str, str], dict[str, Any]] = {}
     for row in sorted(rows, key=lambda row: row["median"] / row["extra_info"]["batch"]):
         best.setdefault((row["extra_info"]["step"], row["extra_info"]["stage"]), row)
-    found = []
+    entries = []
     for (step, stage), row in best.items():
         extra = row["extra_info"]
         floors: dict[str, float] = {}
-        for one in roofline.step_floors(
+        for part in roofline.step_floors(
             Rates(**rates), stage, batch=extra["batch"], adversarial=step == "and",
             hr_size=extra["hr"], features=extra["features"], blocks=extra["blocks"],
         ):  # fmt: skip
-            floors[one["part"]] = floors.get(one["part"], 0.0) + one["seconds"]
+            floors[part["part"]] = floors.get(part["part"], 0.0) + part["seconds"]
         named = {"variant": extra["variant"], "step": step, "stage": stage}
-        found += [
+        entries += [
             named | {"part": part, "seconds": seconds, "floor": floors.get(part)}
             for part, seconds in extra["parts"].items()
         ]
-        found.append(named | {"part": "all", "seconds": row["median"], "floor": sum(floors.values())})
-    return found
+        entries.append(named | {"part": "all", "seconds": row["median"], "floor": sum(floors.values())})
+    return entries
 
 
 def _comparable(extra: dict[str, Any]) -> bool:

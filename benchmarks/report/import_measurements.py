@@ -67,17 +67,17 @@ def step_profile(step: dict[str, Any]) -> dict[str, Any] | None:
     """The kernels of a profiled step by group; None where the step was not profiled."""
     if "profile" not in step:
         return None
-    found, listed = step["profile"], [tuple(kernel) for kernel in step["profile"]["top"]]
-    rest = found["total_us"] - sum(microseconds for _, _, microseconds in listed)
-    launches = found["launches"] - sum(count for _, count, _ in listed)
+    recorded, listed = step["profile"], [tuple(kernel) for kernel in step["profile"]["top"]]
+    rest = recorded["total_us"] - sum(microseconds for _, _, microseconds in listed)
+    launches = recorded["launches"] - sum(count for _, count, _ in listed)
     return {
         "variant": VARIANTS[step["name"]][0],
         "step": step["kind"],
         "stage": step["stage"],
         "batch": step["batch"],
-        "device_seconds": found["total_us"] / 1e6,
+        "device_seconds": recorded["total_us"] / 1e6,
         "host_seconds": statistics.median(step["host_ms"]) / 1e3,
-        "launches": found["launches"],
+        "launches": recorded["launches"],
         "groups": profile.grouped([*listed, ("not listed", launches, rest)]),
     }
 
@@ -93,10 +93,10 @@ def convert(steps: list[dict[str, Any]], ops: dict[str, Any], folder: Path) -> N
         if extra["step"] == "and" and base is not None:
             extra["overhead"] = row["median"] / base
     results = {"machine": ops["machine"], "rates": ops["rates"], "rows": [*rows, *ops["rows"]]}
-    profiles = [found for step in steps if (found := step_profile(step)) is not None]
+    profiles = [entry for step in steps if (entry := step_profile(step)) is not None]
     values, reasons = summary.figures(results["rows"])
     machine, rates = ops["machine"], ops["rates"]
-    found = {
+    summary_json = {
         "schema": 1,
         **values,
         "reasons": reasons,
@@ -114,10 +114,10 @@ def convert(steps: list[dict[str, Any]], ops: dict[str, Any], folder: Path) -> N
         "stages": {},
     }
     folder.mkdir(parents=True, exist_ok=True)
-    contents = {"results": results, "profile": {"profiles": profiles}, "summary": found}
+    contents = {"results": results, "profile": {"profiles": profiles}, "summary": summary_json}
     for name, content in contents.items():
         (folder / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    page = pages.gpu_report(found, results, profiles)
+    page = pages.gpu_report(summary_json, results, profiles)
     (folder / "report.md").write_text(page, encoding="utf-8")
 
 

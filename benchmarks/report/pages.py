@@ -29,19 +29,19 @@ def load(path: Path) -> Results:
         ValueError: the file is neither pytest-benchmark's JSON nor a results.json.
     """
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        contents = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
-    if isinstance(found, dict) and "rows" in found:
-        return found
-    if not (isinstance(found, dict) and "benchmarks" in found):
+    if isinstance(contents, dict) and "rows" in contents:
+        return contents
+    if not (isinstance(contents, dict) and "benchmarks" in contents):
         raise ValueError(f"{path} must be pytest-benchmark's JSON or a results.json of make gpu-check")
     rows = [
-        {"group": one["group"], "name": one["name"], "passed": True, "extra_info": one["extra_info"]}
-        | {key: one["stats"][key] for key in ("min", "median", "mean", "stddev", "rounds")}
-        for one in found["benchmarks"]
+        {"group": entry["group"], "name": entry["name"], "passed": True, "extra_info": entry["extra_info"]}
+        | {key: entry["stats"][key] for key in ("min", "median", "mean", "stddev", "rounds")}
+        for entry in contents["benchmarks"]
     ]
-    return collect(rows, found["machine_info"].get("andfast", {}))
+    return collect(rows, contents["machine_info"].get("andfast", {}))
 
 
 def collect(rows: Iterable[Row], machine: dict[str, Any]) -> Results:
@@ -88,7 +88,7 @@ COLUMNS: Sequence[Column] = (
 
 
 def title(row: Row) -> str:
-    """What a row is called in its group: the implementation or variant, else the test's parameters."""
+    """Name of a row within its group: the implementation or variant, else the test's parameters."""
     for key in NAMES:
         if key in row["extra_info"]:
             return str(row["extra_info"][key])
@@ -141,12 +141,12 @@ def machine_text(results: Results) -> str:
     return "\n".join(lines)
 
 
-def figures_table(found: dict[str, Any]) -> str:
+def figures_table(contents: dict[str, Any]) -> str:
     """The figures of a summary.json against their targets."""
     lines = []
     for name, figure in summary.FIGURES.items():
-        value = found.get(name)
-        state = found["reasons"].get(name, "not measured") if value is None else _verdict(name, value)
+        value = contents.get(name)
+        state = contents["reasons"].get(name, "not measured") if value is None else _verdict(name, value)
         lines.append(
             [f"`{name}`", None if value is None else f"{value:.3g}", f"{figure.bound} {figure.target:g}", state]
         )
@@ -163,21 +163,25 @@ def gaps_table(results: Results) -> str | None:
         return None
     from benchmarks.report.gaps import gaps  # noqa: PLC0415  # torch is slow to import, and most pages do without
 
-    found = gaps(results)
+    contents = gaps(results)
     lines = [
-        [f"{one['variant']}, {one['step']} {one['stage']}", one["part"], f"{1e3 * one['seconds']:.4g}"]
-        + ([f"{1e3 * one['floor']:.4g}", f"{one['seconds'] / one['floor']:.2f}"] if one["floor"] else [None, None])
-        for one in found
+        [f"{entry['variant']}, {entry['step']} {entry['stage']}", entry["part"], f"{1e3 * entry['seconds']:.4g}"]
+        + (
+            [f"{1e3 * entry['floor']:.4g}", f"{entry['seconds'] / entry['floor']:.2f}"]
+            if entry["floor"]
+            else [None, None]
+        )
+        for entry in contents
     ]
-    return table(["step", "part", "median, ms", "floor, ms", "times the floor"], lines) if found else None
+    return table(["step", "part", "median, ms", "floor, ms", "times the floor"], lines) if contents else None
 
 
 def stages_table(stages: dict[str, dict[str, Any]]) -> str:
-    lines = [[name, one["status"], f"{one['seconds']:.0f}", one.get("reason")] for name, one in stages.items()]
+    lines = [[name, entry["status"], f"{entry['seconds']:.0f}", entry.get("reason")] for name, entry in stages.items()]
     return table(["stage", "status", "seconds", ""], lines)
 
 
-def gpu_report(found: dict[str, Any], results: Results, profiles: Sequence[dict[str, Any]] = ()) -> str:
+def gpu_report(contents: dict[str, Any], results: Results, profiles: Sequence[dict[str, Any]] = ()) -> str:
     """The report.md of a run of gpu-check, from its summary.json, results and profiled steps."""
     meanings = "\n".join(f"- `{name}`: {figure.meaning}" for name, figure in summary.FIGURES.items())
     parts = [
@@ -185,9 +189,9 @@ def gpu_report(found: dict[str, Any], results: Results, profiles: Sequence[dict[
         "Written by `make gpu-check`.",
         machine_text(results),
         "## Figures",
-        figures_table(found),
+        figures_table(contents),
         meanings,
-        *(["## Stages", stages_table(found["stages"])] if found["stages"] else []),
+        *(["## Stages", stages_table(contents["stages"])] if contents["stages"] else []),
         *(["## The step against its floors", floors] if (floors := gaps_table(results)) else []),
         *(["## Kernels of a step", profile.markdown(profiles)] if profiles else []),
         "## Rows",

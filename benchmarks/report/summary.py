@@ -143,12 +143,12 @@ def _layers(rows: Sequence[Row], direction: str, convolution: bool = False) -> l
     """F's layers at the suite's shapes, with how many of each F has."""
     facts = {"op": "degradation_block", "direction": direction, "weights": "per image", "precision": "bf16"}
     what = f"degradation_block, {direction}, bf16"
-    found = (
+    measured = (
         _select(rows, f"{what}, the convolution alone", implementation="convolution", **facts)
         if convolution
         else _fused(rows, what, **facts)
     )
-    by_shape = {row["extra_info"]["shape"]: row for row in found}
+    by_shape = {row["extra_info"]["shape"]: row for row in measured}
     sides = sorted({int(shape.rpartition("x")[2]) for shape in by_shape})
     batch = next(iter(by_shape)).partition("x")[0]
     layers = []
@@ -176,8 +176,8 @@ def _block_against_grouped(rows: Sequence[Row]) -> float:
 
 def _bandwidth(rows: Sequence[Row], direction: str) -> float:
     """Of the row with the most bytes, in channels_last."""
-    found = _fused(rows, f"blur_pool, {direction}, bf16", op="blur_pool", direction=direction, precision="bf16")
-    row = max(found, key=lambda one: (one["extra_info"]["bytes"], one["extra_info"]["memory_format"] == "nhwc"))
+    measured = _fused(rows, f"blur_pool, {direction}, bf16", op="blur_pool", direction=direction, precision="bf16")
+    row = max(measured, key=lambda row: (row["extra_info"]["bytes"], row["extra_info"]["memory_format"] == "nhwc"))
     return float(row["extra_info"]["fraction_of_roofline"])
 
 

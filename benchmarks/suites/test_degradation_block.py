@@ -184,7 +184,7 @@ def test_degradation_block(benchmark, precision_switch, direction, side, layer, 
         size=given[0].element_size(),
         shared=shared,
         noise=None if name == "convolution" else c_out,
-        wanted=() if not both else ("x", "weight") if name == "convolution" else counts.ALL,
+        needs=() if not both else ("x", "weight") if name == "convolution" else counts.ALL,
     )
     measure.describe_row(
         benchmark,

@@ -36,8 +36,8 @@ def skipping(run: Run, limit: float) -> list[str]:
 def run(tmp_path: Path) -> Run:
     scratch = tmp_path / "scratch"
     scratch.mkdir()
-    given = command_line.parse(["--output", str(tmp_path / "out"), "--budget", "60"])
-    return Run(given, scratch)
+    options = command_line.parse(["--output", str(tmp_path / "out"), "--budget", "60"])
+    return Run(options, scratch)
 
 
 ROW = {"group": "g", "name": "test_a[x]", "min": 1.0, "median": 1.0, "mean": 1.0, "stddev": 0.0, "rounds": 3}
@@ -83,12 +83,12 @@ def test_a_stage_that_fails_hangs_or_cannot_start_does_not_keep_others_from_runn
 def test_the_budget_is_kept_and_what_was_left_out_is_named(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runner, "WRITING", 1.0)
     monkeypatch.setattr(runner, "MIN_SECONDS", 1.0)
-    run.given.budget = 5.0
+    run.options.budget = 5.0
     begun = time.monotonic()
     runner.run_all([python("first", "import time; time.sleep(60)"), python("second", ""), python("third", "")], run)
-    assert time.monotonic() - begun < run.given.budget
+    assert time.monotonic() - begun < run.options.budget
     assert run.outcomes["first"].status == "timed out"
-    run.given.budget = 1.0
+    run.options.budget = 1.0
     runner.run_all([python("fourth", "")], run)
     assert run.outcomes["fourth"].as_dict() | {"seconds": 0} == {
         "status": "skipped",
@@ -109,10 +109,10 @@ def test_later_stages_keep_their_reserves(run: Run) -> None:
         return note
 
     chosen = [Stage(name, "", 20, 100, command(name)) for name in "abc"]
-    run.given.budget = 100 + runner.WRITING
+    run.options.budget = 100 + runner.WRITING
     runner.run_all(chosen, run)
     assert [round(seen[name]) for name in "abc"] == [60, 80, 100]
-    run.given.budget = 30 + runner.WRITING + (time.monotonic() - run.begun)  # half of the reserves
+    run.options.budget = 30 + runner.WRITING + (time.monotonic() - run.begun)  # half of the reserves
     runner.run_all(chosen, run)
     assert [round(seen[name]) for name in "abc"] == [10, 15, 30]
 

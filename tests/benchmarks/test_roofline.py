@@ -44,7 +44,7 @@ def test_degradation_block(c_in: int, c_out: int, shared: bool, wanted: tuple[st
         "noise": (N, c_out, 12, 20),
     }
     given = {name: torch.empty(one, device="meta", requires_grad=name in wanted) for name, one in shapes.items()}
-    forward, backward = counts.degradation_block(shapes["x"], c_out, size=4, shared=shared, noise=c_out, wanted=wanted)
+    forward, backward = counts.degradation_block(shapes["x"], c_out, size=4, shared=shared, noise=c_out, needs=wanted)
     with FlopCounterMode(display=False) as counter:
         out = degradation_block(**given)
         assert counter.get_total_flops() == forward.flops
@@ -64,9 +64,9 @@ def test_backward_bytes_of_a_degradation_block() -> None:
         ("weight",): out + out // 32 + x + weight + weight,
         counts.ALL: out + out // 32 + 2 * x + 2 * weight,
     }.items():
-        found = counts.degradation_block((N, 8, 12, 20), 16, size=4, noise=16, wanted=wanted)[1]
+        found = counts.degradation_block((N, 8, 12, 20), 16, size=4, noise=16, needs=wanted)[1]
         assert found.bytes == moved, wanted
-    one_map = counts.degradation_block((N, 8, 12, 20), 16, size=4, noise=1, wanted=("noise",))[1]
+    one_map = counts.degradation_block((N, 8, 12, 20), 16, size=4, noise=1, needs=("noise",))[1]
     assert one_map.bytes == out + 4 * N * 12 * 20
 
 
