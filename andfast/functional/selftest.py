@@ -1,8 +1,8 @@
-"""Every op against its definition in float64, on a device, in seconds: what one runs before trusting a machine.
+"""Self-test: run every op on a device and compare it with its definition in float64. Takes seconds.
 
-An implementation that compiles may still be wrong on a GPU, a driver or a compiler that nobody has tried. So each is
-run forward and backward on small awkward inputs and compared with the op's definition, differentiated by autograd in
-float64 on the CPU. The inputs and definitions are in :mod:`andfast.functional.selftest_cases`.
+An implementation that compiles may still be wrong on an untested GPU, driver or compiler. Each is run forward and
+backward on small inputs of awkward shapes and compared with the op's definition, differentiated by autograd in float64
+on the CPU. Inputs and definitions are in :mod:`andfast.functional.selftest_cases`.
 """
 
 import math
@@ -22,27 +22,27 @@ TOLERANCES: Final[Mapping[torch.dtype, float]] = {
     torch.bfloat16: 1e-2,
     torch.float16: 1e-2,
 }
-"""The largest error by dtype: the norm of a tensor's difference over the norm of the tensor."""
+"""Maximum relative error per dtype: the norm of the difference over the norm of the exact tensor."""
 
 TF32_TOLERANCE: Final = 2e-3
-"""That of float32 on a CUDA device where the user's switches allow tf32."""
+"""Maximum relative error of float32 on a CUDA device if PyTorch's settings allow tf32."""
 
 DEFAULT_DTYPES: Final = (torch.float32, torch.bfloat16)
-"""What a training run computes in, unless it is told otherwise."""
+"""The dtypes that training uses by default."""
 
 _SEED: Final = 20260101
 
 
 class SelfTestResult(NamedTuple):
-    """How one implementation of one op did in one dtype.
+    """Result of one implementation of one op in one dtype.
 
     Attributes:
-        op, impl: their names, as in :mod:`andfast.functional`.
+        op, impl: names as in :mod:`andfast.functional`.
         dtype: of x and the weights.
-        passed: whether the results and all gradients are within the tolerance.
-        error: the largest relative error of any of them; NaN where the op could not be run.
-        seconds: what it took, compilation included.
-        message: the case and the tensor of that error; or what went wrong.
+        passed: whether the result and all gradients are within the tolerance.
+        error: the largest relative error; NaN if the op raised.
+        seconds: elapsed time, compilation included.
+        message: tensor and case of the largest error, or a description of the failure.
     """
 
     op: str
@@ -61,33 +61,33 @@ def self_test(
     *,
     every: bool = True,
 ) -> list[SelfTestResult]:
-    """Run the ops forward and backward on a device and compare them with float64.
+    """Run ops forward and backward on a device and compare them with float64.
 
-    The global random state is left alone. On a CUDA device the Triton kernels are compiled where they are not in
-    Triton's cache: nine kernels a dtype for the degradation block, 7 to 9 s on one core, once; one more in half types.
+    Does not touch the global random state. On a CUDA device, Triton kernels that are not in Triton's cache are compiled:
+    nine per dtype for the degradation block (one more for half types), 7 to 9 s on one core.
 
     Args:
-        device: where the ops run; the reference runs on the CPU.
-        dtypes: of x and the weights, from :data:`TOLERANCES`; :data:`DEFAULT_DTYPES` if None.
-        ops: names of ops; all if None.
-        every: test every implementation that can run on the device; else only the one that "auto" takes.
+        device: device of the ops under test; definitions run on the CPU.
+        dtypes: dtypes of x and the weights, among those of :data:`TOLERANCES`; None for :data:`DEFAULT_DTYPES`.
+        ops: names of ops; None for all.
+        every: test every implementation available on the device, not only the one that "auto" selects.
 
     Returns:
-        A result for each op, implementation and dtype. An exception becomes a failed result with its text.
+        One result per op, implementation and dtype. An exception becomes a failed result with its message.
 
     Raises:
-        ValueError: there is no such op, or no tolerance for a dtype.
+        ValueError: unknown op, or a dtype without a tolerance.
     """
     device = torch.device(device)
-    wanted = tuple(CASES) if ops is None else tuple(ops)
-    for op in wanted:
+    names = tuple(CASES) if ops is None else tuple(ops)
+    for op in names:
         if op not in CASES:
             raise ValueError(f"ops must be among {', '.join(CASES)}, was {op!r}")
     for dtype in dtypes or ():
         if dtype not in TOLERANCES:
             raise ValueError(f"dtypes must be among {', '.join(map(str, TOLERANCES))}, was {dtype}")
     results = []
-    for op in wanted:
+    for op in names:
         for dtype in DEFAULT_DTYPES if dtypes is None else dtypes:
             impls = dispatch.available(op, device.type, dtype)
             results += [_test(op, impl, device, dtype) for impl in (impls if every else impls[:1])]
@@ -95,29 +95,29 @@ def self_test(
 
 
 def _test(op: str, impl: str, device: torch.device, dtype: torch.dtype) -> SelfTestResult:
-    """Run all cases of an op; the worst error counts, and the first exception ends it."""
-    begun = time.perf_counter()
+    """Run all cases of an op up to the first failure; the error is the largest of all tensors."""
+    start = time.perf_counter()
     limit = _tolerance(device, dtype)
-    worst, where, message = 0.0, "", ""
+    worst, case_name, message = 0.0, "", ""
     try:
         for case in CASES[op](Draw(_SEED)):
-            where = case.name
+            case_name = case.name
             for name, error in _errors(case, impl, device, dtype).items():
-                if not error <= worst:  # NaN counts as worse
+                if not error <= worst:  # so that NaN is the worst
                     worst, message = error, f"{name}, {case.name}"
                 if not error <= limit:
                     raise _WrongError(f"{name} is off by {error:.2g}, at most {limit:g} is allowed ({case.name})")
     except _WrongError as error:
-        return SelfTestResult(op, impl, dtype, False, worst, time.perf_counter() - begun, str(error))
-    except Exception as error:  # whatever a broken machine makes of it is a result, and never ends the caller
-        text = " ".join(str(error).split()) or "no text"
-        message = f"{type(error).__name__}: {text} ({where})"
-        return SelfTestResult(op, impl, dtype, False, math.nan, time.perf_counter() - begun, message)
-    return SelfTestResult(op, impl, dtype, True, worst, time.perf_counter() - begun, message)
+        return SelfTestResult(op, impl, dtype, False, worst, time.perf_counter() - start, str(error))
+    except Exception as error:  # any failure on a broken machine is a result, not an exception
+        text = " ".join(str(error).split()) or "no message"
+        message = f"{type(error).__name__}: {text} ({case_name})"
+        return SelfTestResult(op, impl, dtype, False, math.nan, time.perf_counter() - start, message)
+    return SelfTestResult(op, impl, dtype, True, worst, time.perf_counter() - start, message)
 
 
 class _WrongError(Exception):
-    """A result that is not what it must be."""
+    """A result outside of its tolerance, or with wrong metadata."""
 
 
 def _tolerance(device: torch.device, dtype: torch.dtype) -> float:
@@ -129,43 +129,43 @@ def _tolerance(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def _errors(case: Case, impl: str, device: torch.device, dtype: torch.dtype) -> dict[str, float]:
-    """The relative errors of the result and of the gradient to every input that takes one, by name."""
-    rounded = {name: _rounded(one, name, case, dtype) for name, one in case.inputs.items()}
-    given, exact = {}, {}
-    for name, one in rounded.items():
-        placed = one.to(device)
+    """Relative errors of the result and of the gradients to all inputs that are not frozen, by name."""
+    inputs, exact_inputs = {}, {}
+    for name, value in case.inputs.items():
+        rounded = _rounded(value, name, case, dtype)
+        tensor = rounded.to(device)
         if name == "x":
-            placed = placed.contiguous(memory_format=case.memory_format)
-        given[name] = placed.requires_grad_(name not in case.frozen)
-        exact[name] = one.double().requires_grad_(name not in case.frozen)
+            tensor = tensor.contiguous(memory_format=case.memory_format)
+        inputs[name] = tensor.requires_grad_(name not in case.frozen)
+        exact_inputs[name] = rounded.double().requires_grad_(name not in case.frozen)
     with torch.enable_grad(), torch.autocast(device.type, enabled=False):
-        out, expected = case.run(given, impl), case.definition(exact)
+        out, expected = case.run(inputs, impl), case.definition(exact_inputs)
         if (out.shape, out.dtype, out.device.type) != (expected.shape, dtype, device.type):
             raise _WrongError(f"the result is {out.dtype} {tuple(out.shape)} on {out.device} ({case.name})")
         if not out.is_contiguous(memory_format=case.memory_format):
             raise _WrongError(f"the result is not {FORMATS[case.memory_format]} as x is ({case.name})")
-        weights = Draw(_SEED + 1).normal(*expected.shape).to(dtype)
-        taking = [name for name in rounded if name not in case.frozen]
-        found: tuple[Tensor, ...] = ()
-        right: tuple[Tensor, ...] = ()
-        if taking:  # an op may have no gradients
-            found = torch.autograd.grad(out, [given[name] for name in taking], weights.to(device))
-            right = torch.autograd.grad(expected, [exact[name] for name in taking], weights.double())
+        grad = Draw(_SEED + 1).normal(*expected.shape).to(dtype)
+        leaves = [name for name in inputs if name not in case.frozen]
+        grads: tuple[Tensor, ...] = ()
+        exact_grads: tuple[Tensor, ...] = ()
+        if leaves:  # an op may have no gradients
+            grads = torch.autograd.grad(out, [inputs[name] for name in leaves], grad.to(device))
+            exact_grads = torch.autograd.grad(expected, [exact_inputs[name] for name in leaves], grad.double())
     errors = {"the result": _error(out, expected)}
-    for name, ours, theirs in zip(taking, found, right, strict=True):
-        errors[f"the gradient to {name}"] = _error(ours, theirs)
+    for name, actual, exact in zip(leaves, grads, exact_grads, strict=True):
+        errors[f"the gradient to {name}"] = _error(actual, exact)
     return errors
 
 
 def _rounded(value: Tensor, name: str, case: Case, dtype: torch.dtype) -> Tensor:
-    """An input as the op gets it: float64 sees the same rounded numbers."""
+    """An input rounded to the dtype that the op gets; the definition gets the same numbers in float64."""
     wide = name in case.wide and dtype in (torch.bfloat16, torch.float16)
     return value.to(torch.float32 if wide else dtype)
 
 
-def _error(found: Tensor, exact: Tensor) -> float:
-    """The norm of the difference over the norm of what is right."""
-    if found.shape != exact.shape:
-        raise _WrongError(f"a gradient has shape {tuple(found.shape)}, must have {tuple(exact.shape)}")
-    difference = torch.linalg.vector_norm(found.detach().cpu().double() - exact.detach())
+def _error(actual: Tensor, exact: Tensor) -> float:
+    """The norm of the difference over the norm of ``exact``."""
+    if actual.shape != exact.shape:
+        raise _WrongError(f"a gradient must have shape {tuple(exact.shape)}, had {tuple(actual.shape)}")
+    difference = torch.linalg.vector_norm(actual.detach().cpu().double() - exact.detach())
     return float(difference / torch.linalg.vector_norm(exact.detach()))

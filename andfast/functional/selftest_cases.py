@@ -1,6 +1,6 @@
-"""What the self-test runs: for every op a few calls on small awkward inputs, each beside its definition.
+"""Cases of the self-test: a few calls of every op on small inputs of awkward shapes, each with its definition.
 
-A new op needs a function here that draws its cases, and one entry in :data:`CASES`.
+A new op needs a function here that yields its cases, and an entry in :data:`CASES`.
 """
 
 import math
@@ -22,23 +22,23 @@ from andfast.functional.upsampled_convolution import upsampled_convolution, upsa
 
 _LAST: Final = torch.channels_last
 _PLAIN: Final = torch.contiguous_format
-_SIGN: Final = 2.0  # what decides the sign of an activation; all else that enters it is a sixth of that or less
+_SIGN: Final = 2.0  # magnitude of the term that decides an activation's sign; the rest is at most a sixth of it
 
 FORMATS: Final = {_LAST: "channels_last", _PLAIN: "contiguous"}
-"""What a memory format is called."""
+"""Names of memory formats."""
 
 
 class Case(NamedTuple):
     """One call of an op.
 
     Attributes:
-        name: what is particular about it.
-        inputs: float64 tensors on the CPU by name; "x" is images (N, C, H, W).
-        run: the op on such tensors, in any dtype on any device, by the implementation named.
-        definition: the same, differentiable, in float64.
-        memory_format: of x; the result must have it too.
-        frozen: names of inputs that take no gradient.
-        wide: names of inputs that stay in float32 where x is of a half type.
+        name: description of the case.
+        inputs: float64 tensors on the CPU by name; "x" has shape (N, C, H, W).
+        run: calls the op with an implementation, on inputs of any dtype and device.
+        definition: the same function, differentiable, in float64.
+        memory_format: of x, and of the result.
+        frozen: names of inputs that do not require gradients.
+        wide: names of inputs that stay in float32 if x is of a half type.
     """
 
     name: str
@@ -51,10 +51,10 @@ class Case(NamedTuple):
 
 
 class Draw:
-    """Normal numbers in float64 from a seed of their own, and inputs whose activations keep clear of zero.
+    """Random float64 tensors from a seeded generator, and inputs whose pre-activations stay away from zero.
 
-    Where an activation is zero its gradient jumps, so that rounding alone would make two right results differ. So the
-    first channel of x holds a random sign a pixel, and every output channel takes it with a random sign of its own.
+    The gradient of an activation jumps at zero, so near zero rounding alone makes two correct results differ. Hence the
+    first channel of x holds a random sign per pixel, which every output channel reads with a random sign of its own.
     """
 
     def __init__(self, seed: int) -> None:
@@ -72,14 +72,14 @@ class Draw:
         return x
 
     def kernels(self, *shape: int) -> Tensor:
-        """(..., Cout, Cin, 3, 3): small, but for the first channel's center."""
+        """(..., Cout, Cin, 3, 3): small, except for the center tap of the first channel."""
         weight = self.normal(*shape, 3, 3) / (18 * shape[-1] ** 0.5)
         weight[..., 0, 1, 1] = self.signs(*shape[:-1])
         return weight
 
 
 def _degradation_blocks(draw: Draw) -> Iterator[Case]:
-    """F's first, middle and last layers: weights shared or not, both formats, all forms of slope and noise."""
+    """First, middle and last layers of F: shared and per-image weights, both formats, all forms of slope and noise."""
     n, height, width = 2, 9, 19
 
     def case(
@@ -92,10 +92,10 @@ def _degradation_blocks(draw: Draw) -> Iterator[Case]:
         smallest_slope: float = 0.0,
     ) -> Case:
         c_out, c_in = weight.shape[-4:-2]
-        given = {"x": draw.images(n, c_in, height, width), "weight": weight, "slope": slope}
+        inputs = {"x": draw.images(n, c_in, height, width), "weight": weight, "slope": slope}
         return Case(
             f"{c_in}->{c_out} channels, {kind}, {padding} padding",
-            given if noise is None else {**given, "noise": noise},
+            inputs if noise is None else {**inputs, "noise": noise},
             lambda t, impl: degradation_block(
                 t["x"],
                 t["weight"],
@@ -107,21 +107,21 @@ def _degradation_blocks(draw: Draw) -> Iterator[Case]:
             ),
             lambda t: degradation_block_reference(t["x"], t["weight"], t["slope"], t.get("noise"), padding),
             form,
-            wide=("slope", "noise"),  # as the adversary has them
+            wide=("slope", "noise"),  # as in the adversary
         )
 
-    # On CUDA a run with channels_last finds in Triton's cache what is compiled for those in channels_last.
+    # The channels_last cases compile the kernels that a channels_last training run uses.
     each_channel, one_map = 1 + 0.4 * draw.normal(n, 64), draw.normal(n, 1, height, width)
     yield case("shared weights", draw.kernels(64, 3), each_channel, one_map, _PLAIN, "zeros")
     each_image, maps = torch.tensor([1.4, -0.3]).double(), draw.normal(n, 64, height, width)
-    yield case("a slope an image", draw.kernels(n, 64, 64), each_image, maps, _LAST, "replicate")
+    yield case("one slope per image", draw.kernels(n, 64, 64), each_image, maps, _LAST, "replicate")
     yield case("one slope", draw.kernels(n, 3, 64), torch.tensor(0.6).double(), None, _LAST, "replicate")
     known, maps = torch.tensor([1.4, 0.6]).double(), draw.normal(n, 64, height, width)
-    yield case("slopes known to be large", draw.kernels(n, 64, 64), known, maps, _LAST, "replicate", 0.5)
+    yield case("slopes bounded below", draw.kernels(n, 64, 64), known, maps, _LAST, "replicate", 0.5)
 
 
 def _blur_pools(draw: Draw) -> Iterator[Case]:
-    """All three factors in both formats, with 3, 5 and 64 channels."""
+    """Factors 2, 3 and 4 in both formats, with 3, 5 and 64 channels."""
 
     def case(factor: int, shape: tuple[int, int, int, int], form: torch.memory_format) -> Case:
         return Case(
@@ -139,7 +139,7 @@ def _blur_pools(draw: Draw) -> Iterator[Case]:
 
 
 def _residual_dense_blocks(draw: Draw) -> Iterator[Case]:
-    """Trained and frozen weights, which keep different things for the backward pass, in both formats."""
+    """Trained and frozen weights, which save different tensors for backward, in both formats."""
 
     def case(kind: str, features: int, growth: int, form: torch.memory_format) -> Case:
         shapes = [(growth, features + k * growth) for k in range(4)] + [(features, features + 4 * growth)]
@@ -164,7 +164,7 @@ def _residual_dense_blocks(draw: Draw) -> Iterator[Case]:
 
 
 def _fp8_blocks(draw: Draw) -> Iterator[Case]:
-    """Of the cases above the frozen ones; the definition rounds as the op does, with sums in float64."""
+    """The frozen cases of residual_dense_block; the definition rounds to fp8 as the op does, with sums in float64."""
     for case in _residual_dense_blocks(draw):
         names = [name for name in case.inputs if name != "x"]
         if set(names) != set(case.frozen):
@@ -172,7 +172,7 @@ def _fp8_blocks(draw: Draw) -> Iterator[Case]:
 
         def run(t: Mapping[str, Tensor], impl: str, names: Sequence[str] = tuple(names)) -> Tensor:
             weights = quantise_weights([t[name] for name in names[:5]], [t[name] for name in names[5:]])
-            # The gradient that the test sends back is of unit size, as fp8 wants it.
+            # The incoming gradient is of unit size, as fp8 requires.
             return residual_dense_block_fp8(t["x"], weights, impl=impl)
 
         def definition(t: Mapping[str, Tensor], run: Callable[..., Tensor] = run) -> Tensor:
@@ -182,17 +182,17 @@ def _fp8_blocks(draw: Draw) -> Iterator[Case]:
 
 
 def _upsampled_convolutions(draw: Draw) -> Iterator[Case]:
-    """Both layers of G's tail, trained and frozen, and its last, which has no activation; in both formats."""
+    """Layers of G's tail, trained and frozen, with and without upsampling and activation, in both formats."""
 
     def case(kind: str, c_in: int, c_out: int, factor: int, slope: float, form: torch.memory_format) -> Case:
-        given = {
+        inputs = {
             "x": draw.images(2, c_in, 7, 11),
             "weight": draw.kernels(c_out, c_in),
             "bias": 0.1 * draw.normal(c_out),
         }
         return Case(
             f"{kind}, x{factor}, {c_in}->{c_out} channels, {FORMATS[form]}",
-            given,
+            inputs,
             lambda t, impl: upsampled_convolution(
                 t["x"], t["weight"], t["bias"], factor=factor, slope=slope, impl=impl
             ),
@@ -208,28 +208,27 @@ def _upsampled_convolutions(draw: Draw) -> Iterator[Case]:
 
 
 def _mean_distances(draw: Draw) -> Iterator[Case]:
-    """Both kinds, values that are equal among them; targets in the order of x, and in another."""
+    """Both kinds, with some equal values; target in the memory format of x and in another one."""
 
-    def case(kind: Kind, form: torch.memory_format, other: torch.memory_format) -> Case:
+    def case(kind: Kind, form: torch.memory_format, target_form: torch.memory_format) -> Case:
         x = draw.normal(2, 24, 17, 43)
-        apart = draw.normal(*x.shape) * (draw.normal(*x.shape) > -1)
-        order = "the same order" if form == other else "another order"
+        difference = draw.normal(*x.shape) * (draw.normal(*x.shape) > -1)
         norm = 1 if kind == "l1" else 2
 
-        def written_out(t: Mapping[str, Tensor]) -> Tensor:
+        def definition(t: Mapping[str, Tensor]) -> Tensor:
             length = torch.linalg.vector_norm(t["x"] - t["target"], norm)
             return (length**norm / x.numel()).reshape(1, 1, 1, 1)
 
         return Case(
-            f"{kind}, {FORMATS[form]}, target in {order}",
-            {"x": x, "target": x + apart},
-            # As large as a scalar must be to have a format; in the dtype of x, as other ops have it.
+            f"{kind}, {FORMATS[form]}, {FORMATS[target_form]} target",
+            {"x": x, "target": x + difference},
+            # 4-dimensional, to have a memory format; in the dtype of x, as other ops return.
             lambda t, impl: (
-                mean_distance(t["x"], t["target"].contiguous(memory_format=other), kind=kind, impl=impl)
+                mean_distance(t["x"], t["target"].contiguous(memory_format=target_form), kind=kind, impl=impl)
                 .to(t["x"].dtype)
                 .reshape(1, 1, 1, 1)
             ),
-            written_out,
+            definition,
             form,
             frozen=("target",),
         )
@@ -240,14 +239,14 @@ def _mean_distances(draw: Draw) -> Iterator[Case]:
 
 
 def _ascent_steps(draw: Draw) -> Iterator[Case]:
-    """A step from the centers, where noises are one expanded zero, and steps out of three balls and of a joint one."""
+    """A step from the centers, where noises are an expanded zero, and steps out of separate and joint balls."""
     radii, step_size = (9.0, 2.0), 0.3
 
     def case(kind: str, form: torch.memory_format, joint: bool, result: int) -> Case:
         shapes = {"x": (2, 5, 9, 19), "maps": (2, 16, 8, 8), "weight": (2, 5, 3, 3, 3), "slope": (2,)}
         names = list(shapes)
-        given = {name: draw.normal(*shape) for name, shape in shapes.items()}
-        given |= {f"gradient of {name}": draw.normal(*shape) for name, shape in shapes.items()}
+        inputs = {name: draw.normal(*shape) for name, shape in shapes.items()}
+        inputs |= {f"gradient of {name}": draw.normal(*shape) for name, shape in shapes.items()}
 
         def split(t: Mapping[str, Tensor]) -> tuple[list[list[Tensor]], ...]:
             x = t["x"]
@@ -255,39 +254,39 @@ def _ascent_steps(draw: Draw) -> Iterator[Case]:
             values = [zero(x), zero(t["maps"])] if kind == "first step" else [x, t["maps"]]
             starts = [values, [t["weight"], t["slope"]]]
             centers = starts if kind == "first step" else [[zero(x), zero(t["maps"])], [t["weight"] / 2, t["slope"]]]
-            slopes = [t[f"gradient of {name}"] for name in names]
-            return starts, [slopes[:2], slopes[2:]], centers
+            gradients = [t[f"gradient of {name}"] for name in names]
+            return starts, [gradients[:2], gradients[2:]], centers
 
-        def written_out(t: Mapping[str, Tensor]) -> Tensor:
-            """Each group as one vector an image, the joint ball as one vector of both groups over their radii."""
+        def definition(t: Mapping[str, Tensor]) -> Tensor:
+            """Each group as one vector per image; the joint ball as one vector of both groups over their radii."""
             n = shapes["x"][0]
             value, gradient, center = (
-                [torch.cat([one.reshape(n, -1) for one in group], 1) for group in groups] for groups in split(t)
+                [torch.cat([tensor.reshape(n, -1) for tensor in group], 1) for group in groups] for groups in split(t)
             )
-            sizes = [one.shape[1] for one in value]
+            sizes = [group.shape[1] for group in value]
             radius = torch.cat([torch.full((n, size), r).double() for size, r in zip(sizes, radii, strict=True)], 1)
             u = (torch.cat(value, 1) - torch.cat(center, 1)) / radius
-            up = torch.cat(gradient, 1) * radius
+            ascent = torch.cat(gradient, 1) * radius
             balls = [u.shape[1]] if joint else sizes
-            inside = []
-            for one, slope in zip(u.split(balls, 1), up.split(balls, 1), strict=True):
-                moved = one + step_size * slope / slope.norm(dim=1, keepdim=True)
-                inside.append(moved / moved.norm(dim=1, keepdim=True).clamp_min(1))
-            all_values = torch.cat(inside, 1) * radius + torch.cat(center, 1)
+            projected = []
+            for point, direction in zip(u.split(balls, 1), ascent.split(balls, 1), strict=True):
+                moved = point + step_size * direction / direction.norm(dim=1, keepdim=True)
+                projected.append(moved / moved.norm(dim=1, keepdim=True).clamp_min(1))
+            all_values = torch.cat(projected, 1) * radius + torch.cat(center, 1)
             lengths = [math.prod(shapes[name][1:]) for name in names]
             return all_values.split(lengths, 1)[result].reshape(shapes[names[result]])
 
         def run(t: Mapping[str, Tensor], impl: str) -> Tensor:
-            found = ascent_step(*split(t), radii=radii, step_size=step_size, joint=joint, impl=impl)
-            return [one for group in found for one in group][result]
+            groups = ascent_step(*split(t), radii=radii, step_size=step_size, joint=joint, impl=impl)
+            return [tensor for group in groups for tensor in group][result]
 
         return Case(
             f"{kind}, {names[result]}, {FORMATS[form]}",
-            given,
+            inputs,
             run,
-            written_out,
+            definition,
             form,
-            frozen=given,
+            frozen=inputs,
         )
 
     yield case("first step", _PLAIN, False, 0)
@@ -296,20 +295,20 @@ def _ascent_steps(draw: Draw) -> Iterator[Case]:
 
 
 def _identity_gradients(draw: Draw) -> Iterator[Case]:
-    """Each result by itself: noises, also of one map, slopes, correlation.
+    """Each result by itself: noises (full and one map), slopes, correlation.
 
-    Layers and channels are F's, and in channels_last the images are in float32 beside noises of the dtype that is
-    tested: so on CUDA a training run finds these kernels compiled.
+    Layers and channels are those of F. In channels_last, images are float32 and noises have the dtype under test, so
+    these cases compile the kernels that a training run uses.
     """
     layers, n, channels, height, width = 5, 2, 64, 9, 19
 
     def case(
         kind: str, form: torch.memory_format, noise: int, slope: bool, padding: str, result: Callable[..., Tensor]
     ) -> Case:
-        given = {"x": draw.normal(n, 3, height, width), "g": draw.normal(n, 3, height, width)}
-        given |= {name: draw.normal(layers, n, 3, channels) for name in ("before", "after")}
-        names = tuple(given)
-        given["tested"] = draw.normal(1)
+        inputs = {"x": draw.normal(n, 3, height, width), "g": draw.normal(n, 3, height, width)}
+        inputs |= {name: draw.normal(layers, n, 3, channels) for name in ("before", "after")}
+        names = tuple(inputs)
+        inputs["dtype"] = draw.normal(1)  # carries the dtype under test
 
         def run(t: Mapping[str, Tensor], impl: str) -> Tensor:
             correlation, noises, slopes = identity_gradients(
@@ -317,13 +316,13 @@ def _identity_gradients(draw: Draw) -> Iterator[Case]:
                 noises=[noise] * layers,
                 slopes=[slope] * layers,
                 correlation=not slope,
-                noise_dtype=t["tested"].dtype,
+                noise_dtype=t["dtype"].dtype,
                 padding=padding,
                 impl=impl,
             )
-            return result(correlation, noises, slopes).to(t["tested"].dtype)
+            return result(correlation, noises, slopes).to(t["dtype"].dtype)
 
-        def written_out(t: Mapping[str, Tensor]) -> Tensor:
+        def definition(t: Mapping[str, Tensor]) -> Tensor:
             up = torch.einsum("lnjc,njhw->lnchw", t["after"], t["g"])
             z = torch.einsum("lnic,nihw->lnchw", t["before"], t["x"])
             padded = F.pad(t["x"], (1, 1, 1, 1), mode="replicate" if padding == "replicate" else "constant")
@@ -333,14 +332,14 @@ def _identity_gradients(draw: Draw) -> Iterator[Case]:
             return result(correlation, noises, (z.clamp_max(0) * up).sum((3, 4)))
 
         wide = names if form == _LAST else names[2:]
-        return Case(f"{kind}, {FORMATS[form]}", given, run, written_out, form, frozen=given, wide=wide)
+        return Case(f"{kind}, {FORMATS[form]}", inputs, run, definition, form, frozen=inputs, wide=wide)
 
     yield case("noises", _LAST, channels, True, "replicate", lambda _, noises, __: noises[2])
     yield case("slopes", _LAST, channels, True, "replicate", lambda _, __, slopes: slopes.reshape(-1, 1, 1, 1))
     yield case("noises without slopes", _PLAIN, channels, False, "zeros", lambda _, noises, __: noises[1])
     yield case("one map", _PLAIN, 1, True, "zeros", lambda _, noises, __: noises[0])
     yield case("correlation", _LAST, 0, False, "replicate", lambda sums, _, __: sums.reshape(-1, 1, 1, 1))
-    yield case("correlation without a frame", _PLAIN, 0, False, "zeros", lambda sums, _, __: sums.reshape(-1, 1, 1, 1))
+    yield case("correlation, zero padding", _PLAIN, 0, False, "zeros", lambda sums, _, __: sums.reshape(-1, 1, 1, 1))
 
 
 CASES: Final[dict[str, Callable[[Draw], Iterator[Case]]]] = {
@@ -353,4 +352,4 @@ CASES: Final[dict[str, Callable[[Draw], Iterator[Case]]]] = {
     "residual_dense_block_fp8": _fp8_blocks,
     "upsampled_convolution": _upsampled_convolutions,
 }
-"""The cases of every op, by the name under which the op registers its implementations."""
+"""Cases of every op, by the name under which it registers its implementations."""
