@@ -1,4 +1,4 @@
-"""The residual dense block of ESRGAN: five 3x3 convolutions, each of which reads all that came before it.
+"""The residual dense block of ESRGAN: five 3x3 convolutions, each of which reads everything before it.
 
 With ``F`` channels of x, ``G`` of growth, zero padding of 1 and ``lrelu`` the leaky ReLU::
 
@@ -7,13 +7,12 @@ With ``F`` channels of x, ``G`` of growth, zero padding of 1 and ``lrelu`` the l
     3.  x5 = conv5(cat(x, x1, x2, x3, x4))
     4.  out = x + scale * x5
 
-(Wang et al., ESRGAN, 2018, figure 4; the names are those of BasicSR's ``ResidualDenseBlock``.) No
-concatenation is ever made: one buffer of F + 4G channels holds x, x1, ..., x4 side by side and convolution k
-reads its first F + (k-1)G channels. The backward pass accumulates in one buffer of the same layout, from the
-last convolution to the first.
+(Wang et al., ESRGAN, 2018, figure 4; names as in BasicSR's ``ResidualDenseBlock``.) Nothing is concatenated: one buffer
+of F + 4G channels holds x, x1, ..., x4, and convolution k reads its first F + (k-1)G channels. The backward pass
+accumulates in a buffer of the same layout, from the last convolution to the first.
 
-What is kept between the passes depends on who asks. To train the weights, the buffer itself (in Triton x and
-the growth, side by side). With frozen weights, the signs of x1 to x4 alone.
+Saved for backward: the buffer if weights require gradients (in Triton x and the growth as two tensors); with frozen
+weights only the signs of x1 to x4.
 """
 
 import math
@@ -32,9 +31,14 @@ from andfast.functional.layout import cast as _cast
 from andfast.functional.layout import convolution_backward as _convolution_backward
 from andfast.functional.layout import empty as _empty
 from andfast.functional.layout import memory_format as _memory_format
-from andfast.kernels.residual_dense_block import launch as _fused
+from andfast.kernels.residual_dense_block.buffers import (
+    ACTIVATIONS,
+    CONVOLUTIONS,
+    first_activation,
+    gradient_to_x,
+    saved_for_backward,
+)
 
-CONVOLUTIONS: Final = 5
 TAPS: Final = 9
 NAME: Final = "residual_dense_block"
 
@@ -50,15 +54,15 @@ def residual_dense_block(
 ) -> Tensor:
     """Apply the five-convolution residual dense block.
 
-    Differentiable (once) in x, weights and biases; a gradient that nobody asks for is not computed. Under
-    autocast, tensors other than float64 are cast to its dtype, in which the result is returned.
+    Differentiable (once) in x, weights and biases; only the gradients that are needed are computed. Under autocast,
+    inputs other than float64 are cast to the autocast dtype, which is the dtype of the result.
 
     Args:
-        x: Features of images, (N, F, H, W), floating point; N may be 0. The result takes its memory format.
+        x: Features, (N, F, H, W), floating point; N may be 0. The result has its memory format.
         weights: Five kernels, shapes (G, F + k*G, 3, 3) for k = 0 to 3 and (F, F + 4*G, 3, 3) for the last.
         biases: Five vectors, shapes (G,) four times and (F,) for the last.
         slope: Negative slope of the leaky ReLU, at least 0.
-        scale: Factor of the last convolution's result before x is added.
+        scale: Factor of the last convolution's output before x is added.
         impl: "auto" for the fastest implementation available on x's device, or one of
             :data:`andfast.functional.dispatch.IMPLEMENTATIONS`.
 
@@ -67,8 +71,8 @@ def residual_dense_block(
 
     Raises:
         TypeError: An argument has the wrong type or dtype.
-        ValueError: An argument has the wrong shape, device or value; ``impl`` is no implementation's name.
-        RuntimeError: The implementation asked for is not available here.
+        ValueError: An argument has the wrong shape, device or value; ``impl`` is unknown.
+        RuntimeError: The requested implementation is not available here.
     """
     x, weights, biases, slope, scale = _checked(x, weights, biases, slope, scale)
     keep_features = torch.is_grad_enabled() and any(weight.requires_grad for weight in weights)
@@ -79,7 +83,7 @@ def residual_dense_block(
 def residual_dense_block_reference(
     x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], *, slope: float = 0.2, scale: float = 0.2
 ) -> Tensor:
-    """The same block as its definition reads, differentiated by autograd: the oracle of the tests."""
+    """The definition, composed of PyTorch ops and differentiated by autograd; tests compare with it."""
     features = [x]
     for weight, bias in zip(weights[:-1], biases[:-1], strict=True):
         features.append(F.leaky_relu(F.conv2d(torch.cat(features, 1), weight, bias, padding=1), slope))
@@ -92,7 +96,7 @@ def residual_dense_block_reference(
 def _checked(
     x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], slope: float, scale: float
 ) -> tuple[Tensor, list[Tensor], list[Tensor], float, float]:
-    """Check every argument and cast what autocast wants cast."""
+    """Validate all arguments and apply autocast."""
     checks.images("x", x)
     _five_tensors("weights", weights)
     _five_tensors("biases", biases)
@@ -101,7 +105,7 @@ def _checked(
             raise TypeError(f"{name} must be a number, was {type(number).__name__}")
         if not -math.inf < number < math.inf:  # math.isfinite does not compile where numbers are dynamic
             raise ValueError(f"{name} must be finite, was {number}")
-    if slope < 0:  # the backward pass tells the sign before the activation by the sign after it
+    if slope < 0:  # backward reads the pre-activation's sign off the activation
         raise ValueError(f"slope must be at least 0, was {slope}")
     if min(x.shape[1:]) < 1:
         raise ValueError(f"x must have at least one channel, row and column, was {checks.shape(x)}")
@@ -132,23 +136,23 @@ def _five_tensors(name: str, value: Sequence[Tensor]) -> None:
         raise TypeError(f"{name} must be a list or tuple of {CONVOLUTIONS} tensors, was {type(value).__name__}")
     if len(value) != CONVOLUTIONS:
         raise ValueError(f"{name} must hold {CONVOLUTIONS} tensors, held {len(value)}")
-    for k, one in enumerate(value):
-        checks.tensor(f"{name}[{k}]", one)
-        checks.floating(f"{name}[{k}]", one)
+    for k, tensor in enumerate(value):
+        checks.tensor(f"{name}[{k}]", tensor)
+        checks.floating(f"{name}[{k}]", tensor)
 
 
-# ----------------------------------------------------------------------------- What the implementations share
+# -------------------------------------------------------------------------------------------- Needed gradients
 
 
 class _Needs(NamedTuple):
-    """Which gradients are asked for."""
+    """Which gradients are needed."""
 
     x: bool
     weights: Sequence[bool]
     biases: Sequence[bool]
 
     def below(self, k: int) -> bool:
-        """Whether the gradient has to go on through convolution k to what it read."""
+        """Whether the gradient to the input of convolution k is needed."""
         return self.x or any(self.weights[:k]) or any(self.biases[:k])
 
 
@@ -163,7 +167,7 @@ def _forward_reference(
     scale: float,
     keep_features: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Return out and what the backward pass needs: the features or the signs, see :func:`forward_op`."""
+    """Return out, and the features or signs for backward, see :func:`forward_op`."""
     channels, growth = x.shape[1], weights[0].shape[0]
     features = _empty(x, channels + 4 * growth)
     features[:, :channels] = x
@@ -184,37 +188,39 @@ def _forward_reference(
 def _backward_reference(
     grad: Tensor, saved: Tensor, weights: Sequence[Tensor], slope: float, scale: float, needs: _Needs
 ) -> tuple[Tensor | None, list[Tensor | None], list[Tensor | None]]:
-    """Return the gradients to x, weights and biases, None where it is not needed."""
+    """Return the gradients to x, weights and biases; None for those not needed."""
     channels, growth = weights[-1].shape[0], weights[0].shape[0]
-    # The channels of x are left out of the accumulation if nobody wants them.
+    # The accumulation leaves out the channels of x if their gradient is not needed.
     first = 0 if needs.x else channels
     grad_weights: list[Tensor | None] = [None] * CONVOLUTIONS
     grad_biases: list[Tensor | None] = [None] * CONVOLUTIONS
-    total = grad  # from the last convolution on: the gradient to the features from channel `first` up
+    total = grad  # after the first iteration: gradient to the features, from channel `first` on
     for k in reversed(range(CONVOLUTIONS)):
         end = channels + k * growth
         if k == CONVOLUTIONS - 1:
-            after = grad * scale
+            grad_output = grad * scale
         else:
-            after = total[:, end - first : end - first + growth]
-            after = torch.where(_positive(saved, k, end, growth), after, after * slope)
+            grad_output = total[:, end - first : end - first + growth]
+            grad_output = torch.where(_positive(saved, k, end, growth), grad_output, grad_output * slope)
 
-        go_on, before = needs.below(k), None
+        needs_input, grad_input = needs.below(k), None
         if needs.weights[k]:
-            together = [go_on and first == 0, True, needs.biases[k]]
-            before, grad_weights[k], grad_biases[k] = _convolution_backward(after, saved[:, :end], weights[k], together)
+            mask = [needs_input and first == 0, True, needs.biases[k]]
+            grad_input, grad_weights[k], grad_biases[k] = _convolution_backward(
+                grad_output, saved[:, :end], weights[k], mask
+            )
         elif needs.biases[k]:
-            grad_biases[k] = after.sum((0, 2, 3))
-        if not go_on:
+            grad_biases[k] = grad_output.sum((0, 2, 3))
+        if not needs_input:
             break
         if end > first:
-            if before is None:
-                # a transposed convolution is the gradient to the input, and needs no stand-in for the input
-                before = F.conv_transpose2d(after, weights[k][:, first:], padding=1)
+            if grad_input is None:
+                # The gradient to the input, without needing the input itself.
+                grad_input = F.conv_transpose2d(grad_output, weights[k][:, first:], padding=1)
             if k == CONVOLUTIONS - 1:
-                total = before
+                total = grad_input
             else:
-                total[:, : end - first] += before
+                total[:, : end - first] += grad_input
     if not needs.x:
         return None, grad_weights, grad_biases
     grad_x = torch.add(total[:, :channels], grad, out=_empty(saved, channels, grad.dtype))
@@ -222,13 +228,13 @@ def _backward_reference(
 
 
 def _positive(saved: Tensor, k: int, start: int, growth: int) -> Tensor:
-    """Where x(k+1), whose channels start at ``start`` of the features, is positive."""
+    """Where x(k+1), features ``start`` to ``start + growth``, is positive."""
     if saved.dtype == torch.uint8:
         return (saved & (1 << k)) != 0
     return saved[:, start : start + growth] > 0
 
 
-# Triton comes second until a GPU has verified and timed it: "auto" takes the first that can run.
+# "auto" selects the first that is available.
 dispatch.register(
     NAME,
     {"reference": dispatch.everywhere, "triton": _triton.why_not},
@@ -236,7 +242,7 @@ dispatch.register(
 )
 
 
-# --------------------------------------- Registration: one op forward, one backward, for every implementation
+# ------------------------------------------------- Registration: one forward and one backward op
 
 
 @torch.library.custom_op("andfast::residual_dense_block", mutates_args=())
@@ -249,14 +255,17 @@ def forward_op(
     keep_features: bool,
     impl: str,
 ) -> tuple[Tensor, Tensor]:
-    """Return out and what is saved for backward; arguments are not checked.
+    """Return out and a tensor for backward, without validating arguments.
 
-    Saved are the features (N, F + 4G, H, W), x first, if ``keep_features`` (gradients to weights need them),
-    else the signs, uint8 (N, G, H, W): bit k of channel g is set where channel g of x(k+1) is positive. Triton's
-    forms are those of :func:`andfast.kernels.residual_dense_block.launch.saved_for_backward`.
+    With ``keep_features``, which gradients to weights need, the latter is the features (N, F + 4G, H, W), x first; else
+    the signs, uint8 (N, G, H, W): bit k of channel g is set where channel g of x(k+1) is positive. For Triton see
+    :func:`andfast.kernels.residual_dense_block.buffers.saved_for_backward`.
     """
     if impl == "triton":
-        return _fused.forward(x, weights, biases, slope, scale, keep_features, _memory_format(x))
+        from andfast.kernels.residual_dense_block import block  # noqa: PLC0415  (imports Triton)
+
+        tf32 = _triton.tf32_allowed()
+        return block.forward(x, weights, biases, slope, scale, keep_features, _memory_format(x), tf32=tf32)
     return _forward_reference(x, weights, biases, slope, scale, keep_features)
 
 
@@ -265,7 +274,7 @@ def _(x: Tensor, weights: Sequence[Tensor], *others: Any) -> tuple[Tensor, Tenso
     _biases, _slope, _scale, keep_features, impl = others
     channels, growth = x.shape[1], weights[0].shape[0]
     if impl == "triton":
-        return _empty(x, channels), _fused.saved_for_backward(x, growth, keep_features)
+        return _empty(x, channels), saved_for_backward(x, growth, keep_features)
     saved = _empty(x, channels + 4 * growth) if keep_features else _empty(x, growth, torch.uint8)
     return _empty(x, channels), saved
 
@@ -277,26 +286,30 @@ def backward_op(
     weights: Sequence[Tensor],
     slope: float,
     scale: float,
-    x_needed: bool,
-    weights_needed: Sequence[bool],
-    biases_needed: Sequence[bool],
+    needs_x: bool,
+    needs_weights: Sequence[bool],
+    needs_biases: Sequence[bool],
     impl: str,
     x: Tensor | None = None,
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-    """Return the gradients to x, weights and biases; those not needed as tensors without elements.
+    """Return the gradients to x, weights and biases; empty tensors for those not needed.
 
-    ``x`` is wanted by Triton for gradients to weights; the reference has it in its features.
+    Triton needs ``x`` for gradients to weights; the reference has it in its features.
     """
-    needs = _Needs(x_needed, weights_needed, biases_needed)
+    needs = _Needs(needs_x, needs_weights, needs_biases)
     if impl == "triton":
-        grad_x, grad_weights, grad_biases = _fused.backward(grad, saved, x, weights, slope, scale, *needs)
+        from andfast.kernels.residual_dense_block import block  # noqa: PLC0415  (imports Triton)
+
+        grad_x, grad_weights, grad_biases = block.backward(
+            grad, saved, x, weights, slope, scale, *needs, tf32=_triton.tf32_allowed()
+        )
     else:
         grad_x, grad_weights, grad_biases = _backward_reference(grad, saved, weights, slope, scale, needs)
-    # An op returns tensors, not None, and always of the same strides, which the fake below can foretell.
+    # An op must return tensors, with the strides that the fake below promises.
     return (
         grad.new_empty(0) if grad_x is None else grad_x,
-        [grad.new_empty(0) if one is None else one.contiguous() for one in grad_weights],
-        [grad.new_empty(0) if one is None else one for one in grad_biases],
+        [grad.new_empty(0) if value is None else value.contiguous() for value in grad_weights],
+        [grad.new_empty(0) if value is None else value for value in grad_biases],
     )
 
 
@@ -304,27 +317,27 @@ def backward_op(
 def _(
     grad: Tensor, saved: Tensor, weights: Sequence[Tensor], *others: Any
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-    _slope, _scale, x_needed, weights_needed, biases_needed, impl, *_ = others
-    if x_needed:
-        grad_x = _fused.gradient_to_x(grad) if impl == "triton" else _empty(saved, weights[-1].shape[0], grad.dtype)
+    _slope, _scale, needs_x, needs_weights, needs_biases, impl, *_ = others
+    if needs_x:
+        grad_x = gradient_to_x(grad) if impl == "triton" else _empty(saved, weights[-1].shape[0], grad.dtype)
     return (
-        grad_x if x_needed else grad.new_empty(0),
-        [w.new_empty(w.shape if need else (0,)) for w, need in zip(weights, weights_needed, strict=True)],
-        [w.new_empty(w.shape[0] if need else 0) for w, need in zip(weights, biases_needed, strict=True)],
+        grad_x if needs_x else grad.new_empty(0),
+        [w.new_empty(w.shape if needed else (0,)) for w, needed in zip(weights, needs_weights, strict=True)],
+        [w.new_empty(w.shape[0] if needed else 0) for w, needed in zip(weights, needs_biases, strict=True)],
     )
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    x, weights, _, ctx.slope, ctx.scale, ctx.features_kept, ctx.impl = inputs
+    x, weights, _, ctx.slope, ctx.scale, ctx.keep_features, ctx.impl = inputs
     ctx.mark_non_differentiable(output[1])
-    x_kept = x if ctx.features_kept and ctx.impl == "triton" else None
-    ctx.save_for_backward(output[1], x_kept, *weights)
+    saved_x = x if ctx.keep_features and ctx.impl == "triton" else None
+    ctx.save_for_backward(output[1], saved_x, *weights)
 
 
 def _backward(ctx: Any, grad: Tensor, _grad_saved: Tensor | None) -> tuple[Any, ...]:
     saved, x, *weights = ctx.saved_tensors
-    x_needed, weights_needed, biases_needed = ctx.needs_input_grad[:3]
-    if any(weights_needed) and not ctx.features_kept:
+    needs_x, needs_weights, needs_biases = ctx.needs_input_grad[:3]
+    if any(needs_weights) and not ctx.keep_features:
         raise RuntimeError("gradients to the weights of residual_dense_block need keep_features=True in the forward op")
     grad_x, grad_weights, grad_biases = backward_op(
         grad,
@@ -332,16 +345,16 @@ def _backward(ctx: Any, grad: Tensor, _grad_saved: Tensor | None) -> tuple[Any, 
         weights,
         ctx.slope,
         ctx.scale,
-        x_needed,
-        list(weights_needed),
-        list(biases_needed),
+        needs_x,
+        list(needs_weights),
+        list(needs_biases),
         ctx.impl,
         x,
     )
     return (
-        grad_x if x_needed else None,
-        [one if need else None for one, need in zip(grad_weights, weights_needed, strict=True)],
-        [one if need else None for one, need in zip(grad_biases, biases_needed, strict=True)],
+        grad_x if needs_x else None,
+        [value if needed else None for value, needed in zip(grad_weights, needs_weights, strict=True)],
+        [value if needed else None for value, needed in zip(grad_biases, needs_biases, strict=True)],
         *(None,) * 4,
     )
 
@@ -349,11 +362,11 @@ def _backward(ctx: Any, grad: Tensor, _grad_saved: Tensor | None) -> tuple[Any, 
 forward_op.register_autograd(_backward, setup_context=_setup_context)
 
 
-# ---------------------------------- Operation counts, for torch.utils.flop_counter: two a multiply-accumulate
+# -------------------------- Operation counts for torch.utils.flop_counter: two per multiply-accumulate
 
 
 def _operations(shape: Sequence[int], cin: int, cout: int) -> int:
-    """Operations of one 3x3 convolution, or of one of its gradients, on images of this (N, C, H, W)."""
+    """Operations of a 3x3 convolution, or of one of its gradients, on images of this (N, C, H, W)."""
     return 2 * TAPS * cin * cout * shape[0] * shape[2] * shape[3]
 
 
@@ -364,15 +377,15 @@ def _forward_operations(x_shape: Any, weight_shapes: Any, *_args: Any, **_kwargs
 
 @register_flop_formula(torch.ops.andfast.residual_dense_block_backward)
 def _backward_operations(grad_shape: Any, _saved_shape: Any, weight_shapes: Any, *others: Any, **_kwargs: Any) -> int:
-    _slope, _scale, x_needed, weights_needed, biases_needed, impl, *_ = others
-    needs = _Needs(x_needed, weights_needed, biases_needed)
-    first = 0 if x_needed else weight_shapes[-1][0]
-    if impl == "triton":  # gathers, for x and for every activation whose gradient is needed, from what reads it
+    _slope, _scale, needs_x, needs_weights, needs_biases, impl, *_ = others
+    needs = _Needs(needs_x, needs_weights, needs_biases)
+    first = 0 if needs_x else weight_shapes[-1][0]
+    if impl == "triton":  # one gather per activation whose gradient is needed, and one for x
         features, growth = weight_shapes[-1][0], weight_shapes[0][0]
-        lowest = _fused.lowest_needed(x_needed, weights_needed, biases_needed)
-        read = [features + (CONVOLUTIONS - 2 - k) * growth for k in range(lowest, CONVOLUTIONS - 1)]
-        to_input = sum(_operations(grad_shape, cout, growth) for cout in read)
-        to_input += _operations(grad_shape, features + 4 * growth, features) if x_needed else 0
+        lowest = first_activation(needs_x, needs_weights, needs_biases)
+        channels = [features + (ACTIVATIONS - 1 - k) * growth for k in range(lowest, ACTIVATIONS)]
+        to_input = sum(_operations(grad_shape, cin, growth) for cin in channels)
+        to_input += _operations(grad_shape, features + 4 * growth, features) if needs_x else 0
     else:
         to_input = sum(
             _operations(grad_shape, shape[1] - first, shape[0])
@@ -381,7 +394,7 @@ def _backward_operations(grad_shape: Any, _saved_shape: Any, weight_shapes: Any,
         )
     to_weights = sum(
         _operations(grad_shape, shape[1], shape[0])
-        for shape, need in zip(weight_shapes, weights_needed, strict=True)
-        if need
+        for shape, needed in zip(weight_shapes, needs_weights, strict=True)
+        if needed
     )
     return to_input + to_weights

@@ -1,22 +1,20 @@
-"""The residual dense block with frozen weights and 8-bit operands: for passes that want gradients to x alone.
+"""The residual dense block with frozen weights and fp8 operands, for passes that need gradients to x only.
 
-The block is that of :mod:`andfast.functional.residual_dense_block`. All that its convolutions multiply is rounded to
-fp8 (OCP's 8-bit formats; Micikevicius et al., FP8 formats for deep learning, 2022); sums, biases, activations and the
-residual are not, and the residual keeps x's dtype. With q rounding to e4m3 and r to e5m2, both to the nearest, the
-largest number instead of a larger one::
+The block is that of :mod:`andfast.functional.residual_dense_block`. The operands of its convolutions are rounded to fp8
+(OCP formats; Micikevicius et al., FP8 formats for deep learning, 2022); sums, biases, activations and the residual are
+not, and the residual keeps x's dtype. With q rounding to e4m3 and r to e5m2, to nearest and saturating::
 
     forward    a = q(x)        ak = q(lrelu(bk + wk * (a, a1 .. a(k-1))))        k = 1 to 4
                out = x + scale (b5 + w5 * (a, a1 .. a4))
     backward   d = r(grad)     dk = r(lrelu'(v(k) *' (d, d(k+1) .. d4)))         k = 4 to 1
                gx = grad + v(0) *' (d, d1 .. d4)
 
-Features are rounded as they are: e4m3 has numbers from 0.002 to 448. The weights w, and those of backward, v, which
-gather (scale w5, wk+1 .. w4) for each slice that was read, are e4m3 times a factor for each output channel, quantised
-once, by :func:`quantise_weights`. So backward is the gradient of the exact block, rounded: rounding itself has none.
+Features are not scaled: e4m3 covers 0.002 to 448. The weights w, and those of backward, v, which gather
+(scale w5, wk+1 .. w4) for each slice that was read, are e4m3 with one factor per output channel, quantised once by
+:func:`quantise_weights`. Backward is the gradient of the exact block, rounded; rounding itself has no gradient.
 
-Gradients of a mean loss are far below what e5m2 can say. They are linear, so whoever goes backward brings them to a
-size of :data:`GRADIENT_SIZE` first and undoes it afterwards; :class:`andfast.nn.fp8_body.Fp8Body` does, once for all
-blocks.
+Gradients of a mean loss are far below the range of e5m2. The caller scales them to about :data:`GRADIENT_SIZE` and
+undoes it afterwards; :class:`andfast.nn.fp8_body.Fp8Body` does so once for all blocks.
 """
 
 import math
@@ -34,29 +32,28 @@ from andfast.functional import triton_support as _triton
 from andfast.functional.layout import cast as _cast
 from andfast.functional.layout import empty as _empty
 from andfast.functional.residual_dense_block import CONVOLUTIONS, _five_tensors
-from andfast.kernels.residual_dense_block.launch import gradient_to_x, saved_for_backward
-from andfast.kernels.residual_dense_block_fp8 import launch as _fused
+from andfast.kernels.residual_dense_block.buffers import gradient_to_x, saved_for_backward
 
 NAME: Final = "residual_dense_block_fp8"
 
 GRADIENT_SIZE: Final = 64.0
-"""What the largest gradient should be near to: e5m2 then has a factor of 900 above it and 4e6 below."""
+"""Target size of the largest gradient; e5m2 leaves a factor of 900 above it and 4e6 below."""
 
 OLDEST: Final = (8, 9)
-"""The first compute capability whose matrix units take fp8."""
+"""First compute capability with fp8 matrix units."""
 
 _LARGEST: Final = {torch.float8_e4m3fn: 448.0, torch.float8_e5m2: 57344.0}
-_SIGNS_A_BYTE: Final = 8
+_SIGNS_PER_BYTE: Final = 8
 
 
 class Fp8Weights(NamedTuple):
-    """The quantised weights of a block, or of several behind one leading dimension.
+    """Quantised weights of a block, or of several stacked along leading dimensions.
 
     Attributes:
-        kernels: ten, e4m3 as bytes (uint8, which more of torch takes), each (..., 9, Cout, R), R the channels that are
-            summed over: the five of forward, then those of the gradients to x4, x3, x2, x1 and x, with flipped taps.
-        factors: ten, fp32 (..., Cout): of the sums.
-        biases: five, fp32 (..., Cout), the last times the scale of the result.
+        kernels: ten, e4m3 as uint8, which more of PyTorch supports, each (..., 9, Cout, R) with R the channels summed
+            over: five for forward, then those of the gradients to x4, x3, x2, x1 and x, with flipped taps.
+        factors: ten, fp32 (..., Cout), of the sums.
+        biases: five, fp32 (..., Cout), the last times the block's scale.
     """
 
     kernels: tuple[Tensor, ...]
@@ -64,13 +61,13 @@ class Fp8Weights(NamedTuple):
     biases: tuple[Tensor, ...]
 
     def block(self, index: int) -> "Fp8Weights":
-        """One of several blocks."""
-        return Fp8Weights(*(tuple(one[index] for one in several) for several in self))
+        """Select one of several blocks."""
+        return Fp8Weights(*(tuple(tensor[index] for tensor in tensors) for tensors in self))
 
 
 @torch.no_grad()
 def _quantised(kernel: Tensor) -> tuple[Tensor, Tensor]:
-    """Of (..., Cout, R, 3, 3): e4m3 bytes (..., 9, Cout, R), the largest 448, and the factors (..., Cout) back."""
+    """Quantise (..., Cout, R, 3, 3) to e4m3 bytes (..., 9, Cout, R) of at most 448, and factors (..., Cout)."""
     largest = kernel.abs().amax((-3, -2, -1))
     factor = largest.masked_fill(largest == 0, 1) / _LARGEST[torch.float8_e4m3fn]
     scaled = (kernel / factor[..., None, None, None]).flatten(-2).movedim(-1, -3)
@@ -78,17 +75,17 @@ def _quantised(kernel: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def quantise_weights(weights: Sequence[Tensor], biases: Sequence[Tensor], *, scale: float = 0.2) -> Fp8Weights:
-    """Bring the weights of residual dense blocks to fp8.
+    """Quantise the weights of residual dense blocks to fp8.
 
     Args:
-        weights: Five kernels as of :func:`andfast.functional.residual_dense_block`, or those of several blocks stacked:
-            (..., G, F + k*G, 3, 3) and (..., F, F + 4*G, 3, 3).
+        weights: Five kernels as for :func:`andfast.functional.residual_dense_block`, or those of several blocks
+            stacked: (..., G, F + k*G, 3, 3) and (..., F, F + 4*G, 3, 3).
         biases: Five vectors, (..., G) four times and (..., F).
-        scale: Factor of the last convolution's result.
+        scale: Factor of the last convolution's output.
 
     Raises:
-        TypeError: They are not five tensors each.
-        ValueError: A shape does not fit; or a weight or bias requires a gradient, which 8-bit weights do not have.
+        TypeError: An argument is not a sequence of five tensors.
+        ValueError: A tensor has the wrong shape, or requires a gradient, which fp8 weights do not support.
     """
     _five_tensors("weights", weights)
     _five_tensors("biases", biases)
@@ -99,16 +96,16 @@ def quantise_weights(weights: Sequence[Tensor], biases: Sequence[Tensor], *, sca
         cout = features if k == CONVOLUTIONS - 1 else growth
         checks.has_shape(f"weights[{k}]", weight, (*blocks, cout, features + k * growth, 3, 3), meaning="as documented")
         checks.has_shape(f"biases[{k}]", bias, (*blocks, cout), meaning="as documented")
-        for name, one in (("weights", weight), ("biases", bias)):
-            checks.like(f"{name}[{k}]", one, "weights[0]", weights[0], dtype=False)
-            if one.requires_grad and torch.is_grad_enabled():
+        for name, tensor in (("weights", weight), ("biases", bias)):
+            checks.like(f"{name}[{k}]", tensor, "weights[0]", weights[0], dtype=False)
+            if tensor.requires_grad and torch.is_grad_enabled():
                 raise ValueError(
-                    f"{name}[{k}] must not require a gradient: fp8 is for frozen blocks (andfast.nn.frozen), "
-                    "and residual_dense_block is what trains"
+                    f"{name}[{k}] must not require a gradient: fp8 is for frozen blocks (andfast.nn.frozen); "
+                    "use residual_dense_block for training"
                 )
     wide = [weight.detach().float() for weight in weights]
     last = wide[-1] * scale
-    # Each slice of the features, and what reads it: the last convolution, then those after the slice was written.
+    # For each slice of the features the convolutions that read it: the last one, then those after it was written.
     slices = [slice(features + k * growth, features + (k + 1) * growth) for k in range(CONVOLUTIONS - 1)]
     gathered = [(slices[k], [last, *wide[k + 1 : -1]]) for k in reversed(range(CONVOLUTIONS - 1))]
     gathered.append((slice(0, features), [last, *wide[:-1]]))
@@ -122,17 +119,16 @@ def quantise_weights(weights: Sequence[Tensor], biases: Sequence[Tensor], *, sca
 
 
 def residual_dense_block_fp8(x: Tensor, weights: Fp8Weights, *, slope: float = 0.2, impl: str = "auto") -> Tensor:
-    """Apply the residual dense block with 8-bit operands and frozen weights.
+    """Apply the residual dense block with fp8 operands and frozen weights.
 
-    Differentiable (once) in x; the gradient that comes in should have a size of about :data:`GRADIENT_SIZE`. Under
-    autocast x is cast to its dtype. Only "triton" has the speed; "reference" computes the same, but for the order of
-    sums, in x's dtype or float32, whichever is wider, for devices without such units and for tests.
+    Differentiable (once) in x; the incoming gradient should have a size of about :data:`GRADIENT_SIZE`. Under autocast
+    x is cast to the autocast dtype. "reference" emulates fp8 in float32 (float64 for float64 x) on any device.
 
     Args:
-        x: Features of images, (N, F, H, W), floating point; N may be 0. The result takes its memory format.
-        weights: Of :func:`quantise_weights`, of one block.
+        x: Features, (N, F, H, W), floating point; N may be 0. The result has its memory format.
+        weights: Result of :func:`quantise_weights` for one block.
         slope: Negative slope of the leaky ReLU, at least 0.
-        impl: As of :func:`andfast.functional.residual_dense_block`. "triton" needs compute capability 8.9 and x in
+        impl: As for :func:`andfast.functional.residual_dense_block`. "triton" needs compute capability 8.9 and x in
             bfloat16 or float16.
 
     Returns:
@@ -140,15 +136,15 @@ def residual_dense_block_fp8(x: Tensor, weights: Fp8Weights, *, slope: float = 0
 
     Raises:
         TypeError: An argument has the wrong type or dtype.
-        ValueError: An argument has the wrong shape, device or value; ``impl`` is no implementation's name.
-        RuntimeError: The implementation asked for is not available here.
+        ValueError: An argument has the wrong shape, device or value; ``impl`` is unknown.
+        RuntimeError: The requested implementation is not available here.
     """
     checks.images("x", x)
     if not isinstance(weights, Fp8Weights):
-        raise TypeError(f"weights must be of quantise_weights, was {type(weights).__name__}")
+        raise TypeError(f"weights must be Fp8Weights, see quantise_weights, was {type(weights).__name__}")
     first = weights.kernels[0]
     if first.dim() != 3:
-        raise ValueError(f"weights must be of one block, were of several: kernels of {checks.shape(first)}")
+        raise ValueError(f"weights must be those of one block, had kernels of shape {checks.shape(first)}")
     checks.like("x", x, "weights", first, dtype=False)
     if x.shape[1] != first.shape[2]:
         raise ValueError(f"x must have the {first.shape[2]} channels of weights, was {checks.shape(x)}")
@@ -169,17 +165,17 @@ def residual_dense_block_fp8(x: Tensor, weights: Fp8Weights, *, slope: float = 0
 
 
 def _rounded(value: Tensor, dtype: torch.dtype) -> Tensor:
-    """In fp8, the largest number instead of a larger one; torch alone would make NaN or infinity of it."""
+    """Round to fp8, saturating; PyTorch's conversion gives NaN or infinity for large values."""
     return value.clamp(-_LARGEST[dtype], _LARGEST[dtype]).to(dtype)
 
 
 def _wide(x: Tensor) -> torch.dtype:
-    """The dtype of sums: float32, but float64 for an x of float64."""
+    """The dtype of sums: float32, or float64 if x is float64."""
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
 def _convolve(features: Sequence[Tensor], kernel: Tensor, factor: Tensor) -> Tensor:
-    """The sums of one convolution over values of fp8, times its factors."""
+    """One convolution of fp8 values, times the weights' factors."""
     dtype = features[0].dtype
     weight = kernel.view(torch.float8_e4m3fn).to(dtype).movedim(0, -1).unflatten(-1, (3, 3))
     with torch.autocast(features[0].device.type, enabled=False):
@@ -217,21 +213,21 @@ def _backward_reference(
 
 
 def _signs(x: Tensor, growth: int) -> Tensor:
-    """What forward keeps, uninitialised: bit c % 8 of byte c // 8 says that channel c of an activation is positive."""
+    """Allocate the signs that forward saves; bit c % 8 of byte c // 8 is set where channel c is positive."""
     return saved_for_backward(x, growth, False)
 
 
 def _packed(positive: Tensor) -> Tensor:
-    """(N, G, H, W) of bool as (N, H, W, ceil(G / 8)) bytes."""
-    filled = F.pad(positive.to(torch.uint8), (0, 0, 0, 0, 0, -positive.shape[1] % _SIGNS_A_BYTE))
-    grouped = filled.movedim(1, -1).unflatten(-1, (-1, _SIGNS_A_BYTE))
-    weights = 2 ** torch.arange(_SIGNS_A_BYTE, device=positive.device)
+    """Pack booleans (N, G, H, W) into (N, H, W, ceil(G / 8)) bytes."""
+    filled = F.pad(positive.to(torch.uint8), (0, 0, 0, 0, 0, -positive.shape[1] % _SIGNS_PER_BYTE))
+    grouped = filled.movedim(1, -1).unflatten(-1, (-1, _SIGNS_PER_BYTE))
+    weights = 2 ** torch.arange(_SIGNS_PER_BYTE, device=positive.device)
     return (grouped * weights).sum(-1).to(torch.uint8)
 
 
 def _unpacked(packed: Tensor, channels: int) -> Tensor:
-    """The reverse of :func:`_packed`."""
-    shifts = torch.arange(_SIGNS_A_BYTE, device=packed.device)
+    """The inverse of :func:`_packed`."""
+    shifts = torch.arange(_SIGNS_PER_BYTE, device=packed.device)
     return ((packed[..., None] >> shifts) & 1).flatten(-2).movedim(-1, 1)[:, :channels] != 0
 
 
@@ -245,13 +241,13 @@ def _why_not_triton(device_type: str) -> str | None:
             capability = torch.cuda.get_device_capability(index)
             if capability < OLDEST:
                 return (
-                    "products of fp8 need compute capability 8.9 or newer (Ada, Hopper), "
+                    "fp8 matrix products need compute capability 8.9 or newer (Ada, Hopper), "
                     f"device {index} has {capability[0]}.{capability[1]}"
                 )
     return reason
 
 
-# Triton first: the reference, which emulates, is never the faster one.
+# Triton first: the reference emulates fp8.
 dispatch.register(
     NAME,
     {"triton": _why_not_triton, "reference": dispatch.everywhere},
@@ -268,10 +264,12 @@ def forward_op(
     slope: float,
     impl: str,
 ) -> tuple[Tensor, Tensor]:
-    """Return out and the signs, see :func:`_signs`; arguments are not checked."""
+    """Return out and the signs, see :func:`_signs`; arguments are not validated."""
     if impl == "triton":
+        from andfast.kernels.residual_dense_block_fp8 import kernels as triton_kernels  # noqa: PLC0415  (imports Triton)
+
         out, bits = _empty(x, x.shape[1]), _signs(x, kernels[0].shape[1])
-        _fused.forward(x, kernels, factors, biases, slope, out, bits)
+        triton_kernels.forward(x, kernels, factors, biases, slope, out, bits)
         return out, bits
     return _forward_reference(x, kernels, factors, biases, slope)
 
@@ -287,8 +285,10 @@ def backward_op(
 ) -> Tensor:
     """Return the gradient to x, channels_last."""
     if impl == "triton":
+        from andfast.kernels.residual_dense_block_fp8 import kernels as triton_kernels  # noqa: PLC0415  (imports Triton)
+
         grad_x = gradient_to_x(grad)
-        _fused.backward(grad, bits, kernels, factors, slope, grad_x)
+        triton_kernels.backward(grad, bits, kernels, factors, slope, grad_x)
         return grad_x
     return _backward_reference(grad, bits, kernels, factors, slope)
 
@@ -317,11 +317,11 @@ def _backward(ctx: Any, grad: Tensor, _grad_bits: Tensor | None) -> tuple[Any, .
 forward_op.register_autograd(_backward, setup_context=_setup_context)
 
 
-# ---------------------------------- Operation counts, for torch.utils.flop_counter: two a multiply-accumulate
+# -------------------------- Operation counts for torch.utils.flop_counter: two per multiply-accumulate
 
 
 def _operations(shape: Sequence[int], kernels: Sequence[Sequence[int]]) -> int:
-    """Of convolutions with kernels (9, Cout, R) on images of this (N, C, H, W)."""
+    """Operations of convolutions with kernels (9, Cout, R) on images of this (N, C, H, W)."""
     return sum(2 * math.prod(kernel) * shape[0] * shape[2] * shape[3] for kernel in kernels)
 
 

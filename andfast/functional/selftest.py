@@ -63,7 +63,7 @@ def self_test(
 ) -> list[SelfTestResult]:
     """Run ops forward and backward on a device and compare them with float64.
 
-    Does not touch the global random state. On a CUDA device, Triton kernels that are not in Triton's cache are compiled:
+    Does not touch the global random state. On a CUDA device, Triton kernels that are not in its cache are compiled:
     nine per dtype for the degradation block (one more for half types), 7 to 9 s on one core.
 
     Args:

@@ -1,10 +1,8 @@
-"""Launch configurations of the residual dense block's kernels, per architecture. Plain data: needs no triton, no GPU.
+"""Launch configurations of the residual dense block's kernels, per architecture. Plain data: needs no Triton, no GPU.
 
-``TABLE[architecture][kernel, precision]`` is what a benchmark regenerates; precisions and fields are those of the
-degradation block. Entries go by the block of output channels that a program has. A convolution's tile is
-block_h * block_w pixels in the order of rows. Chosen by counts, registers and
-occupancy (docs/kernels.md); not measured yet. tests/test_kernels_compile_residual_dense_block.py holds
-each against spills.
+``TABLE[architecture][kernel, precision]``; kernel names end in the block of output channels. A convolution's tile is
+block_h * block_w consecutive pixels. Chosen by counts, registers and occupancy (docs/kernels/residual_dense_block.md);
+test_residual_dense_block_compile.py checks every entry for spills.
 """
 
 from typing import Final
@@ -12,10 +10,10 @@ from typing import Final
 from ..common.config import KernelConfig
 
 CHANNEL_BLOCKS: Final = (16, 32, 64)
-"""Channel block sizes; the matrix units take no less than 16."""
+"""Channel block sizes; tl.dot needs at least 16."""
 
 OUTPUT_BLOCKS: Final = (16, 32)
-"""Of a convolution's output: a program has three sums, one a column of the kernel, which would not fit with 64."""
+"""Output channel blocks of a convolution: a program keeps three sums, one per kernel column; 64 would not fit."""
 
 # fmt: off
 TABLE: Final[dict[str, dict[tuple[str, str], KernelConfig]]] = {

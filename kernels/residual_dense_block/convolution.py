@@ -1,19 +1,19 @@
-"""One 3x3 convolution of the residual dense block in Triton, with all that follows it; and its launcher.
+"""One 3x3 convolution of the residual dense block with its epilogue in Triton, and its launcher.
 
-Forward and backward are the same walk. With F channels of x and G of growth, xk the output of activation k::
+Forward and backward have the same structure. With F channels of x and G of growth, xk the output of activation k::
 
     forward   xk  = lrelu(bias + conv(x, x1 .. x(k-1)))
               out = x + scale * (bias + conv(x, x1 .. x4))
     backward  gk  = lrelu'(scale * conv'(grad) + conv'(g(k+1) .. g4))
               gx  = grad + scale * conv'(grad) + conv'(g1 .. g4)
 
-where gk is the gradient to what activation k reads and conv' is the transposed convolution: the same sum with flipped
-taps. So each convolution sums over two tensors, one of F channels that came in (a) and a run of channels of a buffer
-of 4G (b), and writes the next G channels of that buffer, or the result. Nothing is concatenated, accumulated in memory
-or activated by a pass of its own.
+where gk is the gradient to the input of activation k and conv' is the transposed convolution: the same sum with flipped
+taps. Each convolution sums over two tensors, one of F input channels (a) and a run of channels of a 4G-channel buffer
+(b), and writes the next G channels of that buffer, or the result. There is no concatenation, no accumulation in memory
+and no separate activation pass.
 
-A tile that is loaded serves three taps: each adds to the sum of its column of the kernel, at the pixel that was read,
-and the outer two sums are shifted by one pixel at the end. docs/kernels.md draws and counts.
+A loaded tile serves three taps: each adds to the sum of its kernel column at the pixel that was read, and the outer two
+sums are shifted by one pixel at the end. docs/kernels/residual_dense_block.md has a drawing and counts.
 """
 
 import functools
@@ -30,33 +30,33 @@ from ..common.launch import dot_precision, table_config
 from ..common.layout import aligned, check_int32_extent
 from .configs import CHANNEL_BLOCKS, OUTPUT_BLOCKS, TABLE
 
-# What follows the sum; a run-time number, as uniform branches of an epilogue cost nothing.
+# Epilogues. A run-time argument, as uniform branches in an epilogue are free.
 ACTIVATE, ACTIVATE_AND_SAVE, GRADIENT_BY_BITS, GRADIENT_BY_FEATURES, RESIDUAL = range(5)
 
 
 @triton.jit
 def _add_products(
-    left,  # [P, BLOCK_OUT] for each column of the kernel: sums at the pixel that is read
+    left,  # [P, BLOCK_OUT] per kernel column: sums at the pixel that is read
     middle,
     right,
     source,  # image n of the tensor that is read
-    channels,  # how many of its channels
+    channels,  # number of its channels
     w,  # the weights of its first channel, the first tap
-    row,  # [P] of the pixels that are read
+    row,  # [P] of the pixels read
     column,  # [P]
     exists,  # [P] whether the pixel lies in the image
     o,  # [BLOCK_OUT] output channels
     c_out,  # number of output channels
     height,  # of the images
-    stride_h,  # strides of source, in values; its channels are neighbours
+    stride_h,  # strides of source, in values; channels are contiguous
     stride_w,
     w_stride_tap,  # stride of the weights from tap to tap; negative for flipped taps
-    BLOCK_K: tl.constexpr,  # channels a step
+    BLOCK_K: tl.constexpr,  # channels per step
     PRECISION: tl.constexpr,  # tl.dot's input_precision
 ):
-    """The three sums plus the products of ``channels`` channels with the three columns of the kernel.
+    """Return the three sums plus the products of ``channels`` channels with the three kernel columns.
 
-    Channels outside, kernel rows inside: what three rows read of a block of channels stays in L1 meanwhile.
+    Kernel rows are the inner loop, so that a block of channels stays in L1 for three rows.
     """
     for first in range(0, channels, BLOCK_K):
         i = first + tl.arange(0, BLOCK_K)
@@ -82,7 +82,7 @@ def _add_products(
     ]
 )  # fmt: skip
 def _convolution_kernel(
-    a_ptr,  # (N, A, H, W), channels are neighbours: x, or the gradient that came in
+    a_ptr,  # (N, A, H, W), contiguous channels: x, or the incoming gradient
     b_ptr,  # (N, 4G, H, W), channels_last: the buffer of the growth, or of its gradients
     w_ptr,  # (9, R, Cout), contiguous: rows for the channels of a, then for those read of b
     bias_ptr,  # (Cout), contiguous; unused if bias_channels is 0
@@ -98,7 +98,7 @@ def _convolution_kernel(
     images,  # N
     height,  # of the images
     width,  # of the images
-    tiles,  # pixel tiles of an image
+    tiles,  # pixel tiles per image
     a_stride_n,  # strides of a, in values
     a_stride_h,
     a_stride_w,
@@ -111,21 +111,21 @@ def _convolution_kernel(
     out_stride_c,
     out_stride_h,
     out_stride_w,
-    kind,  # what follows the sum: ACTIVATE ... RESIDUAL
-    plane,  # which of the four activations bits are about
+    kind,  # epilogue: ACTIVATE ... RESIDUAL
+    plane,  # index of the activation that bits belong to
     slope,  # of the leaky ReLU
     a_scale,  # factor of the sum over a
     out_scale,  # RESIDUAL: factor of the sum before a is added
     PIXELS: tl.constexpr,  # pixels of a tile, row by row
-    BLOCK_K: tl.constexpr,  # channels a step of the reduction
-    BLOCK_OUT: tl.constexpr,  # output channels a program
+    BLOCK_K: tl.constexpr,  # channels per step of the reduction
+    BLOCK_OUT: tl.constexpr,  # output channels per program
     PRECISION: tl.constexpr,  # tl.dot's input_precision
 ):
-    """One program: BLOCK_OUT channels of one pixel tile. Channel blocks, then tiles, then images are neighbours."""
+    """One program: BLOCK_OUT channels of one pixel tile. Program order: channel blocks, tiles, images."""
     program = tl.program_id(0)
     blocks = tl.cdiv(c_out, BLOCK_OUT)
     n = (program // (blocks * tiles)).to(tl.int64)
-    # The first and the last pixel of a tile are there for what their neighbours read; the tiles overlap by two.
+    # The first and last pixels of a tile only serve their neighbours; tiles overlap by two pixels.
     place = tl.arange(0, PIXELS)
     pixel = ((program // blocks) % tiles) * (PIXELS - 2) - 1 + place
     row, column = pixel // width, pixel % width
@@ -164,7 +164,7 @@ def _convolution_kernel(
     if kind <= 1:  # ACTIVATE, ACTIVATE_AND_SAVE
         value = tl.where(value > 0, value, value * slope)
     if kind == 1:
-        # The sign of what is stored: a value that rounds to zero is not positive, as one who reads it would say.
+        # Use the sign of the rounded value, which is what backward reads.
         positive = value.to(out_ptr.dtype.element_ty).to(tl.float32) > 0
         flags = tl.reshape(positive.to(tl.int32), (PIXELS, BLOCK_OUT // BITS, BITS))
         packed = tl.sum(flags << tl.arange(0, BITS)[None, None, :], axis=2)
@@ -206,17 +206,17 @@ def convolve(
     tf32: bool,
     config: KernelConfig | None = None,
 ) -> None:
-    """Write one convolution's channels of ``out``, from ``out_first`` on.
+    """Write the output channels of one convolution to ``out``, from channel ``out_first`` on.
 
     Args:
-        a: (N, A, H, W), whose channels are neighbours in memory.
+        a: (N, A, H, W), with contiguous channels.
         b: (N, 4G, H, W), channels_last, of a's dtype.
-        b_range: first and one past the last channel that is read of b.
+        b_range: begin and end of the channels read from b.
         weight: (9, R, Cout), contiguous; rows for the channels of a, then for those read of b.
-        weight_first: the first of these rows.
+        weight_first: first of these rows.
         out: (N, C, H, W), any strides; b itself, or the result.
         out_first: first channel written.
-        kind: what follows the sum, see the constants above.
+        kind: epilogue, one of the constants above.
         bias: (Cout,).
         bits: (4, N, H, W, ceil(Cout / 8)) bytes, for ACTIVATE_AND_SAVE and GRADIENT_BY_BITS.
         features: of b's shape and strides, for GRADIENT_BY_FEATURES.
@@ -224,9 +224,9 @@ def convolve(
         slope: of the leaky ReLU.
         a_scale: factor of the sum over a.
         out_scale: factor of the whole sum before a is added, for RESIDUAL.
-        flip: take the taps from last to first: the transposed convolution.
-        tf32: whether fp32 may be rounded to tf32.
-        config: instead of the table's.
+        flip: flip the taps, for the transposed convolution.
+        tf32: whether fp32 operands may be rounded to tf32.
+        config: overrides the table.
     """
     if out.numel() == 0:
         return
@@ -260,9 +260,9 @@ def _plan(
     tf32: bool,
     config: KernelConfig | None,
 ) -> tuple[int, tuple[int, ...], tuple[int, ...], dict[str, Any]]:
-    """What :func:`convolve` tells a launch of its shapes: programs, sizes, strides of a and b, options.
+    """Launch arguments of :func:`convolve` that depend on shapes only: programs, sizes, strides of a and b, options.
 
-    Kept, as an ascent launches thousands with a dozen shapes, and the host must not be slower than the GPU.
+    Cached, because an ascent launches thousands of convolutions of a dozen shapes and host time matters.
     """
     for name, shape, stride in (
         ("x", a_shape, a_stride), ("the growth of x", b_shape, b_stride), ("the result", out_shape, out_stride),
@@ -272,7 +272,7 @@ def _plan(
     b_channels = b_range[1] - b_range[0]
     in_pixels = [(stride[0], stride[2], stride[3]) for stride in (a_stride, b_stride, out_stride)]
     simple = out_stride[1] == 1 and aligned(a_channels, *b_range, c_out, out_first, *in_pixels[0], *in_pixels[2])
-    # Addresses that are not simple take registers, which the smallest blocks leave them.
+    # Other layouts need registers for addresses, which the smallest blocks leave free.
     block_out = smallest_block(c_out, OUTPUT_BLOCKS) if simple else OUTPUT_BLOCKS[0]
     config = config or table_config(TABLE, f"convolution_{block_out}", dtype, device, tf32)
     block_k = reduction_block((a_channels, b_channels), config.block_k if simple else CHANNEL_BLOCKS[0], CHANNEL_BLOCKS)

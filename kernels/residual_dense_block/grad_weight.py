@@ -1,13 +1,13 @@
-"""The residual dense block's gradients to its five weights in Triton, all in one launch, and the launcher.
+"""The residual dense block's gradients to its five weights in Triton, in one launch; and the launcher.
 
-With u the block's features (x, x1, ..., x4), and g1 to g4 and ``grad`` the gradients to what each convolution returns
-(the last without its scale)::
+With u the block's features (x, x1, ..., x4), and g1 to g4 and ``grad`` the gradients to the convolutions' outputs (the
+last without its scale)::
 
     gw[k][o, i, tap] = sum over images and pixels p of gk[p, o] * u[p + tap, i]          i below F + (k - 1)G
 
-one matrix product of (4G + F) x 9(F + 4G) over all pixels, of which the upper triangle, growth that a convolution did
-not read, is left out block by block. Sums are taken in fp32, over splits of the pixel tiles; the partial sums are added
-by torch. No atomics: two runs give the same bits.
+one matrix product of (4G + F) x 9(F + 4G) over all pixels. Its upper triangle, growth that a convolution did not read,
+is left out block by block. Sums are in fp32 over splits of the pixel tiles; torch adds the partial sums. No atomics:
+runs are bitwise reproducible.
 """
 
 from collections.abc import Sequence
@@ -28,9 +28,9 @@ TAPS = tl.constexpr(9)
 
 @triton.jit
 def _load_shifted(
-    source,  # image n of a tensor whose channels are neighbours, from the first channel wanted
+    source,  # image n of a tensor with contiguous channels, from the first channel read
     channel,  # [K] channels from there on
-    channels,  # how many there are
+    channels,  # number of channels
     row,  # [P]
     column,  # [P]
     inside,  # [P] whether the pixel exists
@@ -49,22 +49,22 @@ def _load_shifted(
     return tl.load(source + offset, mask=exists[:, None] & (channel < channels)[None, :], other=0.0)
 
 
-@triton.jit(do_not_specialize=["height", "width", "tiles", "tiles_w", "all_tiles", "splits", "wanted"])
+@triton.jit(do_not_specialize=["height", "width", "tiles", "tiles_w", "all_tiles", "splits", "needs_grad"])
 def _grad_weight_kernel(
-    x_ptr,  # (N, F, H, W), channels are neighbours
+    x_ptr,  # (N, F, H, W), contiguous channels
     growth_ptr,  # (N, 4G, H, W), channels_last: x1 to x4
     grad_growth_ptr,  # likewise: g1 to g4
-    grad_ptr,  # (N, F, H, W), channels are neighbours: the gradient that came in
-    gw_ptr,  # (splits, 9, 4G + F, F + 4G) fp32, contiguous: a partial sum a program
+    grad_ptr,  # (N, F, H, W), contiguous channels: the incoming gradient
+    gw_ptr,  # (splits, 9, 4G + F, F + 4G) fp32, contiguous: one partial sum per program
     features,  # F
     growth,  # G
     height,  # of the images
     width,  # of the images
-    tiles,  # pixel tiles of an image
-    tiles_w,  # pixel tiles in a row
+    tiles,  # pixel tiles per image
+    tiles_w,  # pixel tiles per row
     all_tiles,  # of all images
-    splits,  # parts that these are split into
-    wanted,  # bit k: the gradient to weight k is wanted
+    splits,  # number of splits of these
+    needs_grad,  # bit k: the gradient to weight k is needed
     x_stride_n,  # strides of x, in values
     x_stride_h,
     x_stride_w,
@@ -76,13 +76,13 @@ def _grad_weight_kernel(
     grad_stride_w,
     BLOCK_H: tl.constexpr,  # rows of a pixel tile
     BLOCK_W: tl.constexpr,  # columns of a pixel tile
-    BLOCK_IN: tl.constexpr,  # input channels a program
-    BLOCK_OUT: tl.constexpr,  # output channels a program
+    BLOCK_IN: tl.constexpr,  # input channels per program
+    BLOCK_OUT: tl.constexpr,  # output channels per program
     PRECISION: tl.constexpr,  # tl.dot's input_precision
 ):
     """One program: the three taps of a kernel row, BLOCK_OUT x BLOCK_IN channels, summed over a split of the tiles.
 
-    Blocks do not cross from the growth's four convolutions to the last one, nor from x to its growth.
+    Blocks cross neither from the four growth convolutions to the last one, nor from x to its growth.
     """
     program = tl.program_id(0)
     x_blocks = tl.cdiv(features, BLOCK_IN)
@@ -100,11 +100,11 @@ def _grad_weight_kernel(
     o_first = tl.where(of_growth, out_block, out_block - growth_blocks) * BLOCK_OUT
     i_count = tl.where(of_x, features, 4 * growth)
     o_count = tl.where(of_growth, 4 * growth, features)
-    # Which of the first four convolutions the output channels belong to, and what the last of these reads of growth.
+    # The growth convolutions that the output channels belong to; the highest bounds the growth channels that are read.
     lowest = o_first // growth
     highest = tl.minimum(o_first + BLOCK_OUT - 1, 4 * growth - 1) // growth
-    theirs = (wanted >> lowest) & ((1 << (highest - lowest + 1)) - 1)
-    needed = tl.where(of_growth, (theirs != 0) & (of_x | (i_first < highest * growth)), (wanted & 16) != 0)
+    block_needs = (needs_grad >> lowest) & ((1 << (highest - lowest + 1)) - 1)
+    needed = tl.where(of_growth, (block_needs != 0) & (of_x | (i_first < highest * growth)), (needs_grad & 16) != 0)
 
     if needed:
         u_ptr = tl.where(of_x, x_ptr, growth_ptr)
@@ -120,10 +120,10 @@ def _grad_weight_kernel(
         left = tl.zeros((BLOCK_OUT, BLOCK_IN), dtype=tl.float32)
         middle = tl.zeros((BLOCK_OUT, BLOCK_IN), dtype=tl.float32)
         right = tl.zeros((BLOCK_OUT, BLOCK_IN), dtype=tl.float32)
-        each = tl.cdiv(all_tiles, splits)
-        for one in range(split * each, tl.minimum((split + 1) * each, all_tiles)):
-            n = (one // tiles).to(tl.int64)
-            row, column = tile_pixels(one % tiles, tiles_w, BLOCK_H, BLOCK_W)
+        per_split = tl.cdiv(all_tiles, splits)
+        for tile in range(split * per_split, tl.minimum((split + 1) * per_split, all_tiles)):
+            n = (tile // tiles).to(tl.int64)
+            row, column = tile_pixels(tile % tiles, tiles_w, BLOCK_H, BLOCK_W)
             inside = (row < height) & (column < width)
             g = g_ptr + n * g_stride_n
             u = u_ptr + n * u_stride_n
@@ -156,21 +156,21 @@ def grad_weight(
     growth: Tensor,
     grad_growth: Tensor,
     grad: Tensor,
-    wanted: Sequence[bool],
+    needs_grad: Sequence[bool],
     *,
     tf32: bool,
     config: KernelConfig | None = None,
 ) -> list[Tensor | None]:
-    """The gradients to the five weights in fp32, (Cout, Cin, 3, 3), any strides; None where it is not wanted.
+    """Return the gradients to the five weights in fp32, (Cout, Cin, 3, 3), any strides; None for those not needed.
 
     Args:
-        x: (N, F, H, W), whose channels are neighbours in memory.
-        growth: (N, 4G, H, W), channels_last: what the four activations returned.
-        grad_growth: of the same strides: the gradients to what they read; only those of wanted weights are read.
-        grad: of x's shape, whose channels are neighbours: the gradient to what the last convolution returned.
-        wanted: for each weight, whether its gradient is wanted.
-        tf32: whether fp32 may be rounded to tf32.
-        config: instead of the table's.
+        x: (N, F, H, W), with contiguous channels.
+        growth: (N, 4G, H, W), channels_last: outputs of the four activations.
+        grad_growth: gradients to their inputs, with the strides of growth; only those of needed weights are read.
+        grad: of x's shape, with contiguous channels: the gradient to the last convolution's output.
+        needs_grad: for each weight, whether its gradient is needed.
+        tf32: whether fp32 operands may be rounded to tf32.
+        config: overrides the table.
     """
     n, features, height, width = x.shape
     channels = growth.shape[1] // 4
@@ -190,16 +190,16 @@ def grad_weight(
         _grad_weight_kernel[groups * splits,](
             x, growth, grad_growth, grad, gw,
             features, channels, height, width, tiles, tiles_w, n * tiles, splits,
-            sum(1 << k for k, want in enumerate(wanted) if want),
+            sum(1 << k for k, needed in enumerate(needs_grad) if needed),
             *pixel_strides(x), *pixel_strides(growth), *pixel_strides(grad),
             BLOCK_H=config.block_h, BLOCK_W=config.block_w, BLOCK_IN=block, BLOCK_OUT=block,
             PRECISION=dot_precision(x.dtype, tf32),
             num_warps=config.warps, num_stages=config.stages,
             maxnreg=config.registers if simple else MAX_REGISTERS,
         )  # fmt: skip
-    made: list[Tensor | None] = []
-    for k, want in enumerate(wanted):
+    grads: list[Tensor | None] = []
+    for k, needed in enumerate(needs_grad):
         rows = slice(k * channels, (k + 1) * channels) if k < 4 else slice(4 * channels, total)
         part = gw[:, :, rows, : features + k * channels]
-        made.append(part.sum(0).permute(1, 2, 0).unflatten(2, (3, 3)) if want else None)
-    return made
+        grads.append(part.sum(0).permute(1, 2, 0).unflatten(2, (3, 3)) if needed else None)
+    return grads

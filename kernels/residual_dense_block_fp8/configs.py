@@ -18,5 +18,5 @@ TABLE: Final[dict[str, dict[int, KernelConfig]]] = {
     "8.9": {16: KernelConfig(1, 64, 32, 8, 1, registers=128), 32: KernelConfig(1, 64, 32, 8, 1, registers=128)},
     "9.0": {16: KernelConfig(1, 128, 64, 8, 1, registers=128), 32: KernelConfig(1, 128, 64, 8, 1, registers=128)},
 }
-"""The convolution with operands in fp8, by the block of output channels; before 8.9 the matrix units take no fp8."""
+"""The fp8 convolution, by the block of output channels; needs compute capability 8.9."""
 # fmt: on

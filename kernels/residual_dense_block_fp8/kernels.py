@@ -1,13 +1,15 @@
-"""The frozen residual dense block in Triton with operands in fp8 (e4m3): one convolution with all that follows it.
+"""The frozen residual dense block with fp8 operands in Triton: quantisation, convolution with epilogue, launchers.
 
-The walk is that of residual_dense_block_convolution.py, forward and backward five launches each. Here both tensors that
-a convolution sums over are fp8, a byte a value: x (or the gradient that came in), quantised once by a kernel of its
-own, and the growth (or its gradients), which each convolution writes in fp8. Weights are fp8 with a factor for every
-output channel; sums are fp32; the residual is added in the type of x.
+The structure is that of residual_dense_block/block.py, five convolutions forward and five backward. Both tensors that a
+convolution sums over are fp8: x (or the incoming gradient), quantised once by a separate kernel, and the growth (or its
+gradients), which each convolution writes in fp8. Weights are fp8 with a factor per output channel; sums
+are fp32; the residual is added in x's dtype.
 
-Products of fp8 want both operands with neighbouring channels of the *reduction* in shared memory, so weights are
-(9, Cout, R), not (9, R, Cout) as there. Everything fp8 is dense, so a pixel's number is its address.
+fp8 products need both operands contiguous along the *reduction* in shared memory, so weights are (9, Cout, R) instead
+of (9, R, Cout). All fp8 tensors are dense, so the pixel index gives the address.
 """
+
+from collections.abc import Sequence
 
 import torch
 import triton
@@ -17,10 +19,11 @@ from torch import Tensor
 from ..common.config import MAX_REGISTERS, KernelConfig, reduction_block, smallest_block
 from ..common.convolution import BITS, shift_pixels
 from ..common.launch import architecture_of
-from ..common.layout import aligned, check_int32_extent, pixel_strides
+from ..common.layout import aligned, check_int32_extent, pixel_strides, with_contiguous_channels
+from ..residual_dense_block.buffers import ACTIVATIONS, CONVOLUTIONS
 from .configs import CHANNEL_BLOCKS, OUTPUT_BLOCKS, REDUCTION_BLOCKS, TABLE
 
-QUANTISED_PIXELS = 64  # a program
+QUANTISED_PIXELS = 64  # per program
 
 ACTIVATE, GRADIENT, RESIDUAL = range(3)
 
@@ -30,24 +33,24 @@ def _rounded(
     value,  # fp32
     DTYPE: tl.constexpr,  # e4m3 or e5m2
 ):
-    """The nearest number of fp8, its largest instead of a larger one or infinity; NaN stays NaN."""
+    """Round to the nearest fp8 number, saturating; NaN stays NaN."""
     LARGEST: tl.constexpr = 448.0 if tl.float8e4nv == DTYPE else 57344.0
     return tl.clamp(value, -LARGEST, LARGEST, propagate_nan=tl.PropagateNan.ALL).to(DTYPE)
 
 
 @triton.jit(do_not_specialize=["height", "width", "tiles"])
 def _quantise_kernel(
-    x_ptr,  # (N, C, H, W), channels are neighbours
+    x_ptr,  # (N, C, H, W), contiguous channels
     out_ptr,  # (N, H, W, C) fp8, contiguous
     channels,  # C
     height,  # of the images
     width,  # of the images
-    tiles,  # blocks of pixels of an image
+    tiles,  # blocks of pixels per image
     stride_n,  # strides of x, in values
     stride_h,
     stride_w,
-    PIXELS: tl.constexpr,  # pixels a program
-    BLOCK_C: tl.constexpr,  # channels a step
+    PIXELS: tl.constexpr,  # pixels per program
+    BLOCK_C: tl.constexpr,  # channels per step
 ):
     """One program: PIXELS pixels of an image."""
     program = tl.program_id(0)
@@ -69,23 +72,23 @@ def _quantise_kernel(
 
 @triton.jit
 def _add_products(
-    left,  # [P, BLOCK_OUT] for each column of the kernel: sums at the pixel that is read
+    left,  # [P, BLOCK_OUT] per kernel column: sums at the pixel that is read
     middle,
     right,
-    source,  # image n of the fp8 tensor that is read, from its first channel that is read
-    channels,  # how many of its channels are read
-    stride,  # how many it has: the distance of two pixels
+    source,  # image n of the fp8 tensor that is read, from the first channel read
+    channels,  # number of channels read
+    stride,  # distance between pixels: all of its channels
     w,  # the weights of the first channel, output channel 0, the first tap
-    w_rows,  # distance of two output channels
-    pixel,  # [P] the pixels that are read
+    w_rows,  # distance between output channels
+    pixel,  # [P] pixels read
     exists,  # [P] whether the pixel lies in the image
     pixels,  # of an image
     width,  # of an image
     o,  # [BLOCK_OUT] output channels
     c_out,  # number of output channels
-    BLOCK_K: tl.constexpr,  # channels a step
+    BLOCK_K: tl.constexpr,  # channels per step
 ):
-    """The three sums plus the products of ``channels`` channels with the three columns of the kernel."""
+    """Return the three sums plus the products of ``channels`` channels with the three kernel columns."""
     for first in range(0, channels, BLOCK_K):
         i = first + tl.arange(0, BLOCK_K)
         offset = (pixel * stride)[:, None] + i[None, :]
@@ -106,14 +109,14 @@ def _add_products(
 
 @triton.jit(do_not_specialize=["bias_channels", "images", "height", "width", "tiles", "plane"])
 def _fp8_convolution_kernel(
-    a_ptr,  # (N, H, W, A) fp8, contiguous: x, or the gradient that came in
+    a_ptr,  # (N, H, W, A) fp8, contiguous: x, or the incoming gradient
     b_ptr,  # (N, H, W, 4G) fp8, contiguous: the growth, or its gradients
     w_ptr,  # (9, Cout, A + B) fp8, contiguous
     w_scale_ptr,  # (Cout) fp32: factors of the sums
     bias_ptr,  # (Cout) fp32; unused if bias_channels is 0
     bits_ptr,  # (4, N, H, W, ceil(G / 8)) bytes: signs of the activations; unused with RESIDUAL
-    residual_ptr,  # (N, Cout, H, W), channels are neighbours; RESIDUAL alone
-    out_ptr,  # (N, Cout, H, W), any strides; RESIDUAL alone, the others write b
+    residual_ptr,  # (N, Cout, H, W), contiguous channels; RESIDUAL only
+    out_ptr,  # (N, Cout, H, W), any strides; RESIDUAL only, the others write b
     a_channels,  # A
     b_channels,  # B, channels read of b
     b_first,  # the first of them
@@ -124,7 +127,7 @@ def _fp8_convolution_kernel(
     images,  # N
     height,  # of the images
     width,  # of the images
-    tiles,  # pixel tiles of an image
+    tiles,  # pixel tiles per image
     residual_stride_n,  # strides of residual, in values
     residual_stride_h,
     residual_stride_w,
@@ -132,18 +135,18 @@ def _fp8_convolution_kernel(
     out_stride_c,
     out_stride_h,
     out_stride_w,
-    plane,  # which of the four activations bits are about
+    plane,  # index of the activation that bits belong to
     slope,  # of the leaky ReLU
-    KIND: tl.constexpr,  # what follows the sum: ACTIVATE, GRADIENT or RESIDUAL
+    KIND: tl.constexpr,  # epilogue: ACTIVATE, GRADIENT or RESIDUAL
     PIXELS: tl.constexpr,  # pixels of a tile, row by row
-    BLOCK_K: tl.constexpr,  # channels a step of the reduction
-    BLOCK_OUT: tl.constexpr,  # output channels a program
+    BLOCK_K: tl.constexpr,  # channels per step of the reduction
+    BLOCK_OUT: tl.constexpr,  # output channels per program
 ):
-    """One program: BLOCK_OUT channels of one pixel tile. Channel blocks, then tiles, then images are neighbours."""
+    """One program: BLOCK_OUT channels of one pixel tile. Program order: channel blocks, tiles, images."""
     program = tl.program_id(0)
     blocks = tl.cdiv(c_out, BLOCK_OUT)
     n = (program // (blocks * tiles)).to(tl.int64)
-    # The first and the last pixel of a tile are there for what their neighbours read; the tiles overlap by two.
+    # The first and last pixels of a tile only serve their neighbours; tiles overlap by two pixels.
     place = tl.arange(0, PIXELS)
     pixel = ((program // blocks) % tiles) * (PIXELS - 2) - 1 + place
     pixels = height * width
@@ -185,7 +188,7 @@ def _fp8_convolution_kernel(
         byte_exists = inside[:, None] & (byte < c_bytes)[None, :]
         if KIND == 0:  # ACTIVATE
             value = tl.where(value > 0, value, value * slope)
-            # The sign before it is rounded: a small one that fp8 has no number for still lets the gradient through.
+            # Use the sign before rounding: values that underflow in fp8 still pass their gradient.
             flags = tl.reshape((value > 0).to(tl.int32), (PIXELS, BLOCK_OUT // BITS, BITS))
             packed = tl.sum(flags << tl.arange(0, BITS)[None, None, :], axis=2)
             tl.store(bits + at_byte, packed.to(tl.uint8), mask=byte_exists)
@@ -200,7 +203,7 @@ def _fp8_convolution_kernel(
 
 
 def quantise(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """x in an fp8 type, (N, H, W, C), contiguous; x (N, C, H, W) has neighbouring channels."""
+    """Convert x (N, C, H, W), with contiguous channels, to an fp8 dtype, (N, H, W, C), contiguous."""
     n, channels, height, width = x.shape
     out = x.new_empty((n, height, width, channels), dtype=dtype)
     check_int32_extent("x", x.shape, x.stride())
@@ -230,23 +233,23 @@ def convolve(
     out: Tensor | None = None,
     config: KernelConfig | None = None,
 ) -> None:
-    """One convolution: with ACTIVATE and GRADIENT it writes channels of b from ``out_first`` on, with RESIDUAL ``out``.
+    """Run one convolution. ACTIVATE and GRADIENT write channels of b from ``out_first`` on, RESIDUAL writes ``out``.
 
     Args:
         a: (N, H, W, A) fp8, contiguous.
         b: (N, H, W, 4G) fp8, contiguous.
-        b_range: first and one past the last channel that is read of b.
-        weight: (9, Cout, R) fp8, contiguous, R for the channels of a, then for those read of b.
-        w_scale: (Cout,) fp32, factor of the sums.
-        kind: what follows the sum, see the constants above.
+        b_range: begin and end of the channels read from b.
+        weight: (9, Cout, R) fp8, contiguous; R runs over the channels of a, then those read from b.
+        w_scale: (Cout,) fp32, factors of the sums.
+        kind: epilogue, one of the constants above.
         bias: (Cout,) fp32.
         bits: (4, N, H, W, ceil(Cout / 8)) bytes, written with ACTIVATE and read with GRADIENT.
-        out_first: first channel written of b.
+        out_first: first channel of b that is written.
         plane: index of the activation, 0 to 3.
         slope: of the leaky ReLU.
-        residual: (N, Cout, H, W), whose channels are neighbours in memory, added with RESIDUAL.
+        residual: (N, Cout, H, W), with contiguous channels, added with RESIDUAL.
         out: (N, Cout, H, W), any strides.
-        config: instead of the table's.
+        config: overrides the table.
     """
     n, height, width, a_channels = a.shape
     c_out, b_channels, b_all = weight.shape[1], b_range[1] - b_range[0], b.shape[3]
@@ -272,4 +275,49 @@ def convolve(
         plane, slope,
         KIND=kind, PIXELS=pixels, BLOCK_K=block_k, BLOCK_OUT=block_out,
         num_warps=config.warps, num_stages=config.stages, maxnreg=config.registers if simple else MAX_REGISTERS,
+    )  # fmt: skip
+
+
+def forward(
+    x: Tensor,
+    kernels: Sequence[Tensor],
+    factors: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    slope: float,
+    out: Tensor,
+    bits: Tensor,
+) -> None:
+    """Write the result and the signs, laid out as in the op's registration."""
+    width = kernels[0].shape[1]
+    kernels = [kernel.view(torch.float8_e4m3fn) for kernel in kernels]
+    x = with_contiguous_channels(x)
+    incoming = quantise(x, torch.float8_e4m3fn)
+    growth = incoming.new_empty((*incoming.shape[:3], ACTIVATIONS * width))
+    for k in range(ACTIVATIONS):
+        convolve(
+            incoming, growth, (0, k * width), kernels[k], factors[k], ACTIVATE,
+            bias=biases[k], bits=bits, out_first=k * width, plane=k, slope=slope,
+        )  # fmt: skip
+    convolve(
+        incoming, growth, (0, ACTIVATIONS * width), kernels[ACTIVATIONS], factors[ACTIVATIONS], RESIDUAL,
+        bias=biases[ACTIVATIONS], residual=x, out=out,
+    )  # fmt: skip
+
+
+def backward(
+    grad: Tensor, bits: Tensor, kernels: Sequence[Tensor], factors: Sequence[Tensor], slope: float, grad_x: Tensor
+) -> None:
+    """Write the gradient to x."""
+    width = kernels[0].shape[1]
+    kernels = [kernel.view(torch.float8_e4m3fn) for kernel in kernels]
+    grad = with_contiguous_channels(grad)
+    incoming = quantise(grad, torch.float8_e5m2)
+    growth = incoming.new_empty((*incoming.shape[:3], ACTIVATIONS * width))
+    for step, k in enumerate(reversed(range(ACTIVATIONS))):
+        convolve(
+            incoming, growth, ((k + 1) * width, ACTIVATIONS * width), kernels[CONVOLUTIONS + step],
+            factors[CONVOLUTIONS + step], GRADIENT, bits=bits, out_first=k * width, plane=k, slope=slope,
+        )  # fmt: skip
+    convolve(
+        incoming, growth, (0, ACTIVATIONS * width), kernels[-1], factors[-1], RESIDUAL, residual=grad, out=grad_x
     )  # fmt: skip

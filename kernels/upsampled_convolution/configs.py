@@ -1,8 +1,8 @@
-"""Launch configurations of the upsampled convolution's kernels, per architecture. Plain data: needs no triton, no GPU.
+"""Launch configurations of the upsampled convolution's kernels, per architecture. Plain data: needs no Triton, no GPU.
 
-``TABLE[architecture][kernel, precision]``; precisions, fields and blocks of channels are the degradation block's, whose
-kernels these resemble. A tile's rows and columns are of the small map. Chosen by counts, registers and occupancy
-(docs/kernels.md); not measured yet. tests/test_kernels_compile_upsampled_convolution.py holds each against spills.
+``TABLE[architecture][kernel, precision]``. A tile's rows and columns are those of the small map. Chosen by counts,
+registers and occupancy (docs/kernels/upsampled_convolution.md); test_upsampled_convolution_compile.py checks every
+entry for spills.
 """
 
 from typing import Final

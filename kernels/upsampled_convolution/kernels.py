@@ -1,16 +1,16 @@
 """Nearest upsampling, 3x3 convolution and leaky ReLU in Triton, without the upsampled map; and the launchers.
 
-With k the kernel of the transposed convolution that the two are (functional/_upsampled_kernel.py), f the factor, its
-taps r = -1 .. f, i a pixel of the small map, p = f i + a of the large one, a < f its phase, in rows and columns alike::
+With k the equivalent kernel of the transposed convolution (functional/upsampled_kernel.py), f the factor, taps r = -1
+to f, i a pixel of the small map, p = f i + a one of the large map and a < f its phase, for rows and columns alike::
 
     forward      out[f i + a] = lrelu(bias + sum over taps r = a mod f of x[i + (a - r) / f] k[r])
     grad_input   gx[i]        = sum over all taps r of gz[f i + r] k[r]
                  gz[p]        = g[p] if out[p] > 0 else slope * g[p]
 
-Forward has 3 x 3 taps for a factor of 1, and 2 x 2 a phase for 2; a program has one phase of a tile of the small map.
-The gradient has 3 x 3 or 4 x 4 taps. What lies outside of a map is zero, as the frame of zeros around the upsampled map
-is two phases wide where taps can reach it, which is one pixel of the small map. Sums are taken in fp32. No atomics: two
-runs give the same bits. docs/kernels.md counts.
+Forward has 3 x 3 taps for factor 1, and 2 x 2 per phase for factor 2; a program has one phase of a tile of the small
+map. The gradient has 3 x 3 or 4 x 4 taps. Reads outside a map are zero: where taps can reach it, the frame of zeros
+around the upsampled map is two phases wide, one pixel of the small map. Sums are in fp32. No atomics: runs are bitwise
+reproducible. docs/kernels/upsampled_convolution.md has counts.
 """
 
 import triton
@@ -35,8 +35,8 @@ def _forward_kernel(
     c_out,  # output channels
     height,  # of x
     width,  # of x
-    tiles,  # pixel tiles of an image of x
-    tiles_w,  # pixel tiles in a row
+    tiles,  # pixel tiles per image of x
+    tiles_w,  # pixel tiles per row
     x_stride_n,  # strides of x, in values
     x_stride_c,
     x_stride_h,
@@ -50,12 +50,12 @@ def _forward_kernel(
     FACTOR: tl.constexpr,  # 1 or 2
     BLOCK_H: tl.constexpr,  # rows of a pixel tile
     BLOCK_W: tl.constexpr,  # columns of a pixel tile
-    BLOCK_IN: tl.constexpr,  # input channels a step
-    BLOCK_OUT: tl.constexpr,  # output channels a program
+    BLOCK_IN: tl.constexpr,  # input channels per step
+    BLOCK_OUT: tl.constexpr,  # output channels per program
     PRECISION: tl.constexpr,  # tl.dot's input_precision
 ):
-    """One program: BLOCK_OUT channels of one phase of one pixel tile. Channel blocks, then phases, are neighbours."""
-    SIDE: tl.constexpr = 3 if FACTOR == 1 else 2  # taps a phase, in rows and in columns
+    """One program: BLOCK_OUT channels of one phase of one pixel tile. Order: channel blocks, phases, tiles, images."""
+    SIDE: tl.constexpr = 3 if FACTOR == 1 else 2  # taps per phase, in rows and in columns
     program = tl.program_id(0)
     blocks = tl.cdiv(c_out, BLOCK_OUT)
     phase = (program // blocks) % (FACTOR * FACTOR)
@@ -69,7 +69,7 @@ def _forward_kernel(
     x = x_ptr + n * x_stride_n
     acc = tl.zeros((BLOCK_H * BLOCK_W, BLOCK_OUT), dtype=tl.float32)
     for tap in tl.static_range(SIDE * SIDE):
-        # Of k, from its end: the further down the pixel that is read, the further up the tap.
+        # Taps of k are flipped: the further down the pixel that is read, the further up the tap.
         k_row = FACTOR + 1 - phase_row - FACTOR * (tap // SIDE)
         k_column = FACTOR + 1 - phase_column - FACTOR * (tap % SIDE)
         w = w_ptr + (k_row * (FACTOR + 2) + k_column) * c_in * c_out
@@ -91,7 +91,7 @@ def _forward_kernel(
     offset = (row * out_stride_h + column * out_stride_w)[:, None] + (o * out_stride_c)[None, :]
     tl.store(out_ptr + n * out_stride_n + offset, value, mask=inside[:, None] & (o < c_out)[None, :])
     if save == 1:
-        # The sign of what is stored: a value that rounds to zero is not positive, as one who reads it would say.
+        # Use the sign of the rounded value, which is what backward reads.
         flags = tl.reshape((value.to(tl.float32) > 0).to(tl.int32), (BLOCK_H * BLOCK_W, BLOCK_OUT // BITS, BITS))
         packed = tl.sum(flags << tl.arange(0, BITS)[None, None, :], axis=2)
         c_bytes = (c_out + BITS - 1) // BITS
@@ -111,8 +111,8 @@ def _grad_input_kernel(
     c_out,  # output channels
     height,  # of x
     width,  # of x
-    tiles,  # pixel tiles of an image of x
-    tiles_w,  # pixel tiles in a row
+    tiles,  # pixel tiles per image of x
+    tiles_w,  # pixel tiles per row
     g_stride_n,  # strides of g, in values
     g_stride_c,
     g_stride_h,
@@ -126,11 +126,11 @@ def _grad_input_kernel(
     ACTIVATED: tl.constexpr,  # whether signs tell where g is multiplied by slope
     BLOCK_H: tl.constexpr,  # rows of a pixel tile
     BLOCK_W: tl.constexpr,  # columns of a pixel tile
-    BLOCK_IN: tl.constexpr,  # input channels a program
-    BLOCK_OUT: tl.constexpr,  # output channels a step
+    BLOCK_IN: tl.constexpr,  # input channels per program
+    BLOCK_OUT: tl.constexpr,  # output channels per step
     PRECISION: tl.constexpr,  # tl.dot's input_precision
 ):
-    """One program: BLOCK_IN channels of one tile of x's pixels, each a gather of its neighbourhood in the large map."""
+    """One program: BLOCK_IN channels of one tile of x's pixels, gathered from their neighbourhoods in the large map."""
     SIDE: tl.constexpr = FACTOR + 2
     program = tl.program_id(0)
     blocks = tl.cdiv(c_in, BLOCK_IN)
@@ -186,18 +186,18 @@ def forward(
     tf32: bool,
     config: KernelConfig | None = None,
 ) -> None:
-    """Write ``out``, and its signs into ``bits`` if that has elements.
+    """Write ``out``, and its signs to ``bits`` unless that is empty.
 
     Args:
         x: (N, Cin, H, W), any strides.
         kernel: k, ((factor + 2)**2, Cin, Cout), contiguous, of x's dtype.
         bias: (Cout,).
-        slope: of the leaky ReLU.
+        slope: negative slope of the leaky ReLU.
         out: (N, Cout, factor * H, factor * W), any strides.
-        bits: (N, factor * H, factor * W, ceil(Cout / 8)) bytes, or none.
+        bits: (N, factor * H, factor * W, ceil(Cout / 8)) bytes, or empty.
         factor: 1 or 2.
-        tf32: whether fp32 may be rounded to tf32.
-        config: instead of the table's.
+        tf32: whether fp32 operands may be rounded to tf32.
+        config: overrides the table.
     """
     n, c_in, height, width = x.shape
     c_out = kernel.shape[2]
@@ -232,13 +232,13 @@ def grad_input(
 
     Args:
         grad: (N, Cout, factor * H, factor * W), any strides.
-        bits: the signs that :func:`forward` wrote; none if ``grad`` is the gradient before the activation.
+        bits: the signs that :func:`forward` wrote; empty if ``grad`` is the gradient to the pre-activation.
         kernel: k, ((factor + 2)**2, Cout, Cin), contiguous, of grad's dtype.
-        slope: of the leaky ReLU.
+        slope: negative slope of the leaky ReLU.
         grad_x: (N, Cin, H, W), any strides.
         factor: 1 or 2.
-        tf32: whether fp32 may be rounded to tf32.
-        config: instead of the table's.
+        tf32: whether fp32 operands may be rounded to tf32.
+        config: overrides the table.
     """
     n, c_in, height, width = grad_x.shape
     c_out = kernel.shape[1]

@@ -143,9 +143,8 @@ if not INTERPRETED:
 
 
 if INTERPRETED:
-    from andfast.kernels.residual_dense_block import convolution
+    from andfast.kernels.residual_dense_block import block, convolution
     from andfast.kernels.residual_dense_block import grad_weight as weights_kernel
-    from andfast.kernels.residual_dense_block import launch as fused
 
     triton_interpreter.repair()
 
@@ -300,14 +299,14 @@ if INTERPRETED:
     def test_only_the_convolutions_that_are_needed_are_run(monkeypatch: pytest.MonkeyPatch) -> None:
         """And no gradient to weights with frozen weights; the counted operations are those of the launches."""
         launches: list[int] = []
-        convolve = convolution.convolve
+        convolve = block.convolve
 
         def watch(a: Tensor, b: Tensor, b_range: tuple[int, int], weight: Tensor, *others: Any, **options: Any) -> None:
             launches.append(2 * 9 * (a.shape[1] + b_range[1] - b_range[0]) * weight.shape[2] * a.shape[0] * 20)
             convolve(a, b, b_range, weight, *others, **options)
 
-        monkeypatch.setattr(convolution, "convolve", watch)
-        monkeypatch.setattr(weights_kernel, "grad_weight", None)
+        monkeypatch.setattr(block, "convolve", watch)
+        monkeypatch.setattr(block, "grad_weight", None)
         for needs, count in (((True, []), 5), ((False, [0]), 4), ((False, [3]), 1), ((False, [4]), 0)):
             x, weights, biases = make(2, 3, 2, 4, 5)
             x.requires_grad_(needs[0])
@@ -385,13 +384,13 @@ if INTERPRETED:
         import weakref  # noqa: PLC0415
 
         made = []
-        allocate = fused._channels_last
+        allocate = block.empty_channels_last
 
         def watch(x: Tensor, channels: int) -> Tensor:
             made.append(weakref.ref(one := allocate(x, channels)))
             return one
 
-        monkeypatch.setattr(fused, "_channels_last", watch)
+        monkeypatch.setattr(block, "empty_channels_last", watch)
         x, weights, biases = make()
         out = residual_dense_block(x.requires_grad_(), weights, biases, impl="triton")
         assert out.requires_grad

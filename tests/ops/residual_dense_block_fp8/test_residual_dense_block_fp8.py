@@ -100,7 +100,7 @@ def test_several_blocks_are_quantised_as_each_alone() -> None:
             for one, other in zip(several, alone, strict=True):
                 assert one.is_contiguous()
                 assert torch.equal(one, other)
-    with pytest.raises(ValueError, match=r"weights must be of one block, were of several: kernels of \(3, 9, 3, 5\)"):
+    with pytest.raises(ValueError, match=r"weights must be those of one block, had kernels of shape \(3, 9, 3, 5\)"):
         block(made[0][0][0].new_zeros(1, 5, 2, 2), together)
 
 
@@ -153,7 +153,7 @@ def test_errors() -> None:
         quantise_weights([weights[0], weights[0], *weights[2:]], biases)
     with pytest.raises(TypeError, match="weights must be a list or tuple of 5 tensors, was Tensor"):
         quantise_weights(weights[0], biases)
-    with pytest.raises(TypeError, match="weights must be of quantise_weights, was list"):
+    with pytest.raises(TypeError, match="weights must be Fp8Weights, see quantise_weights, was list"):
         block(x, weights)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"x must have the 4 channels of weights, was \(1, 3, 5, 5\)"):
         block(x[:, :3], quantised)
@@ -176,6 +176,7 @@ def test_older_gpus_are_refused_by_name(
     assert impls == (("triton", "reference") if runs else ("reference",))
     assert dispatch.available(fp8.NAME, "cuda", torch.float32) == ("reference",)
     if not runs:
-        text = rf"products of fp8 need compute capability 8.9 or newer .*, device 0 has {capability[0]}.{capability[1]}"
+        version = f"{capability[0]}.{capability[1]}"
+        text = rf"fp8 matrix products need compute capability 8.9 or newer .*, device 0 has {version}"
         with pytest.raises(RuntimeError, match=text):
             dispatch.resolve(fp8.NAME, "triton", "cuda", torch.bfloat16)
