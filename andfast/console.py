@@ -3,26 +3,33 @@
 import logging
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from typing import Literal
 
 from tqdm import tqdm
 
 
 class _Handler(logging.Handler):
-    """Write records to stderr, above progress bars; the stream is looked up per record."""
+    """Write records above progress bars; the stream is looked up per record."""
+
+    def __init__(self, stream: Literal["stdout", "stderr"]) -> None:
+        super().__init__()
+        self._stream = stream
 
     def emit(self, record: logging.LogRecord) -> None:
+        stream = getattr(sys, self._stream)
         try:
-            tqdm.write(self.format(record), file=sys.stderr)
+            tqdm.write(self.format(record), file=stream)
+            stream.flush()
         except Exception:
             self.handleError(record)
 
 
 @contextmanager
-def log_to_stderr(level: int = logging.INFO) -> Iterator[None]:
-    """Print the messages of the ``andfast`` loggers on stderr inside the block."""
+def log_to(stream: Literal["stdout", "stderr"], level: int = logging.INFO) -> Iterator[None]:
+    """Print the messages of the ``andfast`` loggers on a standard stream inside the block."""
     logger = logging.getLogger("andfast")
-    handler, previous = _Handler(), logger.level
+    handler, previous = _Handler(stream), logger.level
     logger.addHandler(handler)
     logger.setLevel(level)
     try:
@@ -30,3 +37,8 @@ def log_to_stderr(level: int = logging.INFO) -> Iterator[None]:
     finally:
         logger.setLevel(previous)
         logger.removeHandler(handler)
+
+
+def log_to_stderr(level: int = logging.INFO) -> AbstractContextManager[None]:
+    """As :func:`log_to`, for commands whose standard output is their result."""
+    return log_to("stderr", level)

@@ -1,31 +1,34 @@
 """Train AND on photographs: ``python -m andfast.train --config FILE --output DIR``; ``--help`` lists every setting."""
 
+import logging
 import os
 import sys
 from collections.abc import Sequence
 
 from andfast.config.command_line import fail, parse_train
+from andfast.console import log_to
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command line.
+    """Run the command.
 
     Returns:
-        0 when all stages are done; 2 for what cannot be used; 3 for a loss that is not finite; 130 when a signal
-        stopped the run, which has saved and can be resumed.
+        Exit code: 0 when all stages are done, 2 on invalid input, 3 on a non-finite loss, 130 when a signal stopped the
+        run, which is saved and can be resumed.
     """
     config, options = parse_train(argv)
-    # Threads that spin while they wait make a CPU run ten times slower where something else uses the cores too. OpenMP
-    # reads this once, when torch is imported.
+    # Spinning threads make a CPU run ten times slower on shared cores. OpenMP reads this once, when torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    # After the command line is known to be good: these take seconds.
+    # Imported after parsing: torch takes seconds.
     from andfast.training.checkpoint import CheckpointError  # noqa: PLC0415
     from andfast.training.cuda_graph import CaptureError  # noqa: PLC0415
     from andfast.training.failure import NonFiniteLossError  # noqa: PLC0415
     from andfast.training.loop import Stopped, run  # noqa: PLC0415
 
+    is_main = os.environ.get("RANK", "0") == "0"
     try:
-        run(config, options)
+        with log_to("stdout", logging.INFO if is_main else logging.ERROR):
+            run(config, options)
     except Stopped as stopped:
         print(stopped, file=sys.stderr)
         return 130

@@ -49,3 +49,12 @@ def validate_stage(name: Stage, stage: StageConfig) -> None:
     check_positive(f"{name}.lr", stage.lr)
     if not all(0 <= beta < 1 for beta in stage.betas):
         raise ValueError(f"{name}.betas must be two numbers from 0 to below 1, was {list(stage.betas)}")
+
+
+def position(stage: str, step: int) -> tuple[int, int]:
+    """Sort key of a step within a run.
+
+    Raises:
+        ValueError: unknown stage.
+    """
+    return STAGES.index(stage), step

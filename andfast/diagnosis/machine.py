@@ -16,7 +16,7 @@ import andfast
 from andfast import torchvision_weights
 from andfast.functional import dispatch
 from andfast.functional.selftest import self_test
-from andfast.training.logging import commit_of
+from andfast.provenance import commit_of
 
 PACKAGES: Final = ("torch", "triton", "torchvision", "numpy", "safetensors", "lpips", "spandrel", "scikit-image")
 LPIPS_BACKBONES: Final = {

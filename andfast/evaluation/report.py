@@ -10,7 +10,7 @@ from typing import Any
 from andfast.evaluation.layouts import Listing
 from andfast.evaluation.scores import DECIMALS, HIGHER_IS_BETTER, Score, Summary
 from andfast.files import atomic_file, printable
-from andfast.training.logging import versions
+from andfast.provenance import versions
 
 
 def remove_invalid(listing: Listing, problems: Mapping[str, str], *, allowed: bool) -> None:

@@ -1,5 +1,6 @@
 """From a configuration to the networks, the objective and the step of a stage."""
 
+import logging
 from dataclasses import replace
 from typing import Any
 
@@ -16,10 +17,11 @@ from andfast.nn.interpolation_start import start_as_interpolation
 from andfast.nn.weights import generator_from_weights
 from andfast.training.cuda_graph import CUDAGraphBackend, CUDAGraphCallable
 from andfast.training.distributed import ProcessGroup
-from andfast.training.logging import say
 from andfast.training.profiling import StepTimer
 from andfast.training.step import TrainingStep
 from andfast.training.step_settings import AttackSettings, RankInfo, ReuseOptions
+
+logger = logging.getLogger(__name__)
 
 NOISE_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -200,6 +202,6 @@ def build_step(config: TrainConfig, stage: Stage, generator: nn.Module, group: P
             watch=step.frozen_tensors,
             check=True,
             required=config.cuda_graph is True,
-            tell=lambda message: say(f"stage {stage}: the ascent as a CUDA graph: {message}", enabled=group.is_main),
+            tell=lambda message: logger.info(f"stage {stage}: the ascent as a CUDA graph: {message}"),
         )
     return step

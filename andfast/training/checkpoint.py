@@ -1,58 +1,48 @@
-"""Checkpoints and weights of a run folder: written atomically, verified when read, never unpickled.
+"""Checkpoints of a run: written atomically, verified when read, never unpickled.
 
-A run folder (OUTPUT)::
+Layout of a checkpoint folder, OUTPUT/checkpoints/{stage}-{step:08d}::
 
-    weights/andnet.safetensors       stage net's newest weights (the average if it is on); andgan: gan's
-    weights/andnet_best.safetensors  the weights that did best in validation; andgan_best
-    checkpoints/{stage}-{step:08d}/  *.safetensors   weights: generator, generator_ema, discriminator ...
-                                     state.pt        optimizers, scaler, random generators, positions ...
-                                     manifest.json   the sizes and SHA-256 of the others
+    *.safetensors   weights: generator, generator_ema, discriminator ...
+    state.pt        optimizers, gradient scaler, random number generators, positions ...
+    manifest.json   sizes and SHA-256 of the other files
 
-A checkpoint is written into a hidden folder, synced to disk, and renamed, so a folder under its final name is
-whole unless the disk or a person damaged it, and that is an error, never a reason to go on from an older one
-unasked.
+A checkpoint is written to a hidden folder, synced to disk and renamed. A folder under its final name is therefore
+complete unless it was damaged later. Damage is an error: a run never falls back to an older checkpoint by itself.
 """
 
 import hashlib
 import json
 import os
 import pickle
-import random
 import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Final, NamedTuple
 
-import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
-from andfast.config.schema import STAGES
+from andfast.config.stages import STAGES, position
 from andfast.files import atomic_file, sync_file, sync_folder
 
 FORMAT: Final = 1
-WEIGHTS_NAMES: Final = {"net": "andnet", "gan": "andgan"}
 _NAME: Final = re.compile(rf"({'|'.join(STAGES)})-(\d{{8,}})")
 _TEMPORARY: Final = ".tmp-"
-_WRITTEN_BY_RUNS: Final = (
-    "weights", "checkpoints", "failures", "tensorboard", "samples",
-    "metrics.jsonl", "config.yaml", "versions.json", "summary.json", "sheet.png", "loss_curve.png",
-)  # fmt: skip
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint cannot be written, or what is there cannot be used."""
+    """A checkpoint cannot be written, or an existing one cannot be used."""
 
 
 class Checkpoint(NamedTuple):
-    """What :func:`load_checkpoint` returns; all tensors are on the CPU."""
+    """Contents of a checkpoint; all tensors are on the CPU."""
 
     stage: str
     step: int
-    """Optimizer steps of the stage that were done when it was written."""
+    """Optimizer steps of the stage so far."""
     state: dict[str, Any]
     weights: dict[str, dict[str, Tensor]]
 
@@ -70,21 +60,19 @@ def save_checkpoint(
 
     Args:
         output: the run folder.
-        state: nested dictionaries, lists and tuples of tensors, numbers, text, booleans and None; goes to
-            state.pt.
-        weights: a module's state dictionary for every name; each becomes NAME.safetensors, values and dtypes
-            untouched.
+        state: nested dictionaries, lists and tuples of tensors, numbers, strings, booleans and None, for state.pt.
+        weights: state dictionaries by name; each becomes NAME.safetensors, with values and dtypes unchanged.
         stage: "net" or "gan".
-        step: optimizer steps of this stage that are done, 0 or more.
-        keep: number of checkpoints to keep over both stages, 1 or more. Older ones go after this one is safe.
+        step: optimizer steps of this stage so far, 0 or more.
+        keep: number of checkpoints to keep over both stages, 1 or more.
 
     Returns:
-        The checkpoint's folder. One that is there already for this stage and step is replaced.
+        The checkpoint's folder; an existing one of this stage and step is replaced.
 
     Raises:
-        TypeError: ``state`` holds something else; the text names it. Nothing is written.
-        ValueError: ``stage``, ``step``, ``keep`` or a name in ``weights`` is impossible.
-        CheckpointError: it could not be written (a full disk, say); earlier checkpoints are as they were.
+        TypeError: ``state`` holds a value of another type; the message names it. Nothing is written.
+        ValueError: invalid ``stage``, ``step``, ``keep`` or name in ``weights``.
+        CheckpointError: writing failed (a full disk, for instance); earlier checkpoints are intact.
     """
     if stage not in STAGES:
         raise ValueError(f"stage must be one of {STAGES}, was {stage!r}")
@@ -117,41 +105,41 @@ def save_checkpoint(
 
 
 def checkpoints(output: Path) -> list[Path]:
-    """The checkpoint folders of a run, oldest first (net before gan, then by step), half-written ones not."""
+    """The complete checkpoint folders of a run, oldest first (net before gan, then by step)."""
     folder = output / "checkpoints"
-    found = [path for path in folder.iterdir() if _NAME.fullmatch(path.name)] if folder.is_dir() else []
-    return sorted(found, key=lambda path: position(*_stage_and_step(path)))
+    paths = [path for path in folder.iterdir() if _NAME.fullmatch(path.name)] if folder.is_dir() else []
+    return sorted(paths, key=lambda path: position(*_stage_and_step(path)))
 
 
 def latest(output: Path) -> Path | None:
-    """The newest checkpoint of a run, verified, or None if there is none.
+    """The newest checkpoint of a run, verified; None if there is none.
 
     Raises:
-        CheckpointError: the newest one is damaged; the text names it and the newest one that is usable.
+        CheckpointError: the newest one is damaged; the message names it and the newest usable one.
     """
-    found = checkpoints(output)
-    if not found:
+    paths = checkpoints(output)
+    if not paths:
         return None
-    damage = damage_of(found[-1])
-    if damage is None:
-        return found[-1]
-    usable = next((path for path in reversed(found[:-1]) if damage_of(path) is None), None)
-    way_on = f"to go on from {usable} instead, delete the damaged folder" if usable else "no other is usable"
-    raise CheckpointError(f"the newest checkpoint, {found[-1]}, is damaged: {damage}; {way_on}")
+    *earlier, newest = paths
+    if (damage := damage_of(newest)) is None:
+        return newest
+    usable = next((path for path in reversed(earlier) if damage_of(path) is None), None)
+    remedy = f"to resume from {usable} instead, delete the damaged folder" if usable else "no other is usable"
+    raise CheckpointError(f"the newest checkpoint, {newest}, is damaged: {damage}; {remedy}")
 
 
 def damage_of(folder: Path) -> str | None:
-    """What is wrong with a checkpoint's files, or None if they are what was written."""
+    """Compare a checkpoint's files with its manifest; return the first difference, None if there is none."""
     try:
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
         files = {str(name): (int(entry["bytes"]), str(entry["sha256"])) for name, entry in manifest["files"].items()}
-        written_by = manifest["format"]
+        file_format = manifest["format"]
     except FileNotFoundError:
         return "manifest.json is missing"
     except (ValueError, KeyError, TypeError, AttributeError):
         return "manifest.json is not readable"
-    if written_by != FORMAT:
-        return f"its format is {written_by!r}, this version reads {FORMAT}"
+    if file_format != FORMAT:
+        return f"its format is {file_format!r}, this version reads {FORMAT}"
     for name, (size, digest) in files.items():
         path = folder / name
         if not path.is_file():
@@ -164,11 +152,11 @@ def damage_of(folder: Path) -> str | None:
 
 
 def load_checkpoint(folder: Path) -> Checkpoint:
-    """Read a checkpoint; nothing in it is unpickled beyond tensors and plain values.
+    """Read a checkpoint; only tensors and plain values are unpickled.
 
     Raises:
         FileNotFoundError: ``folder`` is not a folder.
-        CheckpointError: it is damaged, or no checkpoint at all.
+        CheckpointError: it is damaged, or not a checkpoint.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -186,124 +174,16 @@ def load_checkpoint(folder: Path) -> Checkpoint:
     return Checkpoint(manifest["stage"], manifest["step"], state, weights)
 
 
-def position(stage: str, step: int) -> tuple[int, int]:
-    """A sort key: where in a run a stage's step is."""
-    return STAGES.index(stage), step
-
-
-def weights_path(output: Path, stage: str, *, best: bool = False) -> Path:
-    """Where a stage's weights are in a run folder."""
-    return output / "weights" / f"{WEIGHTS_NAMES[stage]}{'_best' if best else ''}.safetensors"
-
-
-def save_stage_weights(
-    output: Path,
-    stage: str,
-    generator: nn.Module | Mapping[str, Tensor],
-    metadata: Mapping[str, str],
-    *,
-    best: bool = False,
-) -> Path:
-    """Write a stage's generator under BasicSR's names (atomic) and return the file's path."""
-    from andfast.nn.weights import save_weights  # noqa: PLC0415  (keeps checkpoints free of the networks)
-
-    path = weights_path(output, stage, best=best)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_weights(path, generator, dict(metadata))
-    return path
-
-
-RunStart = Literal["new", "resumed"]
-
-
-def open_run(output: Path, *, resume: bool, overwrite: bool) -> RunStart:
-    """Make a run folder ready: refuse to mix two runs, and delete an earlier one only if asked to.
-
-    Raises:
-        FileExistsError: a run is there, and neither ``resume`` nor ``overwrite`` was asked for.
-        FileNotFoundError: ``resume`` was asked for, but no run is there.
-        NotADirectoryError: ``output`` is a file.
-    """
-    if output.exists() and not output.is_dir():
-        raise NotADirectoryError(f"output must be a folder, {str(output)!r} is a file")
-    earlier = [output / name for name in _WRITTEN_BY_RUNS if (output / name).exists()]
-    if resume:
-        if not earlier:
-            raise FileNotFoundError(f"--resume must find a run in output, {str(output)!r} has none")
-        return "resumed"
-    if earlier and not overwrite:
-        raise FileExistsError(
-            f"output {str(output)!r} holds a run already: --resume goes on with it, --overwrite deletes it, "
-            "or take another --output"
-        )
-    for path in earlier:
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
-    output.mkdir(parents=True, exist_ok=True)
-    return "new"
-
-
-def seed_everything(seed: int) -> None:
-    """Seed the global generators that :func:`rng_state` takes."""
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
-
-
-def rng_state() -> dict[str, object]:
-    """The global generators of Python, NumPy, PyTorch and every CUDA device, as plain values."""
-    version, internal, gauss = random.getstate()
-    legacy: dict[str, Any] = np.random.get_state(legacy=False)
-    return {
-        "python": [version, list(internal), gauss],
-        "numpy": {
-            "key": torch.from_numpy(legacy["state"]["key"].astype(np.int64)),
-            "position": int(legacy["state"]["pos"]),
-            "has_gauss": int(legacy["has_gauss"]),
-            "gauss": float(legacy["gauss"]),
-        },
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-    }
-
-
-def restore_rng_state(state: Mapping[str, Any]) -> bool:
-    """Put back what :func:`rng_state` took.
-
-    Returns:
-        Whether all of it went back: False where this machine has another number of CUDA devices, whose
-        generators are then left alone, so that what is drawn there goes on differently.
-    """
-    version, internal, gauss = state["python"]
-    random.setstate((version, tuple(internal), gauss))
-    numpy_state = state["numpy"]
-    np.random.set_state(
-        {
-            "bit_generator": "MT19937",
-            "state": {"key": numpy_state["key"].numpy().astype(np.uint32), "pos": numpy_state["position"]},
-            "has_gauss": numpy_state["has_gauss"],
-            "gauss": numpy_state["gauss"],
-        }
-    )
-    torch.set_rng_state(state["torch"].cpu())
-    if len(state["cuda"]) != torch.cuda.device_count():
-        return False
-    torch.cuda.set_rng_state_all([one.cpu() for one in state["cuda"]])
-    return True
-
-
 def plain_state(value: object, name: str) -> Any:
-    """Copy ``value`` into what ``torch.load(weights_only=True)`` reads back: tensors go to the CPU.
+    """Copy nested values so that ``torch.load(weights_only=True)`` can read them; tensors move to the CPU.
 
     Raises:
-        TypeError: something in it is neither a tensor nor a plain value; the text says where.
+        TypeError: a value is neither a tensor nor plain; the message says where.
     """
     if isinstance(value, Tensor):
         tensor = value.detach().cpu()
-        whole = tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
-        return tensor if whole else tensor.clone()  # torch.save writes whole storages
+        owns_storage = tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
+        return tensor if owns_storage else tensor.clone()  # torch.save writes whole storages
     if value is None or type(value) in (bool, int, float, str):
         return value
     if isinstance(value, Mapping):
@@ -321,7 +201,7 @@ def plain_state(value: object, name: str) -> Any:
 
 
 def _portable(tensor: Tensor) -> Tensor:
-    """safetensors takes contiguous tensors that share no memory."""
+    """A contiguous copy, which is what safetensors can write."""
     return tensor.detach().cpu().contiguous().clone()
 
 
@@ -336,7 +216,7 @@ def _sha256(path: Path) -> str:
 
 
 def _write_manifest(folder: Path, stage: str, step: int) -> None:
-    """List the files, and sync everything to disk."""
+    """Write the manifest and sync all files to disk."""
     files = {path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in sorted(folder.iterdir())}
     for name in files:
         sync_file(folder / name)
@@ -346,7 +226,7 @@ def _write_manifest(folder: Path, stage: str, step: int) -> None:
 
 
 def _put_in_place(temporary: Path, final: Path) -> None:
-    """Rename, replacing an earlier checkpoint of the same step."""
+    """Rename to the final name, replacing a checkpoint of the same step."""
     replaced = final.with_name(f"{_TEMPORARY}replaced-{final.name}")
     if final.exists():
         os.replace(final, replaced)
@@ -361,15 +241,15 @@ def _put_in_place(temporary: Path, final: Path) -> None:
 
 
 def _prune(folder: Path, keep: int) -> None:
-    """Delete old checkpoints; each is renamed first, so that a kill in between leaves none half-deleted."""
+    """Delete old checkpoints; each is hidden first, so that a kill leaves none half-deleted."""
     for old in checkpoints(folder.parent)[:-keep]:
-        doomed = old.with_name(f"{_TEMPORARY}old-{old.name}")
-        os.replace(old, doomed)
-        shutil.rmtree(doomed)
+        hidden = old.with_name(f"{_TEMPORARY}old-{old.name}")
+        os.replace(old, hidden)
+        shutil.rmtree(hidden)
 
 
 def _delete_temporary(folder: Path) -> None:
-    """Remove what writers that were killed have left."""
+    """Delete what killed writers left behind."""
     for path in folder.glob(f"{_TEMPORARY}*"):
         shutil.rmtree(path)
 
@@ -378,4 +258,4 @@ def _free_space(output: Path) -> str:
     try:
         return f"{shutil.disk_usage(output).free / 1e6:.0f} MB free on its disk"
     except OSError:
-        return "its disk cannot be asked for free space"
+        return "free space unknown"

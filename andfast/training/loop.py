@@ -1,8 +1,9 @@
 """A whole run: data, stages, and what happens between their steps."""
 
 import hashlib
+import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from andfast.config.files import dump, load
 from andfast.config.machine import resolve_device
 from andfast.config.resume import differences, digest
 from andfast.config.schema import RunOptions, Stage, TrainConfig
+from andfast.config.stages import position
 from andfast.data.crops import CropDataset
 from andfast.data.images import UnusableImageError, decode
 from andfast.data.loader import DevicePrefetcher, training_loader
@@ -21,29 +23,29 @@ from andfast.data.pack import pack_images
 from andfast.data.sources import find_images, resolve_source
 from andfast.data.store import PackedImages
 from andfast.nn.weights import generator_from_weights
+from andfast.progress import Progress
 from andfast.training.build import build_generator
 from andfast.training.checkpoint import (
     Checkpoint,
     CheckpointError,
     latest,
     load_checkpoint,
-    open_run,
-    position,
     save_checkpoint,
-    save_stage_weights,
-    seed_everything,
-    weights_path,
 )
 from andfast.training.distributed import ProcessGroup, process_group
 from andfast.training.failure import NonFiniteLossError, dump_failure
-from andfast.training.logging import MetricsLog, Progress, say, write_run_info
+from andfast.training.metrics_log import MetricsLog
 from andfast.training.ops import check_ops, ops_used
+from andfast.training.rng import seed_everything
+from andfast.training.run_folder import open_run, save_stage_weights, weights_path, write_run_info
 from andfast.training.signals import GracefulStop
 from andfast.training.state import StageState
 from andfast.training.step import first_nonfinite
 from andfast.training.summary import Summary, draw_curve, held_out_quality, table, write_sheet
 from andfast.training.validation import ValidationSet, restore, score
 from andfast.training.worst_case import input_images
+
+logger = logging.getLogger(__name__)
 
 
 class Stopped(Exception):
@@ -84,14 +86,15 @@ class Run:
 
     def go(self) -> None:
         """Run what is left of the stages."""
-        write_run_info(self.output, self.config, device=str(self.group.device), enabled=self.group.is_main)
-        self.say("ops: " + ", ".join(f"{op} {impl}" for op, impl in self.summary.ops.items()))
+        if self.group.is_main:
+            write_run_info(self.output, self.config, device=str(self.group.device))
+        logger.info("ops: " + ", ".join(f"{op} {impl}" for op, impl in self.summary.ops.items()))
         if seconds := check_ops(self.config, self.group.device):
-            self.say(f"ops: self-test against float64 passed in {seconds:.1f} s")
+            logger.info(f"ops: self-test against float64 passed in {seconds:.1f} s")
         start = ("net", 0) if self.options.resume else None
         if self.checkpoint is not None:
             start = (self.checkpoint.stage, self.checkpoint.step)
-            self.say(f"going on after step {self.checkpoint.step} of stage {self.checkpoint.stage}")
+            logger.info(f"going on after step {self.checkpoint.step} of stage {self.checkpoint.stage}")
         with MetricsLog(
             self.output, tensorboard=self.config.tensorboard, resume_from=start, enabled=self.group.is_main
         ) as log:
@@ -99,11 +102,7 @@ class Run:
                 if self.checkpoint is None or position(stage, 0) >= position(self.checkpoint.stage, 0):
                     self._run_stage(stage, log)
         if self.group.is_main and self.summary.stages:
-            self.say(table(self.summary, self.output))
-
-    def say(self, message: str) -> None:
-        """Print, on the first process only."""
-        say(message, enabled=self.group.is_main)
+            logger.info(table(self.summary, self.output))
 
     # ------------------------------------------------------------------------------------------------ before a stage
 
@@ -139,7 +138,7 @@ class Run:
                 include=data.include,
                 exclude=data.exclude,
             )
-            self.say(str(report))
+            logger.info(str(report))
         self.group.barrier()
         return PackedImages(folder)
 
@@ -157,7 +156,7 @@ class Run:
                 images.append(decode(file.path, min_size=settings.crop_size))
                 names.append(file.name)
             except UnusableImageError as error:
-                self.say(f"validation: {file.name} is left out: {error}")
+                logger.info(f"validation: {file.name} is left out: {error}")
         if not images:
             raise ValueError(f"validation.hr must hold usable pictures, {', '.join(settings.hr)} had none")
         return ValidationSet.from_photographs(
@@ -181,7 +180,7 @@ class Run:
             state.load(self.checkpoint)
         vgg = state.step.objective.vgg
         if vgg is not None:
-            self.say(f"perceptual loss: VGG19 weights are {vgg.weights_note}")
+            logger.info(f"perceptual loss: VGG19 weights are {vgg.weights_note}")
             note = f"the perceptual loss used VGG19 weights: {vgg.weights_note}"
             if note not in self.summary.notes:
                 self.summary.notes.append(note)
@@ -196,7 +195,7 @@ class Run:
         if state.done < total:
             with (
                 self._batches(state) as batches,
-                Progress(stage, total, done=state.done, enabled=self.group.is_main) as bar,
+                Progress(stage, total, unit="step", done=state.done, enabled=self.group.is_main) as bar,
             ):
                 while state.done < total:
                     self._step(state, batches, log, bar, total)
@@ -259,13 +258,7 @@ class Run:
             **{f"seconds_{name}": spent / done for name, spent in parts.items()},
         }
         log.write(state.name, state.done, values, timing)
-        bar.show(
-            loss=values["loss"],
-            images_per_second=timing["images_per_second"],
-            ascent_share=timing["ascent_share"],
-            lr_psnr=values["lr_psnr"],
-            loss_gain=values.get("loss_gain"),
-        )
+        bar.show(describe(values, timing))
 
     def _validate(self, state: StageState, log: MetricsLog) -> None:
         """PSNR-Y and SSIM-Y on the pairs, or on clean LR; keep the best weights, write a sheet."""
@@ -363,6 +356,19 @@ class Run:
             draw_curve(self.output)
             self.summary.write(self.output / "summary.json")
         self.group.barrier()
+
+
+def describe(values: Mapping[str, float], timing: Mapping[str, float]) -> str:
+    """A logged step in short: "loss 0.0512, 38.1 img/s, ascent 78%, LR 24.1 dB, gain +0.0123"."""
+    parts = [
+        f"loss {values['loss']:.4f}",
+        f"{timing['images_per_second']:.1f} img/s",
+        f"ascent {timing['ascent_share']:.0%}",
+        f"LR {values['lr_psnr']:.1f} dB",
+    ]
+    if "loss_gain" in values:
+        parts.append(f"gain {values['loss_gain']:+.4f}")
+    return ", ".join(parts)
 
 
 _LOSSES = ("loss", "l1", "perceptual", "gan", "loss_clean", "discriminator")

@@ -8,9 +8,10 @@ from torch import Tensor, nn
 
 from andfast.config.schema import Stage, TrainConfig
 from andfast.training.build import build_step
-from andfast.training.checkpoint import Checkpoint, restore_rng_state, rng_state
+from andfast.training.checkpoint import Checkpoint
 from andfast.training.distributed import ProcessGroup
 from andfast.training.ema import EMA
+from andfast.training.rng import restore_rng_state, rng_state
 from andfast.training.step import TrainingStep
 
 

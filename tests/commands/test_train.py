@@ -18,7 +18,7 @@ from tiny_runs import environment, write_config
 from andfast.functional import dispatch
 from andfast.training.checkpoint import latest, load_checkpoint
 from andfast.training.failure import load_failure
-from andfast.training.logging import read_metrics
+from andfast.training.metrics_log import read_metrics
 
 pytestmark = pytest.mark.slow
 

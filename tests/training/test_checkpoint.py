@@ -30,9 +30,9 @@ from andfast.training.checkpoint import (
     latest,
     load_checkpoint,
     plain_state,
-    rng_state,
     save_checkpoint,
 )
+from andfast.training.rng import rng_state
 
 
 def same(a: Any, b: Any) -> bool:
@@ -251,7 +251,7 @@ def test_damage_is_an_error_that_names_the_way_on(tmp_path: Path, name: str, har
     with pytest.raises(CheckpointError, match=message) as caught:
         latest(tmp_path)
     assert str(newest) in str(caught.value)
-    assert f"to go on from {older} instead, delete the damaged folder" in str(caught.value)
+    assert f"to resume from {older} instead, delete the damaged folder" in str(caught.value)
     with pytest.raises(CheckpointError, match=message):
         load_checkpoint(newest)
     harm(older / name)

@@ -14,7 +14,7 @@ from andfast.adversary import PRESETS
 from andfast.adversary.objective import Objective
 from andfast.nn import DegradationNetwork, RRDBNet
 from andfast.training.distributed import ProcessGroup, process_group
-from andfast.training.logging import read_metrics
+from andfast.training.metrics_log import read_metrics
 from andfast.training.step import TrainingStep
 from andfast.training.step_settings import AttackSettings, RankInfo, ReuseOptions
 

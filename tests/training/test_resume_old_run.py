@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 from tiny_runs import environment
 
-from andfast.training.logging import read_metrics
+from andfast.training.metrics_log import read_metrics
 
 pytestmark = pytest.mark.slow
 
