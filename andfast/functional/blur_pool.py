@@ -1,14 +1,14 @@
 """Anti-aliased average pooling: a low-pass filter and subsampling by an integer factor, in one pass.
 
-With taps t of length T and p = (T - factor) / 2 samples of reflection padding on each side, along both axes::
+With T taps t and reflection padding of p = (T - factor) / 2 samples on each side, along both axes::
 
     y[n, c, i, j] = sum over k, l of t[k] * t[l] * x[n, c, r(factor * i + k - p), r(factor * j + l - p)]
 
-where r mirrors an index into the image without repeating the border. T and the factor are both even or both odd, so
-the window is centred on the block of samples that an output pixel stands for: LR is not shifted against HR. The taps
-sum to 1, so a constant image stays constant. The op is linear; its backward is the transposed map, an op of its own.
+where r reflects an index into the image without repeating the border. T and the factor have the same parity, so the
+window is centred on the block of samples that an output pixel represents: LR is not shifted against HR. The taps sum to
+1, so a constant image stays constant. The op is linear; its backward is the transposed map, a separate op.
 
-The paper (section 3.1) names average pooling in the middle of F; docs/method.md says why it is this one.
+The paper (section 3.1) has average pooling in the middle of F; docs/method.md explains this choice.
 """
 
 import functools
@@ -25,13 +25,14 @@ from andfast import checks
 from andfast.functional import dispatch
 
 OP = "blur_pool"
-_SUM_TOLERANCE = 1e-5  # fp32 taps sum to 1 no better than this
+_SUM_TOLERANCE = 1e-5  # for the sum of fp32 taps
+_MAX_CUDA_TAPS = 256  # kMaxTaps of csrc/blur_pool/any_filter.h
 
 try:
     from andfast import _C
 
     _cpp_error = None
-except ImportError as error:  # kept: an explicit impl="cpp" tells it
+except ImportError as error:  # reported if impl="cpp" is requested
     _cpp_error = f"no compiled extension: {error}"
 
 
@@ -45,9 +46,9 @@ def _why_no_cpp(device_type: str) -> str | None:
 def _why_no_cuda_here() -> str | None:
     if _cpp_error is not None:
         return _cpp_error
-    archs: str = getattr(_C, "CUDA_ARCHS", "")  # an extension that was built before there was a CUDA part has none
+    archs: str = getattr(_C, "CUDA_ARCHS", "")  # older builds do not have it
     if not archs:
-        return "the extension was built without its CUDA part (setup.py says when it is, and what it needs)"
+        return "the extension was built without its CUDA part (see setup.py)"
     if torch.version.cuda is None:
         return f"torch {torch.__version__} is a build without CUDA"
     if not torch.cuda.is_available():
@@ -55,13 +56,13 @@ def _why_no_cuda_here() -> str | None:
     for index in range(torch.cuda.device_count()):
         capability = torch.cuda.get_device_capability(index)
         if not _runs_on(archs, capability):
-            have, built = ".".join(map(str, capability)), archs.replace(":", ", ")
-            return f"device {index} has compute capability {have}, the extension was built for {built}"
+            version, built = ".".join(map(str, capability)), archs.replace(":", ", ")
+            return f"device {index} has compute capability {version}, the extension was built for {built}"
     return None
 
 
 def _runs_on(archs: str, capability: tuple[int, int]) -> bool:
-    """Whether code for these capabilities runs on a device: of its own major version and no newer, or as PTX."""
+    """Whether a build for ``archs`` runs on a device: same major version and not newer, or through PTX."""
     for arch in archs.split(":"):
         built = tuple(map(int, arch.removesuffix("+PTX").rstrip("abcdefghijklmnopqrstuvwxyz").split(".")))
         exact = arch.removesuffix("+PTX")[-1].isalpha()
@@ -72,7 +73,7 @@ def _runs_on(archs: str, capability: tuple[int, int]) -> bool:
     return False
 
 
-@torch.compiler.assume_constant_result  # torch.compile asks it once, and does not look into it
+@torch.compiler.assume_constant_result  # device queries cannot be traced
 def _why_no_cuda(device_type: str) -> str | None:
     if device_type != "cuda":
         return f"it runs on CUDA devices, the tensor is on {device_type!r}"
@@ -89,27 +90,27 @@ def blur_pool(
     filter: str | Sequence[float] | Tensor = "binomial",
     impl: str = "auto",
 ) -> Tensor:
-    """Filter ``x`` with a symmetric low-pass filter and keep every ``factor``-th sample, centred.
+    """Low-pass filter ``x`` and keep every ``factor``-th sample, centred.
 
-    Differentiable in x, any number of times. Sums are kept in fp32 for half types. Autocast does not change the dtype:
-    the op reads and writes x's own (as F.avg_pool2d does), because it moves bytes, and a cast would move more.
+    Differentiable in x, any number of times. Half types are summed in fp32. Autocast has no effect: the op is
+    memory-bound, and a cast would move more bytes.
 
     Args:
-        x: images or features (N, C, H, W), floating point, H and W divisible by the factor and greater than the padding
-            (taps - factor) / 2; any value range. N may be 0. Both memory formats.
-        factor: the subsampling factor, a positive integer; 2, 3 and 4 with the binomial filter are the fast ones.
+        x: images or features (N, C, H, W), floating point; H and W divisible by the factor and greater than the padding
+            (taps - factor) / 2. N may be 0. Both memory formats.
+        factor: subsampling factor, a positive integer; 2, 3 and 4 with the binomial filter are fast.
         filter: "binomial": the binomial coefficients of 2 * factor taps for an even factor, 2 * factor - 1 for an odd
-            one (x4: 8 taps, x3: 5, x2: 4), or the taps themselves: 1-D, symmetric, sum 1, at least ``factor`` of them,
-            even in number for an even factor and odd for an odd one. A tensor of taps is read to the host and gets no
-            gradient; under torch.compile pass a sequence of floats.
+            one (x4: 8 taps, x3: 5, x2: 4); or the taps: 1-D, symmetric, with sum 1, at least ``factor`` of them, an
+            even number for an even factor and an odd one for an odd factor; at most 256 with "cuda". A tensor is
+            copied to the host and gets no gradient; under torch.compile pass a sequence of floats.
         impl: "auto" or the name of an implementation, see :mod:`andfast.functional`.
 
     Returns:
         (N, C, H / factor, W / factor) of x's dtype, device and memory format.
 
     Raises:
-        ValueError, TypeError: an argument's type, shape, dtype or value does not fit; the message names it.
-        RuntimeError: ``impl`` asks for an implementation that is not available here.
+        ValueError, TypeError: an argument has the wrong type, shape, dtype or value.
+        RuntimeError: the requested implementation is not available here.
     """
     checks.images("x", x)
     if not isinstance(factor, int) or isinstance(factor, bool):
@@ -125,8 +126,13 @@ def blur_pool(
         raise ValueError(
             f"x must have H and W greater than the padding of {len(taps)} taps, {pad}, had shape {checks.shape(x)}"
         )
-    chosen = dispatch.resolve(OP, impl, x.device.type, x.dtype)
-    out: Tensor = torch.ops.andfast.blur_pool(x, taps, factor, chosen)
+    impl = dispatch.resolve(OP, impl, x.device.type, x.dtype)
+    if impl == "cuda" and len(taps) > _MAX_CUDA_TAPS:
+        raise ValueError(
+            f"filter must have at most {_MAX_CUDA_TAPS} taps with impl='cuda', had {len(taps)}; "
+            "impl='reference' takes any number"
+        )
+    out: Tensor = torch.ops.andfast.blur_pool(x, taps, factor, impl)
     return out
 
 
@@ -136,17 +142,18 @@ def binomial_taps(factor: int) -> tuple[float, ...]:
     return tuple(math.comb(n, k) / 2**n for k in range(n + 1))
 
 
-def _taps(given: object, factor: int) -> list[float]:
-    """Check taps that a caller gave."""
-    if isinstance(given, str):
-        raise ValueError(f"filter must be 'binomial' or a sequence of taps, was {given!r}")
-    if isinstance(given, Tensor):
-        if given.dim() != 1:
-            raise ValueError(f"filter must be one-dimensional, had shape {checks.shape(given)}")
-        given = given.tolist()
-    if not isinstance(given, Sequence) or not all(isinstance(one, (int, float)) for one in given):
-        raise TypeError(f"filter must be 'binomial', a 1-D tensor or a sequence of floats, was {type(given).__name__}")
-    taps = [float(one) for one in given]
+def _taps(filter_: object, factor: int) -> list[float]:
+    """Validate user-defined taps."""
+    if isinstance(filter_, str):
+        raise ValueError(f"filter must be 'binomial' or a sequence of taps, was {filter_!r}")
+    if isinstance(filter_, Tensor):
+        if filter_.dim() != 1:
+            raise ValueError(f"filter must be one-dimensional, had shape {checks.shape(filter_)}")
+        filter_ = filter_.tolist()
+    if not isinstance(filter_, Sequence) or not all(isinstance(tap, (int, float)) for tap in filter_):
+        name = type(filter_).__name__
+        raise TypeError(f"filter must be 'binomial', a 1-D tensor or a sequence of floats, was {name}")
+    taps = [float(tap) for tap in filter_]
     if len(taps) < factor or (len(taps) - factor) % 2:
         parity = "odd" if factor % 2 else "even"
         raise ValueError(
@@ -199,7 +206,7 @@ def _(grad: Tensor, taps: Sequence[float], factor: int, impl: str) -> Tensor:
     return torch.empty(shape, dtype=grad.dtype, device=grad.device, memory_format=_format(_is_channels_last(grad)))
 
 
-def _keep_settings(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     _, ctx.taps, ctx.factor, ctx.impl = inputs
 
 
@@ -208,16 +215,16 @@ def _forward_autograd(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 
 def _backward_autograd(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    # The transpose of the transpose.
+    # The transpose of the transposed map.
     return torch.ops.andfast.blur_pool(grad, ctx.taps, ctx.factor, ctx.impl), None, None, None
 
 
-_forward.register_autograd(_forward_autograd, setup_context=_keep_settings)
-_backward.register_autograd(_backward_autograd, setup_context=_keep_settings)
+_forward.register_autograd(_forward_autograd, setup_context=_setup_context)
+_backward.register_autograd(_backward_autograd, setup_context=_setup_context)
 
 
 def _is_channels_last(x: Tensor) -> bool:
-    """Whether a pixel's channels lie side by side, by strides alone: crops and empty batches have a format too."""
+    """Whether channels are contiguous, by strides, so that crops and empty batches have a format too."""
     return x.shape[1] != 1 and x.stride(1) == 1 and x.stride(3) != 1
 
 
@@ -229,12 +236,12 @@ def _format(channels_last: bool) -> torch.memory_format:
 
 
 def blur_pool_reference(x: Tensor, taps: Sequence[float], factor: int) -> Tensor:
-    """The definition, composed of differentiable PyTorch ops: the same function as the reference implementation's."""
+    """The definition, composed of differentiable PyTorch ops; the reference implementation computes the same."""
     return _reference_forward(x, taps, factor)
 
 
 def _depthwise(taps: Sequence[float], channels: int, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Weights of the vertical and of the horizontal depthwise convolution."""
+    """Weights of the vertical and the horizontal depthwise convolution."""
     weight = torch.tensor(taps, dtype=like.dtype, device=like.device)
     return weight.view(1, 1, -1, 1).expand(channels, 1, -1, 1), weight.view(1, 1, 1, -1).expand(channels, 1, 1, -1)
 
@@ -244,7 +251,7 @@ def _reference_forward(x: Tensor, taps: Sequence[float], factor: int) -> Tensor:
     if x.numel() == 0:
         return x.new_empty((n, channels, height // factor, width // factor))
     pad = (len(taps) - factor) // 2
-    with torch.autocast(x.device.type, enabled=False):  # else the convolutions would follow it
+    with torch.autocast(x.device.type, enabled=False):  # else the convolutions would run in its dtype
         y = F.pad(x.to(torch.promote_types(x.dtype, torch.float32)), (pad, pad, pad, pad), mode="reflect")
         vertical, horizontal = _depthwise(taps, channels, y)
         y = F.conv2d(y, vertical, stride=(factor, 1), groups=channels)
@@ -266,7 +273,7 @@ def _reference_backward(grad: Tensor, taps: Sequence[float], factor: int) -> Ten
 
 
 def _fold(g: Tensor, dim: int, pad: int) -> Tensor:
-    """The transpose of reflection padding along ``dim``: the margins are added onto the pixels they mirror."""
+    """The transpose of reflection padding along ``dim``: add the margins to the pixels that they mirror."""
     if pad == 0:
         return g
     size = g.shape[dim] - 2 * pad
@@ -280,10 +287,7 @@ def _fold(g: Tensor, dim: int, pad: int) -> Tensor:
 
 
 def _flops(n: int, channels: int, height: int, width: int, taps: int, factor: int) -> int:
-    """Operations of the separable filter, rows first, on images (height, width); the transpose has as many.
-
-    For F's three channels that is 1/20,000 of F's convolutions: a training step's count does not show it.
-    """
+    """Operations of the separable filter, rows first, on images (height, width); the same for the transpose."""
     macs = (height // factor) * width * taps + (height // factor) * (width // factor) * taps
     return 2 * n * channels * macs
 

@@ -8,7 +8,7 @@
 
 namespace andfast::pool {
 
-constexpr int kMaxTaps = 256;
+constexpr int kMaxTaps = 256;  // checked in andfast/functional/blur_pool.py
 
 template <typename Acc>
 struct AnyFilter {

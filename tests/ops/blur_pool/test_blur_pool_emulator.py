@@ -15,16 +15,15 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from blur_pool_cases import FORMATS, TOLERANCES, cases, definition, error
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_blur_pool import cases, definition, error
 from torch.utils.cpp_extension import include_paths
 
 from andfast.functional.blur_pool import binomial_taps
 
 ROOT = Path(__file__).resolve().parents[3]
 CODES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.float64: 3}
-TOLERANCES = {torch.float64: 1e-14, torch.float32: 1e-6, torch.bfloat16: 4e-3, torch.float16: 5e-4}
 COMPILER = os.environ.get("CXX", "c++").split()[-1]
 MULTIPROCESSORS = 132  # an H100's
 
@@ -32,7 +31,7 @@ pytestmark = pytest.mark.skipif(shutil.which(COMPILER) is None, reason="needs a 
 
 
 class Run(NamedTuple):
-    """What the emulator reports of one launch."""
+    """The emulator's report of one launch."""
 
     layout: int  # 0: a chunk in one pixel, 1: chunks of a row, 2: single values
     reads: int
@@ -71,7 +70,7 @@ def library(tmp_path_factory):
 
 
 def shifted(shape, dtype, memory_format, offset):
-    """An empty tensor whose first value lies ``offset`` values beyond a multiple of 64 bytes."""
+    """An empty tensor whose first value lies ``offset`` values after a multiple of 64 bytes."""
     count = torch.Size(shape).numel()
     whole = torch.empty(count + offset + 64, dtype=dtype)
     start = -whole.data_ptr() // whole.element_size() % (64 // whole.element_size()) + offset
@@ -81,7 +80,7 @@ def shifted(shape, dtype, memory_format, offset):
 
 
 def emulate(library, x, factor, taps, *, forward, memory_format, offset=0, tiles=True, multiprocessors=MULTIPROCESSORS):
-    """Forward: the pooled x. Else: the transposed map of x. ``offset``: of the result's first value from alignment."""
+    """Run forward or the transposed map on x; ``offset`` shifts the result from alignment, in values."""
     n, c, h, w = x.shape
     size = (h // factor, w // factor) if forward else (h * factor, w * factor)
     out = shifted((n, c, *size), x.dtype, memory_format, offset)
@@ -108,7 +107,7 @@ def emulate(library, x, factor, taps, *, forward, memory_format, offset=0, tiles
 
 
 def transposed(grad, factor, taps):
-    """The transposed definition in float64."""
+    """The transposed map in float64."""
     n, c, h, w = grad.shape
     x = torch.zeros(n, c, h * factor, w * factor, dtype=torch.float64, requires_grad=True)
     (found,) = torch.autograd.grad(definition(x, factor, taps), x, grad.double())
@@ -116,7 +115,7 @@ def transposed(grad, factor, taps):
 
 
 def compare(library, shape, factor, dtype, memory_format, offsets=(0, 0), taps=None, **options):
-    """Both directions for small-side shape ``shape``; what was run."""
+    """Compare both directions for the small-side shape ``shape``; return the emulator's reports."""
     n, c, h, w = shape
     taps = binomial_taps(factor) if taps is None else taps
     runs = []
@@ -131,13 +130,12 @@ def compare(library, shape, factor, dtype, memory_format, offsets=(0, 0), taps=N
     return runs
 
 
-FORMATS = [torch.contiguous_format, torch.channels_last]
 HALVES_AND_SINGLE = [torch.float32, torch.bfloat16, torch.float16]
 
 
 @pytest.mark.parametrize("factor", [2, 3, 4])
-def test_shapes_that_are_easily_got_wrong(library, factor):
-    """One pixel, one row, one column, odd and prime sizes; chunks that begin and end within pixels; many channels."""
+def test_edge_case_shapes(library, factor):
+    """One pixel, row or column, odd and prime sizes, chunks that begin and end within pixels, many channels."""
     shapes = [(1, 1, 1, 1), (3, 2, 1, 5), (1, 3, 7, 1), (2, 3, 5, 7), (1, 5, 3, 11), (1, 31, 2, 3), (1, 33, 2, 3)]
     shapes += [
         (2, 8, 3, 13),
@@ -148,7 +146,7 @@ def test_shapes_that_are_easily_got_wrong(library, factor):
         (1, 1, 3, 521),
         (30, 1, 2, 2),
     ]
-    # Last tiles of one column, whose neighbour has the originals of the margin but not the margin.
+    # Last tiles of one column: the neighbouring tile holds the originals of the margin, but not the margin.
     shapes += [(1, 64, 2, 57), (1, 64, 1, 273)] if factor != 3 else []
     for dtype, memory_format, shape in itertools.product(HALVES_AND_SINGLE, FORMATS, shapes):
         compare(library, shape, factor, dtype, memory_format)
@@ -169,17 +167,17 @@ shape_of = st.tuples(st.integers(1, 4), st.integers(1, 80), st.integers(1, 9), s
     st.sampled_from([1, 7, MULTIPROCESSORS]),
 )
 def test_any_shape(library, shape, factor, dtype, memory_format, offsets, multiprocessors):
-    """Tensors that do not begin at multiples of 16 bytes among them, and strips of different heights."""
+    """Also unaligned tensors, and strips of different heights."""
     compare(library, shape, factor, dtype, memory_format, offsets, multiprocessors=multiprocessors)
 
 
 @settings(max_examples=60)
 @given(cases(), st.sampled_from(list(CODES)))
 def test_any_filter(library, case, dtype):
-    """The kernels for filters that have no tiles."""
+    """The generic kernels of any_filter.h."""
     factor, taps, (n, c, h, w), memory_format, _ = case
     if n * c:
-        # Weights of either sign cancel: what is left is compared with what was summed.
+        # Weights of both signs cancel: the bound is relative to the sum of absolute values.
         x = torch.randn(n, c, h, w).to(dtype).contiguous(memory_format=memory_format)
         options = {"memory_format": memory_format, "tiles": False}
         found, _ = emulate(library, x, factor, taps, forward=True, **options)
@@ -192,8 +190,8 @@ def test_any_filter(library, case, dtype):
 
 @pytest.mark.parametrize("memory_format", FORMATS, ids=str)
 @pytest.mark.parametrize("factor", [2, 3, 4])
-def test_infinity_stays_where_the_definition_has_it(library, factor, memory_format):
-    """A sample that no tap reaches does not become NaN, as a product of infinity and an absent tap would."""
+def test_infinity_does_not_spread(library, factor, memory_format):
+    """Outputs without a tap on an infinite sample stay finite; multiplying with a zero tap would give NaN."""
     for place in itertools.product((0, 2, 4), (0, 3, 5)):
         grad = torch.zeros(1, 8, 5, 6).contiguous(memory_format=memory_format)
         grad[0, 3][place] = torch.inf
@@ -217,22 +215,22 @@ def test_infinity_stays_where_the_definition_has_it(library, factor, memory_form
     ids=["NHWC of 64", "NHWC of 3", "NCHW"],
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_every_value_moves_once_in_vectors(library, shape, memory_format, layout, dtype):
-    """All accesses to the large side are of 16 bytes; read more than once are only margins of tiles and strips."""
+def test_values_are_read_once_in_vectors(library, shape, memory_format, layout, dtype):
+    """All accesses to the large side are 16 bytes; only margins of tiles and strips are read more than once."""
     n, c, h, w = shape
     values = n * c * h * w * 16
-    forward, backward = compare(library, shape, 4, dtype, memory_format, multiprocessors=0)  # nothing to fill
+    forward, backward = compare(library, shape, 4, dtype, memory_format, multiprocessors=0)  # one strip
     assert (forward.layout, backward.layout) == (layout, layout)
     assert forward.reads == forward.vector_reads
     assert backward.vector_writes == values
-    rows = (4 * h + 4) / (4 * h)  # one strip's margins: mirrored rows, read just before or after
-    columns = 36 / 32 if layout == 0 else 1  # tiles' margins
+    rows = (4 * h + 4) / (4 * h)  # mirrored rows of one strip's margins
+    columns = 36 / 32 if layout == 0 else 1  # margins of tiles
     assert forward.strips == 1
     assert values * rows <= forward.reads <= values * rows * columns
 
 
-def test_sizes_of_the_real_launches(library):
-    """docs/kernels.md's table of tiles at 48 x 64 x 256 x 256, x4, on 132 multiprocessors."""
+def test_launch_sizes_of_training(library):
+    """At 48 x 64 x 256 x 256, x4, on 132 multiprocessors."""
     expected = {
         # forward, chunk, images, inner: columns, tiles, images, blocks, threads, strips
         (True, 8, 48, 64): (8, 8, 1, 384, 288, 1),
@@ -240,11 +238,11 @@ def test_sizes_of_the_real_launches(library):
         (False, 8, 48, 64): (8, 8, 1, 384, 256, 1),
         (False, 4, 48, 64): (8, 8, 1, 768, 256, 1),
     }
-    for (forward, chunk, images, inner), wanted in expected.items():
+    for (forward, chunk, images, inner), sizes in expected.items():
         report = (ctypes.c_int64 * 10)()
         library.plan_of(
             ctypes.c_bool(forward), chunk, ctypes.c_int64(images), 256, 256, inner, 4, 8, MULTIPROCESSORS, report
         )
         plan = Plan(*report)
-        found = (plan.tile_columns, plan.column_tiles, plan.tile_images, plan.blocks, plan.threads, plan.strips)
-        assert found == wanted, (forward, chunk, plan)
+        actual = (plan.tile_columns, plan.column_tiles, plan.tile_images, plan.blocks, plan.threads, plan.strips)
+        assert actual == sizes, (forward, chunk, plan)

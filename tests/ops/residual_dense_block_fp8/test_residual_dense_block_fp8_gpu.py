@@ -15,7 +15,11 @@ from andfast.nn.fp8_body import Fp8Body
 pytestmark = pytest.mark.gpu
 
 TOLERANCE = 1e-2
-"""Sums of fp8 products are kept to some 14 bits on Hopper, so that a value near a tie may round the other way."""
+"""Hopper keeps sums of fp8 products to about 14 bits, so values near a tie may round to the neighbouring fp8 number."""
+
+ADDED_TOLERANCE = 3e-2
+"""For what the block adds to x or to the gradient. Emulated on a CPU with sums truncated to 14 bits: 2.8e-2 in float32
+for the gradient, 64 features and growth 32, as e5m2 has only two bits of mantissa."""
 
 
 @pytest.fixture(autouse=True)
@@ -43,13 +47,18 @@ def run(x: Tensor, weights: Fp8Weights, grad: Tensor, impl: str) -> list[Tensor]
 )
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_on_a_gpu(dtype: torch.dtype, sizes: tuple[int, ...]) -> None:
-    """Near to the reference, what the block adds as well as the whole; and two runs give the same bits."""
+    """Close to the reference, both the result and what the block adds; two runs give the same bits."""
     x, weights, grad = make(dtype, sizes)
-    found, again, right = (run(x, weights, grad, impl) for impl in ("triton", "triton", "reference"))
-    for one, other, wanted, added, name in zip(found, again, right, (x, grad), ("out", "gradient"), strict=True):
-        assert torch.equal(one, other), name
-        assert_near(one, wanted.double(), TOLERANCE, f"{name}, {sizes}")
-        assert_near(one.double() - added.double(), wanted.double() - added.double(), 3e-2, f"added to {name}, {sizes}")
+    runs = (run(x, weights, grad, impl) for impl in ("triton", "triton", "reference"))
+    for actual, again, expected, residual, name in zip(*runs, (x, grad), ("out", "gradient"), strict=True):
+        assert torch.equal(actual, again), name
+        assert_near(actual, expected.double(), TOLERANCE, f"{name}, {sizes}")
+        # Both results are rounded to x's dtype: each error is uniform in half a unit of at most eps * |result|, so the
+        # norm of their difference is at most eps / sqrt(6) of the result's, which is several times what the block adds.
+        rounding = torch.finfo(dtype).eps / 6**0.5 * expected.double().norm()
+        added = expected.double() - residual.double()
+        tolerance = ADDED_TOLERANCE + (rounding / added.norm()).item()
+        assert_near(actual.double() - residual.double(), added, tolerance, f"added to {name}, {sizes}")
 
 
 @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
