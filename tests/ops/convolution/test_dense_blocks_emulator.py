@@ -57,13 +57,13 @@ def reference(x, weights, biases, per_group):
 class Blocks:
     """Blocks with their packed weights and the tensors of their passes, all of which are NaN at first."""
 
-    def __init__(self, dtype, images, height, width, features, growth, blocks, per_group, weight_dtype, seed):
+    def __init__(self, dtype, images, height, width, features, growth, blocks, per_group, weight_dtype, seed, driver):
         generator = torch.Generator().manual_seed(seed)
         self.dtype, self.size, self.features, self.growth = dtype, (images, height, width), features, growth
         self.numbers = DenseBlocks(
             DTYPES[dtype], images, height, width, features, growth, blocks, per_group, 0.2, SCALE, SCALE
         )
-        self.library = compiled("run_mma.cpp")
+        self.library = compiled(driver)
         self.weights, self.biases = parameters(blocks, features, growth, weight_dtype, generator)
         structs = [
             ConvolutionParameters(w.data_ptr(), b.data_ptr(), WEIGHT_TYPES[w.dtype])
@@ -126,10 +126,13 @@ BLOCKS = {
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
-@pytest.mark.parametrize("name", BLOCKS)
-def test_against_the_definition(name, dtype):
+@pytest.mark.parametrize(
+    ("name", "driver"),
+    [*((name, "run_mma.cpp") for name in BLOCKS), *((name, "run_wgmma.cpp") for name in BLOCKS if "G's" in name)],
+)
+def test_against_the_definition(name, driver, dtype):
     features, growth, blocks, per_group, keep = BLOCKS[name]
-    blocks_ = Blocks(dtype, 2, 9, 18, features, growth, blocks, per_group, torch.float32, seed=features)
+    blocks_ = Blocks(dtype, 2, 9, 18, features, growth, blocks, per_group, torch.float32, features, driver)
     generator = torch.Generator().manual_seed(1)
     x, grad = (blocks_.tensor(features).copy_(torch.randn(2, 9, 18, features, generator=generator)) for _ in range(2))
     if keep == "signs":
