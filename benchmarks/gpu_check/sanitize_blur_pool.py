@@ -47,12 +47,14 @@ def check(shape, memory_format, offset, factor, taps, dtype) -> int:
     grad = torch.randn(shape).to(dtype)
     results = []
     for impl in ("reference", "cuda"):
-        here, there = (x, grad) if impl == "reference" else (place(one, memory_format, offset) for one in (x, grad))
+        here, there = (
+            (x, grad) if impl == "reference" else (place(tensor, memory_format, offset) for tensor in (x, grad))
+        )
         here.requires_grad_()
         y = blur_pool(here, factor, filter=taps, impl=impl)
         results.append((y.detach().cpu(), torch.autograd.grad(y, here, there)[0].cpu()))
-    for name, expected, found in zip(("forward", "backward"), *results, strict=True):
-        error = (found.double() - expected.double()).norm() / expected.double().norm().clamp_min(1e-30)
+    for name, expected, result in zip(("forward", "backward"), *results, strict=True):
+        error = (result.double() - expected.double()).norm() / expected.double().norm().clamp_min(1e-30)
         if not error <= TOLERANCES[dtype]:
             sys.exit(f"error: {name} of {shape} {memory_format} {dtype} factor {factor}: off by {error:.2e}")
     return 2

@@ -41,21 +41,27 @@ def theta(dtype, first):
     """Values, gradients and centers, in the memory format that F gives them."""
     identity = sample_identity(IMAGES, hr_size=SIDE, channels=CHANNELS, device=DEVICE, noise_dtype=dtype)
 
-    def random(one, size):
-        form = torch.channels_last if one.dim() == 4 else torch.contiguous_format
-        return torch.empty(one.shape, dtype=one.dtype, device=DEVICE, memory_format=form).normal_(0, size)
+    def random(tensor, size):
+        form = torch.channels_last if tensor.dim() == 4 else torch.contiguous_format
+        return torch.empty(tensor.shape, dtype=tensor.dtype, device=DEVICE, memory_format=form).normal_(0, size)
 
     centers = [list(group) for group in identity]
-    sizes = [r / sum(one[0].numel() for one in group) ** 0.5 for group, r in zip(centers, BALL.radii, strict=True)]
+    sizes = [
+        r / sum(tensor[0].numel() for tensor in group) ** 0.5 for group, r in zip(centers, BALL.radii, strict=True)
+    ]
     values = centers
     if not first:
-        values = [[one + random(one, size) for one in group] for group, size in zip(centers, sizes, strict=True)]
-    return values, [[random(one, 1e-3) for one in group] for group in centers], centers
+        values = [
+            [tensor + random(tensor, size) for tensor in group] for group, size in zip(centers, sizes, strict=True)
+        ]
+    return values, [[random(tensor, 1e-3) for tensor in group] for group in centers], centers
 
 
 def bytes_of_two_passes(values, gradients, centers, first):
     total = 0
-    for value, gradient, center in zip(*(itertools.chain(*some) for some in (values, gradients, centers)), strict=True):
+    for value, gradient, center in zip(
+        *(itertools.chain(*groups) for groups in (values, gradients, centers)), strict=True
+    ):
         stored = value.numel() * value.element_size()
         read_center = 0 if not any(center.stride()) else stored
         total += 2 * gradient.numel() * gradient.element_size() + stored
@@ -71,16 +77,16 @@ def candidate(name):
     return lambda *three: ascent_step(*three, **OPTIONS, impl=name)
 
 
-def largest_error(found, three):
+def largest_error(result, three):
     """Of the last image, relative to the largest distance from the identity that the group has, plus one rounding."""
-    last = [[[one[-1:].double() for one in group] for group in some] for some in three]
+    last = [[[tensor[-1:].double() for tensor in group] for group in groups] for groups in three]
     worst = 0.0
-    for group, right, starts in zip(found, ascent_step_reference(*last, **OPTIONS), last[2], strict=True):
+    for group, right, starts in zip(result, ascent_step_reference(*last, **OPTIONS), last[2], strict=True):
         reach = max((a - b).abs().max().item() for a, b in zip(right, starts, strict=True))
-        for one, exact in zip(group, right, strict=True):
-            kind = torch.finfo(one.dtype)
+        for tensor, exact in zip(group, right, strict=True):
+            kind = torch.finfo(tensor.dtype)
             rounding = kind.eps * (exact.abs() + kind.smallest_normal)
-            excess = (one[-1:].double() - exact).abs() - rounding
+            excess = (tensor[-1:].double() - exact).abs() - rounding
             worst = max(worst, excess.max().item() / reach)
     return worst
 
@@ -92,7 +98,7 @@ def test_ascent(benchmark, step, dtype, name):
     call = candidate(name)
     error = largest_error(call(*three), three)
     assert error <= 1e-4
-    values = sum(one.numel() for group in three[0] for one in group)
+    values = sum(tensor.numel() for group in three[0] for tensor in group)
     benchmark.group = f"{OP}, {step} step, noises {dtype}, {IMAGES} images of {SIDE}x{SIDE}, {CHANNELS} channels"
     work = Work((4 if first else 12) * values, bytes_of_two_passes(*three, first), matrix=False)
     measure.describe_row(
@@ -128,14 +134,14 @@ def identity_call(side, dtype, noise, images):
     return (x, g, before, after), options
 
 
-def identity_error(found, call, options):
+def identity_error(result, call, options):
     """Of the last image, the largest relative error of a result, less what rounding the noises costs."""
     x, g, before, after = call
-    wide = [one.double() for one in (x[-1:], g[-1:], before[:, -1:], after[:, -1:])]
+    wide = [tensor.double() for tensor in (x[-1:], g[-1:], before[:, -1:], after[:, -1:])]
     exact = identity.identity_gradients(*wide, **options | {"noise_dtype": torch.float64}, impl="reference")
-    pairs = [(found[0][-1:], exact[0]), (found[2][:, -1:], exact[2])]
-    pairs += [(one[-1:], right.to(one.dtype)) for one, right in zip(found[1], exact[1], strict=True)]
-    return max(((one.double() - right.double()).norm() / right.double().norm()).item() for one, right in pairs)
+    pairs = [(result[0][-1:], exact[0]), (result[2][:, -1:], exact[2])]
+    pairs += [(tensor[-1:], right.to(tensor.dtype)) for tensor, right in zip(result[1], exact[1], strict=True)]
+    return max(((tensor.double() - right.double()).norm() / right.double().norm()).item() for tensor, right in pairs)
 
 
 @pytest.mark.parametrize(("where", "dtype", "noise", "name"), IDENTITY_CASES)
@@ -148,7 +154,7 @@ def test_identity_gradients(benchmark, where, dtype, noise, name):
 
     error = identity_error(run(*call), call, options)
     assert error <= (1e-5 if dtype == "fp32" else 1e-3)
-    maps = "a map a channel" if noise == "full" else "one map"
+    maps = "a map per channel" if noise == "full" else "one map"
     benchmark.group = (
         f"{identity.OP}, five layers at {where}, noises {dtype}, {maps}, {IMAGES} images of {side}x{side}, "
         f"{CHANNELS} channels"

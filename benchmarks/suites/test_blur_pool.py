@@ -42,8 +42,8 @@ def cases():
     for shape, factor, memory_format, dtype in itertools.product(SHAPES, (4, 2, 3), FORMATS, DTYPES):
         first, usual = shape == SHAPES[0], dtype == ("bf16" if CUDA else "fp32")
         main = first and factor == 4 and memory_format == "nhwc" and (CUDA or dtype != "fp16")
-        other = usual and factor == (3 if shape[2] % 3 == 0 else 4 if not first else factor)
-        if shape[2] % factor or not (main or (other and not measure.quick())):
+        secondary = usual and factor == (3 if shape[2] % 3 == 0 else 4 if not first else factor)
+        if shape[2] % factor or not (main or (secondary and not measure.quick())):
             continue
         for direction, name in itertools.product(DIRECTIONS, IMPLEMENTATIONS + OTHERS):
             if name == "interpolate antialias" and not CUDA and dtype != "fp32":
@@ -81,11 +81,11 @@ def error_of(call, same, x, grad):
     """The larger of the relative errors of result and gradient, on the first and last image of a call at full size."""
     leaf = x.detach().requires_grad_()
     out = call(leaf)
-    (found,) = torch.autograd.grad(out, leaf, grad)
+    (gradient,) = torch.autograd.grad(out, leaf, grad)
     ends = x[[0, -1]].double().requires_grad_()
     expected = same(ends)
     (expected_grad,) = torch.autograd.grad(expected, ends, grad[[0, -1]].double())
-    return measure.largest_error([out[[0, -1]].detach(), found[[0, -1]]], [expected.detach(), expected_grad])
+    return measure.largest_error([out[[0, -1]].detach(), gradient[[0, -1]]], [expected.detach(), expected_grad])
 
 
 @pytest.mark.parametrize(("direction", "factor", "shape", "memory_format", "dtype", "name"), list(cases()))
@@ -109,14 +109,14 @@ def test_blur_pool(benchmark, direction, factor, shape, memory_format, dtype, na
             timing = measure.time_row(benchmark, lambda x, _: call(x), sets)
     elif direction == "backward":
         # The graphs are kept, so that the backward pass alone is run again and again.
-        leaves = [one.requires_grad_() for one, _ in sets]
-        graphs = [(call(one), one, up) for one, (_, up) in zip(leaves, sets, strict=True)]
+        leaves = [x.requires_grad_() for x, _ in sets]
+        graphs = [(call(x), x, up) for x, (_, up) in zip(leaves, sets, strict=True)]
         timing = measure.time_row(
-            benchmark, lambda out, one, up: torch.autograd.grad(out, one, up, retain_graph=True), graphs
+            benchmark, lambda out, x, up: torch.autograd.grad(out, x, up, retain_graph=True), graphs
         )
     else:
-        leaves = [(one.requires_grad_(), up) for one, up in sets]
-        timing = measure.time_row(benchmark, lambda one, up: torch.autograd.grad(call(one), one, up), leaves)
+        leaves = [(x.requires_grad_(), up) for x, up in sets]
+        timing = measure.time_row(benchmark, lambda x, up: torch.autograd.grad(call(x), x, up), leaves)
     forward, backward = counts.blur_pool(shape, factor, size=x.element_size())
     works = {"forward": [forward], "backward": [backward], "forward+backward": [forward, backward]}
     measure.describe_row(

@@ -57,7 +57,7 @@ SMALL = [
     "chessboard*",
     "page*",
     "text*",
-]  # skipped, so looked at anew each time
+]  # skipped, so examined again each time
 
 
 @pytest.mark.benchmark(group="data: crop of 256x256")

@@ -46,11 +46,13 @@ def cases():
         for precision, weights in itertools.product(precisions, ("per image", "shared")):
             main = precision == precisions[0] and weights == "per image"
             # Shared weights in bf16, other precisions in HR's size.
-            other = layer == LAYERS[0] and (precision == precisions[0] or (weights == "per image" and side == SIDES[0]))
-            if not (main or other):
+            secondary = layer == LAYERS[0] and (
+                precision == precisions[0] or (weights == "per image" and side == SIDES[0])
+            )
+            if not (main or secondary):
                 continue
             for direction, name in itertools.product(("forward", "forward+backward"), IMPLEMENTATIONS + OTHERS):
-                # A minute of compilation for rows that say the same again; inductor's C++ takes as long on a CPU.
+                # Saves a minute of compilation for redundant rows; inductor's C++ takes as long on a CPU.
                 if name == "compiled" and not (CUDA and main and layer == LAYERS[0]):
                     continue
                 yield direction, side, layer, weights, precision, name
@@ -95,29 +97,29 @@ def inputs(side, layer, shared, dtype, memory_format):
     weight = torch.randn(*(() if shared else (BATCH,)), c_out, c_in, 3, 3, device=DEVICE) / (9 * c_in) ** 0.5
     slope = 1 + 0.1 * torch.randn(BATCH, device=DEVICE)
     noise, grad = (torch.randn(BATCH, c_out, side, side, device=DEVICE) for _ in range(2))
-    x, noise, grad = (one.to(dtype=dtype, memory_format=memory_format) for one in (x, noise, grad))
+    x, noise, grad = (tensor.to(dtype=dtype, memory_format=memory_format) for tensor in (x, noise, grad))
     return (x, weight.to(dtype), slope, noise), grad
 
 
 def pick(tensors, shared):
     """The first and the last image, in float64; weights that are shared as they are."""
     ends = [0, -1]
-    return [one.double() if index == 1 and shared else one[ends].double() for index, one in enumerate(tensors)]
+    return [tensor.double() if index == 1 and shared else tensor[ends].double() for index, tensor in enumerate(tensors)]
 
 
 def gradients(call, tensors, grad):
-    leaves = [one.detach().requires_grad_() for one in tensors]
+    leaves = [tensor.detach().requires_grad_() for tensor in tensors]
     out = call(*leaves)
-    found = torch.autograd.grad(out, leaves, grad, allow_unused=True)
-    return out.detach(), found
+    computed = torch.autograd.grad(out, leaves, grad, allow_unused=True)
+    return out.detach(), computed
 
 
 def expected_weight(call, tensors, grad):
     """The gradient to shared weights in fp32, eight images at a time."""
     total = 0
     for first in range(0, BATCH, 8):
-        part = [one if index == 1 else one[first : first + 8] for index, one in enumerate(tensors)]
-        total = total + gradients(call, [one.float() for one in part], grad[first : first + 8].float())[1][1]
+        part = [tensor if index == 1 else tensor[first : first + 8] for index, tensor in enumerate(tensors)]
+        total = total + gradients(call, [tensor.float() for tensor in part], grad[first : first + 8].float())[1][1]
     return total.double()
 
 
@@ -130,16 +132,16 @@ def error_of(call, same, tensors, grad, shared, both):
     if not both:
         with torch.no_grad():
             return measure.relative_error(call(*tensors)[[0, -1]], same(*ends))
-    out, found = gradients(call, tensors, grad)
+    out, computed = gradients(call, tensors, grad)
     expected_out, expected = gradients(same, ends, grad[[0, -1]].double())
     errors = [measure.relative_error(out[[0, -1]], expected_out)]
-    for index, (one, other) in enumerate(zip(found, expected, strict=True)):
-        if one is None:
-            assert other is None
+    for index, (gradient, exact) in enumerate(zip(computed, expected, strict=True)):
+        if gradient is None:
+            assert exact is None
         elif index == 1 and shared:
-            errors.append(measure.relative_error(one, expected_weight(same, tensors, grad)))
+            errors.append(measure.relative_error(gradient, expected_weight(same, tensors, grad)))
         else:
-            errors.append(measure.relative_error(one[[0, -1]], other))
+            errors.append(measure.relative_error(gradient[[0, -1]], exact))
     return max(errors)
 
 
@@ -154,7 +156,7 @@ def test_degradation_block(benchmark, precision_switch, direction, side, layer, 
     def make():
         return inputs(side, layer, shared, DTYPES[precision], memory_format)
 
-    given, grad = make()
+    tensors, grad = make()
     mode = "tf32" if precision == "tf32" else "ieee"
     call = function(name)
 
@@ -166,22 +168,24 @@ def test_degradation_block(benchmark, precision_switch, direction, side, layer, 
         precision_switch(mode)
         return call(*arguments)
 
-    error = error_of(timed, same, given, grad, shared, both)
+    error = error_of(timed, same, tensors, grad, shared, both)
     # cuDNN's fastest fp32 algorithm may be one that rounds more.
     assert error <= TOLERANCE[precision] * (1 if name == "triton" or precision != "fp32" else 10)
     precision_switch(mode)
-    sets = measure.sets_like((given, grad), make)
+    sets = measure.sets_like((tensors, grad), make)
     c_in, c_out = layer
     shape = f"{BATCH}x{c_in}->{c_out}x{side}x{side}"
     benchmark.group = f"{OP} {direction}, {shape} {precision}, {weights} weights"
     # Without activation and noise there are no gradients to their arguments.
-    wanted = slice(0, 2 if name == "convolution" else 4) if both else slice(0)
-    leaves = [([one.detach().requires_grad_(both) for one in some], up) for some, up in sets]
-    timing = measure.time_passes(benchmark, call, [(some, some[wanted], up) for some, up in leaves])
+    differentiated = slice(0, 2 if name == "convolution" else 4) if both else slice(0)
+    leaves = [([tensor.detach().requires_grad_(both) for tensor in arguments], up) for arguments, up in sets]
+    timing = measure.time_passes(
+        benchmark, call, [(arguments, arguments[differentiated], up) for arguments, up in leaves]
+    )
     passes = counts.degradation_block(
-        given[0].shape,
+        tensors[0].shape,
         c_out,
-        size=given[0].element_size(),
+        size=tensors[0].element_size(),
         shared=shared,
         noise=None if name == "convolution" else c_out,
         needs=() if not both else ("x", "weight") if name == "convolution" else counts.ALL,

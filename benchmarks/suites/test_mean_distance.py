@@ -56,14 +56,14 @@ def error_of(call, kind, x, target):
     """The larger of the relative errors of the mean and of the last image's gradient, on a call at full size."""
     leaf = x.detach().requires_grad_()
     mean = call(leaf, target)
-    (found,) = torch.autograd.grad(mean, leaf)
+    (gradient,) = torch.autograd.grad(mean, leaf)
     # An image at a time: the whole in float64 takes four times the memory.
     means = [mean_distance_reference(a.double(), b.double(), kind) for a, b in zip(x, target, strict=True)]
     exact = torch.stack(means).mean()
     last = x[-1].double().requires_grad_()
     (right,) = torch.autograd.grad(mean_distance_reference(last, target[-1].double(), kind) / len(x), last)
-    errors = (mean.detach() - exact).abs() / exact, (found[-1] - right).norm() / right.norm()
-    return max(one.item() for one in errors)
+    errors = (mean.detach() - exact).abs() / exact, (gradient[-1] - right).norm() / right.norm()
+    return max(error.item() for error in errors)
 
 
 @pytest.mark.parametrize(("direction", "kind", "shape", "dtype", "name"), list(cases()))
@@ -78,7 +78,7 @@ def test_mean_distance(benchmark, direction, kind, shape, dtype, name):
     benchmark.group = f"{OP} {kind} {direction}, {tuple(shape)} {dtype}"
     sets = [(features(), features()) for _ in range(measure.sets_of(2 * x.nbytes))]
     both = direction != "forward"
-    leaves = [(one.requires_grad_(both), other) for one, other in sets]
+    leaves = [(x.requires_grad_(both), target) for x, target in sets]
     timing = measure.time_passes(benchmark, call, [(two, two[:1] if both else (), None) for two in leaves])
     forward, backward = counts.mean_distance(shape, size=x.element_size())
     measure.describe_row(

@@ -48,11 +48,11 @@ def cases():
     """(direction, precision, name): everything in bf16, other precisions without a forward pass alone."""
     for precision in DTYPES if CUDA else ("fp32", "bf16"):
         for direction, name in itertools.product(DIRECTIONS, [*IMPLEMENTATIONS, "eager", "compiled"]):
-            other = precision != "bf16"
+            secondary = precision != "bf16"
             # Compilation takes longer than the rest; inductor's C++ does so on a CPU.
-            if name == "compiled" and (other or not CUDA):
+            if name == "compiled" and (secondary or not CUDA):
                 continue
-            if other and CUDA and direction == "forward":
+            if secondary and CUDA and direction == "forward":
                 continue
             yield direction, precision, name
     # Emulation says nothing about a GPU; on a CPU there is nothing else.
@@ -111,29 +111,36 @@ def inputs(dtype):
         weight[:, 0, 1, 1] = signs(cout)
         weights.append(weight)
         biases.append(torch.randn(cout, device=DEVICE) / 10)
-    wanted = {"dtype": dtype, "memory_format": torch.channels_last}
-    return x.to(**wanted), [one.to(**wanted) for one in weights], [one.to(dtype) for one in biases], grad.to(**wanted)
+    form = {"dtype": dtype, "memory_format": torch.channels_last}
+    return (
+        x.to(**form),
+        [tensor.to(**form) for tensor in weights],
+        [tensor.to(dtype) for tensor in biases],
+        grad.to(**form),
+    )
 
 
-def leaves(given, direction, dtype=None):
+def leaves(arguments, direction, dtype=None):
     """The arguments, detached, requiring the gradients of a direction; and those that do."""
-    x, weights, biases = ([t.detach().to(dtype or t.dtype) for t in one] for one in ([given[0]], given[1], given[2]))
+    x, weights, biases = (
+        [t.detach().to(dtype or t.dtype) for t in tensors] for tensors in ([arguments[0]], arguments[1], arguments[2])
+    )
     everything = [*x, *weights, *biases]
-    asked = {DIRECTIONS[0]: [], DIRECTIONS[1]: x, DIRECTIONS[2]: everything}[direction]
-    for one in asked:
-        one.requires_grad_()
-    return (x[0], weights, biases), asked
+    differentiated = {DIRECTIONS[0]: [], DIRECTIONS[1]: x, DIRECTIONS[2]: everything}[direction]
+    for tensor in differentiated:
+        tensor.requires_grad_()
+    return (x[0], weights, biases), differentiated
 
 
-def error_of(call, given, direction):
+def error_of(call, arguments, direction):
     """The largest relative error of the result and the gradients."""
-    found = measure.results_of(call, *leaves(given, direction), given[3])
+    results = measure.results_of(call, *leaves(arguments, direction), arguments[3])
     exact = measure.results_of(
         lambda *arguments: residual_dense_block_reference(*arguments, slope=SLOPE, scale=SCALE),
-        *leaves(given, direction, torch.float64),
-        given[3],
+        *leaves(arguments, direction, torch.float64),
+        arguments[3],
     )
-    return measure.largest_error(found, exact)
+    return measure.largest_error(results, exact)
 
 
 @pytest.mark.parametrize(("direction", "precision", "name"), list(cases()))
@@ -145,11 +152,11 @@ def test_residual_dense_block(benchmark, precision_switch, direction, precision,
     assert error <= (FP8_TOLERANCE if name == "fp8" else TOLERANCE[precision])
     sets = measure.sets_like(first, lambda: inputs(dtype))
     if name == "fp8":
-        for one in sets[1:]:
-            measure.results_of(call, *leaves(one, direction), one[3])
+        for values in sets[1:]:
+            measure.results_of(call, *leaves(values, direction), values[3])
     shape = "x".join(map(str, SHAPE))
     benchmark.group = f"{OP} {direction}, {shape} {precision}"
-    timing = measure.time_passes(benchmark, call, [(*leaves(one, direction), one[3]) for one in sets])
+    timing = measure.time_passes(benchmark, call, [(*leaves(values, direction), values[3]) for values in sets])
     layer, size = counts.residual_dense_block(SHAPE, GROWTH), dtype.itemsize
     passes = [layer.forward(size, keep=direction != "forward")]
     if direction != "forward":

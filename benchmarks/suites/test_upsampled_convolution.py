@@ -46,13 +46,13 @@ def cases():
     for precision in DTYPES if CUDA else ("fp32", "bf16"):
         names = [*IMPLEMENTATIONS, "eager", "transposed", "compiled"]
         for layer, direction, name in itertools.product(LAYERS, DIRECTIONS, names):
-            other = precision != "bf16"
+            secondary = precision != "bf16"
             # Compilation takes longer than the rest; inductor's C++ does so on a CPU.
-            if name == "compiled" and (other or not CUDA or layer == "conv_up1"):
+            if name == "compiled" and (secondary or not CUDA or layer == "conv_up1"):
                 continue
             if name == "transposed" and LAYERS[layer][0] == 1:
                 continue
-            if other and CUDA and (direction == "forward" or layer != "conv_up2"):
+            if secondary and CUDA and (direction == "forward" or layer != "conv_up2"):
                 continue
             yield layer, direction, precision, name
 
@@ -71,13 +71,13 @@ def eager(x, weight, bias, *, factor):
 
 def function(name, factor):
     if name in IMPLEMENTATIONS:
-        return lambda *given: upsampled_convolution(*given, factor=factor, slope=SLOPE, impl=name)
+        return lambda *arguments: upsampled_convolution(*arguments, factor=factor, slope=SLOPE, impl=name)
     if name == "compiled":
         torch.compiler.reset()
         compiled = torch.compile(eager, dynamic=False)
-        return lambda *given: compiled(*given, factor=factor)
+        return lambda *arguments: compiled(*arguments, factor=factor)
     chosen = {"eager": eager, "transposed": transposed}[name]
-    return lambda *given: chosen(*given, factor=factor)
+    return lambda *arguments: chosen(*arguments, factor=factor)
 
 
 def inputs(dtype, factor, side):
@@ -96,29 +96,29 @@ def inputs(dtype, factor, side):
     weight[:, 0, 1, 1] = signs(FEATURES)
     bias = torch.randn(FEATURES, device=DEVICE) / 10
     grad = torch.randn(BATCH, FEATURES, factor * side, factor * side, device=DEVICE)
-    wanted = {"dtype": dtype, "memory_format": torch.channels_last}
-    return x.to(**wanted), weight.to(**wanted), bias.to(dtype), grad.to(**wanted)
+    form = {"dtype": dtype, "memory_format": torch.channels_last}
+    return x.to(**form), weight.to(**form), bias.to(dtype), grad.to(**form)
 
 
-def leaves(given, direction, dtype=None):
+def leaves(arguments, direction, dtype=None):
     """The arguments, detached, requiring the gradients of a direction; and those that do."""
-    arguments = [one.detach().to(dtype or one.dtype) for one in given[:3]]
-    asked = arguments[: DIRECTIONS.index(direction)] if direction != DIRECTIONS[2] else arguments
-    for one in asked:
-        one.requires_grad_()
-    return arguments, asked
+    tensors = [tensor.detach().to(dtype or tensor.dtype) for tensor in arguments[:3]]
+    differentiated = tensors[: DIRECTIONS.index(direction)] if direction != DIRECTIONS[2] else tensors
+    for tensor in differentiated:
+        tensor.requires_grad_()
+    return tensors, differentiated
 
 
-def error_of(call, given, direction, factor):
+def error_of(call, arguments, direction, factor):
     """The largest relative error of the result and the gradients; on two images, as float64 takes eight bytes."""
-    given = [given[0][:2], *given[1:3], given[3][:2]]
-    found = measure.results_of(call, *leaves(given, direction), given[3])
+    arguments = [arguments[0][:2], *arguments[1:3], arguments[3][:2]]
+    results = measure.results_of(call, *leaves(arguments, direction), arguments[3])
     exact = measure.results_of(
-        lambda *some: upsampled_convolution_reference(*some, factor=factor, slope=SLOPE),
-        *leaves(given, direction, torch.float64),
-        given[3],
+        lambda *tensors: upsampled_convolution_reference(*tensors, factor=factor, slope=SLOPE),
+        *leaves(arguments, direction, torch.float64),
+        arguments[3],
     )
-    return measure.largest_error(found, exact)
+    return measure.largest_error(results, exact)
 
 
 @pytest.mark.parametrize(("layer", "direction", "precision", "name"), list(cases()))
@@ -132,7 +132,7 @@ def test_upsampled_convolution(benchmark, precision_switch, layer, direction, pr
     sets = measure.sets_like(first, lambda: inputs(dtype, factor, side))
     shape = "x".join(map(str, first[0].shape))
     benchmark.group = f"{OP} {direction}, {layer}, {shape} x{factor} {precision}"
-    timing = measure.time_passes(benchmark, call, [(*leaves(one, direction), one[3]) for one in sets])
+    timing = measure.time_passes(benchmark, call, [(*leaves(values, direction), values[3]) for values in sets])
     work, size = counts.upsampled_convolution(first[0].shape, FEATURES, factor), dtype.itemsize
     passes = [work.forward(size, keep=direction != "forward")]
     if direction != "forward":

@@ -47,7 +47,7 @@ def candidates(architecture: str, kernel: str, precision: str, *, reduced: bool)
     """The table's entry first, then by distance; ``reduced``: a distance of one at most."""
     now = TABLE[architecture][kernel, precision]
     programs = (now.programs // 2, now.programs, 2 * now.programs) if kernel == "grad_weight" else (0,)
-    found = {}
+    distances = {}
     for tile, block_k, warps, stages, registers, many in itertools.product(*CHOICES.values(), programs):
         config = now._replace(
             block_h=tile[0], block_w=tile[1], block_k=block_k, warps=warps, stages=stages,
@@ -56,24 +56,25 @@ def candidates(architecture: str, kernel: str, precision: str, *, reduced: bool)
         # A multiprocessor has 65,536 registers; pixels are a weight gradient's reduction, 16 of them a product.
         if 32 * warps * registers > 65536 or (kernel != "grad_weight" and tile[0] * tile[1] < 16 * warps // 2):
             continue
-        found[config] = _distance(config, now)
-    found[now] = 0
-    some = [Candidate(architecture, kernel, precision, config, distance) for config, distance in found.items()]
-    return sorted((one for one in some if not reduced or one.distance <= 1), key=lambda one: one.distance)
+        distances[config] = _distance(config, now)
+    distances[now] = 0
+    entries = [Candidate(architecture, kernel, precision, config, distance) for config, distance in distances.items()]
+    return sorted(
+        (candidate for candidate in entries if not reduced or candidate.distance <= 1),
+        key=lambda candidate: candidate.distance,
+    )
 
 
 def _distance(a: KernelConfig, b: KernelConfig) -> int:
     tile = (a.block_h, a.block_w) != (b.block_h, b.block_w)
     return tile + sum(
-        one != other
-        for name, one, other in zip(KernelConfig._fields, a, b, strict=True)
-        if name not in ("block_h", "block_w")
+        x != y for name, x, y in zip(KernelConfig._fields, a, b, strict=True) if name not in ("block_h", "block_w")
     )
 
 
 def in_turns(groups: Iterable[Sequence[Candidate]]) -> list[Candidate]:
     """One of each group after the other, the nearest first: whatever a budget cuts off, all groups had their turn."""
-    return [one for turn in itertools.zip_longest(*groups) for one in turn if one is not None]
+    return [candidate for turn in itertools.zip_longest(*groups) for candidate in turn if candidate is not None]
 
 
 def layers(kernel: str) -> dict[tuple[int, int, str], int]:
@@ -94,7 +95,7 @@ def compilers() -> tuple[Any, Any]:
 
 
 def compiled(candidate: Candidate) -> tuple[Candidate, dict[str, Any] | None, str | None]:
-    """What the kernels of F's layers take at most, or why the candidate is out; runs in a process of its own."""
+    """Largest resource use over F's layers, or the reason to reject the candidate; runs in its own process."""
     kernels, _ = compilers()
 
     config = candidate.config
@@ -112,11 +113,11 @@ def compiled(candidate: Candidate) -> tuple[Candidate, dict[str, Any] | None, st
         variant = kernels.Variant(
             candidate.architecture, candidate.kernel, candidate.precision, dtype, *limits, True, layout
         )
-        found, why = _compile(variant, config)
-        if found is None:
+        resources, why = _compile(variant, config)
+        if resources is None:
             return candidate, None, why
-        registers[layout] = max(registers.get(layout, 0), found["registers"])
-        shared = max(shared, found["shared"])
+        registers[layout] = max(registers.get(layout, 0), resources["registers"])
+        shared = max(shared, resources["shared"])
     return candidate, {"registers": registers, "shared": shared}, None
 
 
@@ -126,15 +127,15 @@ def _compile(variant: Any, config: KernelConfig) -> tuple[dict[str, int] | None,
 
     options = kernel_resources.launch_options(config, variant.layout)
     try:
-        found = kernel_resources.resources(kernels.source(variant, config), variant.architecture, **options)
+        resources = kernel_resources.resources(kernels.source(variant, config), variant.architecture, **options)
     except Exception as error:  # of many kinds; the candidate is out and says why
         return None, f"does not compile: {str(error).strip().splitlines()[0] if str(error).strip() else error!r}"
-    if found["spilled"]:
-        return None, f"spills {found['spilled']} bytes"
+    if resources["spilled"]:
+        return None, f"spills {resources['spilled']} bytes"
     limit = kernel_resources.SHARED_LIMIT[variant.architecture]
-    if found["shared"] > limit:
-        return None, f"takes {found['shared']} bytes of shared memory of {limit}"
-    return found, None
+    if resources["shared"] > limit:
+        return None, f"takes {resources['shared']} bytes of shared memory of {limit}"
+    return resources, None
 
 
 def everywhere(candidate: Candidate) -> tuple[Candidate, str | None]:
@@ -155,18 +156,18 @@ def everywhere(candidate: Candidate) -> tuple[Candidate, str | None]:
 
 
 def in_parallel(
-    call: Callable[[Candidate], Any], some: Sequence[Candidate], deadline: float, processes: int
+    call: Callable[[Candidate], Any], items: Sequence[Candidate], deadline: float, processes: int
 ) -> Iterator[Any]:
     """Results as they come, in processes of their own, until all are there or the deadline has passed."""
     if processes == 1:
-        for one in some:
+        for candidate in items:
             if time.monotonic() > deadline:
                 return
-            yield call(one)
+            yield call(candidate)
         return
-    with multiprocessing.get_context("spawn").Pool(min(processes, max(len(some), 1))) as pool:
-        results = pool.imap_unordered(call, some)
-        for _ in some:
+    with multiprocessing.get_context("spawn").Pool(min(processes, max(len(items), 1))) as pool:
+        results = pool.imap_unordered(call, items)
+        for _ in items:
             try:
                 yield results.next(timeout=max(0.1, min(deadline - time.monotonic(), 1e6)))
             except multiprocessing.TimeoutError:

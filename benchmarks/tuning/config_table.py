@@ -31,7 +31,9 @@ def table_text(table: Table) -> str:
     lines = ["TABLE: Final[dict[str, dict[tuple[str, str], KernelConfig]]] = {"]
     for architecture, entries in table.items():
         lines.append(f'    "{architecture}": {{')
-        lines += [f'        ("{kernel}", "{kind}"): {config_text(one)},' for (kernel, kind), one in entries.items()]
+        lines += [
+            f'        ("{kernel}", "{kind}"): {config_text(config)},' for (kernel, kind), config in entries.items()
+        ]
         lines.append("    },")
     return "\n".join([*lines, "}"]) + "\n"
 

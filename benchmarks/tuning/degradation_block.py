@@ -5,12 +5,11 @@
     python -m benchmarks.tuning.degradation_block --apply               and write the winners to kernels/
     python -m benchmarks.tuning.degradation_block --compile-only --architecture 9.0   no GPU: registers, shared memory
 
-Candidates differ from the table's entry in tile, reduction step, warps, stages, registers and programs; those that
-differ in least come first, so a time budget looks around the present choice. All are compiled first, in parallel; what
-spills or takes too much shared memory is dropped. On the GPU each is held against float64, then timed at the shapes of
-F, each weighted by how many layers of F have it. A winner has to be faster by MARGIN, and every kernel that the
-launchers could ask of it has to compile without spills. After --apply, the resources are written anew by
-``python tests/test_kernels_compile_degradation_block.py``.
+Candidates differ from the table's entry in tile, reduction step, warps, stages, registers and programs. The closest
+come first, so a time budget explores around the present choice. All are compiled first, in parallel; those that spill
+or exceed shared memory are dropped. On the GPU each is compared with float64, then timed at the shapes of F, weighted
+by the number of layers that have the shape. A winner must be faster by MARGIN and must compile without spills in every
+form that the launchers use.
 """
 
 import argparse
@@ -54,12 +53,12 @@ class Bench:
 
     def __init__(self, batch: int, hr_size: int, device: str = "cuda") -> None:
         self.batch, self.sides, self.device = batch, {"hr": hr_size, "lr": hr_size // 4}, device
-        self._given: dict[tuple[Any, ...], dict[str, Any]] = {}
+        self._inputs: dict[tuple[Any, ...], dict[str, Any]] = {}
 
     def inputs(self, precision: str, layer: tuple[int, int, str], images: int, side: int) -> dict[str, Any]:
         """Arguments of the launchers at one shape; made once."""
         key = (precision, layer[:2], images, side)
-        if key not in self._given:
+        if key not in self._inputs:
             from andfast.kernels.degradation_block import forward as degradation_block_forward  # noqa: PLC0415
 
             dtype = torch.bfloat16 if precision == "half" else torch.float32
@@ -72,28 +71,28 @@ class Bench:
             maps = {"dtype": dtype, "memory_format": torch.channels_last}
             weight = (draw(images, c_out, c_in, 3, 3) / (9 * c_in) ** 0.5).to(dtype)
             x, noise, grad = (draw(images, c, side, side).to(**maps) for c in (c_in, c_out, c_out))
-            one = {"x": x, "weight": weight, "slope": 1 + 0.1 * draw(images), "noise": noise, "grad": grad}
+            inputs = {"x": x, "weight": weight, "slope": 1 + 0.1 * draw(images), "noise": noise, "grad": grad}
             common = {"replicate": True, "tf32": precision == "tf32"}
             # As in training: the slope's gradient comes from the result.
-            one["result"], one["saved"] = degradation_block_forward.forward(
-                x, weight, one["slope"], noise, save=1, memory_format=torch.channels_last, **common
+            inputs["result"], inputs["saved"] = degradation_block_forward.forward(
+                x, weight, inputs["slope"], noise, save=1, memory_format=torch.channels_last, **common
             )
-            self._given[key] = one | {"common": common}
-        return self._given[key]
+            self._inputs[key] = inputs | {"common": common}
+        return self._inputs[key]
 
-    def call(self, candidate: Candidate, given: dict[str, Any]) -> Callable[[], Any]:
+    def call(self, candidate: Candidate, inputs: dict[str, Any]) -> Callable[[], Any]:
         """The kernel's launch with the candidate's configuration."""
         from importlib import import_module  # noqa: PLC0415
 
         launch = getattr(import_module(f"andfast.kernels.degradation_block.{candidate.kernel}"), candidate.kernel)
-        values = [given[name] for name in ("x", "weight", "slope")]
-        options = given["common"] | {"config": candidate.config}
+        values = [inputs[name] for name in ("x", "weight", "slope")]
+        options = inputs["common"] | {"config": candidate.config}
         if candidate.kernel == "forward":
-            return lambda: launch(*values, given["noise"], save=1, memory_format=torch.channels_last, **options)
-        back = [given["grad"], *values, given["saved"]]
+            return lambda: launch(*values, inputs["noise"], save=1, memory_format=torch.channels_last, **options)
+        back = [inputs["grad"], *values, inputs["saved"]]
         if candidate.kernel == "grad_input":
             return lambda: launch(*back, noise_map=None, memory_format=torch.channels_last, **options)
-        options |= {name: given[name] for name in ("result", "noise")}
+        options |= {name: inputs[name] for name in ("result", "noise")}
         return lambda: launch(*back, want_weight=True, want_slope=True, **options)
 
     def error(self, candidate: Candidate, side: int = 37) -> float:
@@ -102,17 +101,17 @@ class Bench:
 
         errors = []
         for layer in layers(candidate.kernel):
-            given = self.inputs(candidate.precision, layer, 2, side)
-            found = self.call(candidate, given)()
-            leaves = [given[name].double().requires_grad_() for name in ("x", "weight", "slope", "noise")]
+            inputs = self.inputs(candidate.precision, layer, 2, side)
+            results = self.call(candidate, inputs)()
+            leaves = [inputs[name].double().requires_grad_() for name in ("x", "weight", "slope", "noise")]
             out = degradation_block_reference(*leaves)
             if candidate.kernel == "forward":
-                pairs = [(found[0], out.detach())]
+                pairs = [(results[0], out.detach())]
             else:
-                grads = torch.autograd.grad(out, leaves, given["grad"].double())
-                pairs = [(found[0], grads[0])]
+                grads = torch.autograd.grad(out, leaves, inputs["grad"].double())
+                pairs = [(results[0], grads[0])]
                 if candidate.kernel == "grad_weight":
-                    pairs = [(found[0], grads[1]), (found[1].sum(1), grads[2])]
+                    pairs = [(results[0], grads[1]), (results[1].sum(1), grads[2])]
             errors += [((a.double() - b).norm() / b.norm()).item() for a, b in pairs]
         return max(errors)
 
@@ -120,14 +119,14 @@ class Bench:
         """Device seconds of each layer, the median of three rounds."""
         from benchmarks.measure import DeviceQueue  # noqa: PLC0415
 
-        found = {}
+        seconds = {}
         for layer in layers(candidate.kernel):
-            given = self.inputs(candidate.precision, layer, self.batch, self.sides[layer[2]])
-            call = self.call(candidate, given)
+            inputs = self.inputs(candidate.precision, layer, self.batch, self.sides[layer[2]])
+            call = self.call(candidate, inputs)
             queue = DeviceQueue(lambda _, call=call: call(), [(None,)])
             calls = queue.calibrate(0.003)
-            found[layer_text(layer)] = statistics.median(queue.seconds(calls) for _ in range(3))
-        return found
+            seconds[layer_text(layer)] = statistics.median(queue.seconds(calls) for _ in range(3))
+        return seconds
 
 
 def layer_text(layer: tuple[int, int, str]) -> str:
@@ -172,10 +171,10 @@ def ranked(rows: Sequence[dict[str, Any]], kernel: str, precision: str) -> list[
     return sorted((row for row in timed if row["weighted"] < now[0] * (1 - MARGIN)), key=lambda row: row["weighted"])
 
 
-def as_row(candidate: Candidate, found: dict[str, Any] | None, why: str | None) -> dict[str, Any]:
+def as_row(candidate: Candidate, resources: dict[str, Any] | None, why: str | None) -> dict[str, Any]:
     named = {"architecture": candidate.architecture, "kernel": candidate.kernel, "precision": candidate.precision}
     config = {"config": candidate.config._asdict(), "distance": candidate.distance}
-    return named | config | {"resources": found, "status": why or "compiled"}
+    return named | config | {"resources": resources, "status": why or "compiled"}
 
 
 def tuned(
@@ -186,15 +185,15 @@ def tuned(
     """The table with each kernel's fastest configuration that compiles in every form; ``fits`` finds that out."""
     table = {name: dict(entries) for name, entries in TABLE.items()}
     open_rows = {key: ranked(rows, *key) for key in table[architecture]}
-    while some := {key: found.pop(0) for key, found in open_rows.items() if found}:
+    while chosen := {key: ranking.pop(0) for key, ranking in open_rows.items() if ranking}:
         tried = {
             key: Candidate(architecture, *key, KernelConfig(**row["config"]), row["distance"])
-            for key, row in some.items()
+            for key, row in chosen.items()
         }
         reasons = fits(list(tried.values()))
         for key, candidate in tried.items():
             why = reasons.get(candidate, "not compiled in time")
-            some[key]["everywhere"] = why or "compiles"
+            chosen[key]["everywhere"] = why or "compiles"
             if why is None:
                 table[architecture][key] = candidate.config
                 open_rows[key] = []
@@ -220,59 +219,59 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    given, begun = parse(arguments), time.monotonic()
-    if not given.compile_only and not torch.cuda.is_available():
+    options, begun = parse(arguments), time.monotonic()
+    if not options.compile_only and not torch.cuda.is_available():
         print("error: no CUDA device; --compile-only needs none", file=sys.stderr)
         return 1
     here = newest_architecture(torch.cuda.get_device_capability(), TABLE) if torch.cuda.is_available() else max(TABLE)
-    architecture = given.architecture or here
-    if not given.compile_only and architecture != here:
+    architecture = options.architecture or here
+    if not options.compile_only and architecture != here:
         print(f"error: --architecture must be that of the GPU, {here}, was {architecture}", file=sys.stderr)
         return 1
-    precisions = given.precision or (["half"] if given.reduced else PRECISIONS)
+    precisions = options.precision or (["half"] if options.reduced else PRECISIONS)
     groups = [
-        candidates(architecture, kernel, precision, reduced=given.reduced)[: given.limit]
-        for precision, kernel in itertools.product(precisions, given.kernel or KERNELS)
+        candidates(architecture, kernel, precision, reduced=options.reduced)[: options.limit]
+        for precision, kernel in itertools.product(precisions, options.kernel or KERNELS)
     ]
-    some = in_turns(groups)
-    print(f"{len(some)} candidates for {architecture}", flush=True)
-    deadline = begun + (given.seconds if given.compile_only else 0.4 * given.seconds)
+    chosen = in_turns(groups)
+    print(f"{len(chosen)} candidates for {architecture}", flush=True)
+    deadline = begun + (options.seconds if options.compile_only else 0.4 * options.seconds)
     rows: dict[Candidate, dict[str, Any]] = {}
-    for candidate, found, why in in_parallel(compiled, some, deadline, given.processes):
-        rows[candidate] = as_row(candidate, found, why)
-        if given.compile_only:
-            print(f"{candidate.text()}: {why or found}", flush=True)
-    if not given.compile_only:
-        bench = Bench(given.batch, given.hr_size)
-        for candidate in (one for one in some if rows.get(one, {}).get("resources")):
-            if time.monotonic() > begun + 0.8 * given.seconds:
+    for candidate, resources, why in in_parallel(compiled, chosen, deadline, options.processes):
+        rows[candidate] = as_row(candidate, resources, why)
+        if options.compile_only:
+            print(f"{candidate.text()}: {why or resources}", flush=True)
+    if not options.compile_only:
+        bench = Bench(options.batch, options.hr_size)
+        for candidate in (inputs for inputs in chosen if rows.get(inputs, {}).get("resources")):
+            if time.monotonic() > begun + 0.8 * options.seconds:
                 break
             rows[candidate] |= measure(bench, candidate)
             print(f"{candidate.text()}: {_said(rows[candidate])}", flush=True)
             if not alive():
                 print("error: that candidate broke the device; what was timed before it is kept", file=sys.stderr)
                 break
-    left_out = len(some) - sum(row["status"] != "compiled" for row in rows.values())
-    ordered = [rows[one] for one in some if one in rows]
+    left_out = len(chosen) - sum(row["status"] != "compiled" for row in rows.values())
+    ordered = [rows[inputs] for inputs in chosen if inputs in rows]
     table: config_table.Table = TABLE
-    if not given.compile_only:
+    if not options.compile_only:
 
         def fits(tried: Sequence[Candidate]) -> dict[Candidate, str | None]:
-            return dict(in_parallel(everywhere, tried, begun + given.seconds, given.processes))
+            return dict(in_parallel(everywhere, tried, begun + options.seconds, options.processes))
 
         table = tuned(ordered, architecture, fits)
         for key, config in table[architecture].items():
             if config != TABLE[architecture][key]:
                 print(f"faster: {' '.join(key)} {config_table.config_text(config)}")
         print(f"{left_out} candidates were not measured" if left_out else "all candidates were measured")
-    if given.json:
+    if options.json:
         device = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-        head = {"device": device, "architecture": architecture, "batch": given.batch, "hr_size": given.hr_size}
-        given.json.write_text(json.dumps(head | {"rows": ordered}, indent=1) + "\n")
+        head = {"device": device, "architecture": architecture, "batch": options.batch, "hr_size": options.hr_size}
+        options.json.write_text(json.dumps(head | {"rows": ordered}, indent=1) + "\n")
     source = config_table.rewritten(config_table.FILE.read_text(), table)
-    if given.table:
-        given.table.write_text(source)
-    if given.apply:
+    if options.table:
+        options.table.write_text(source)
+    if options.apply:
         config_table.FILE.write_text(source)
     return 0
 

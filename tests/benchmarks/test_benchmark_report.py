@@ -143,8 +143,8 @@ def test_kernels_are_grouped_by_name() -> None:
         ("other", 1),
     ]
     assert groups[0]["seconds"] == pytest.approx(6e-3)
-    found = {"variant": "toy", "step": "and", "stage": "net", "batch": 2, "device_seconds": 0.01, "host_seconds": 0.02}
-    page = profile.markdown([found | {"launches": 14, "groups": groups}])
+    record = {"variant": "toy", "step": "and", "stage": "net", "batch": 2, "device_seconds": 0.01, "host_seconds": 0.02}
+    page = profile.markdown([record | {"launches": 14, "groups": groups}])
     assert "| dense blocks and tail (Triton) | 11 | 6 | 60% |" in page
     assert "enqueued by the host in 20 ms" in page
 
@@ -170,49 +170,49 @@ def test_tables() -> None:
 
 
 def test_rates_are_kept_once() -> None:
-    found = results()
-    assert found["rates"] == RATES
-    assert not any("rates" in one["extra_info"] for one in found["rows"])
-    said = pages.machine_text(found)
+    record = results()
+    assert record["rates"] == RATES
+    assert not any("rates" in entry["extra_info"] for entry in record["rows"])
+    said = pages.machine_text(record)
     assert "torch 1.0" in said
     assert "triton" not in said
     assert "copy 1 GB/s" in said
 
 
 def test_figure(tmp_path: Path) -> None:
-    for name, found in (("full", results()), ("empty", {"machine": {}, "rates": None, "rows": []})):
+    for name, record in (("full", results()), ("empty", {"machine": {}, "rates": None, "rows": []})):
         path = tmp_path / f"{name}.png"
-        figure.draw(found, path)
+        figure.draw(record, path)
         assert path.stat().st_size > 5_000
 
 
 def test_parts_beside_their_floors() -> None:
     """Of the faster of two bf16 rows; the update, which is not counted, has no floor."""
-    found = results()
+    record = results()
     sizes = {"hr": 128, "blocks": 2, "features": 64, "batch": 2, "stage": "net", "step": "and", "baseline": 4}
     for median in (1.0, 2.0):
         parts = {"ascent": 0.6 * median, "restoration": 0.3 * median, "update": 0.1 * median}
-        found["rows"].append(row("AND", median, variant=f"bf16 {median:g}", parts=parts, **sizes))
-    entries = {one["part"]: one for one in gaps.gaps(found)}
+        record["rows"].append(row("AND", median, variant=f"bf16 {median:g}", parts=parts, **sizes))
+    entries = {entry["part"]: entry for entry in gaps.gaps(record)}
     assert [*entries] == ["ascent", "restoration", "update", "all"]
-    assert {one["variant"] for one in entries.values()} == {"bf16 1"}
+    assert {entry["variant"] for entry in entries.values()} == {"bf16 1"}
     assert entries["update"]["floor"] is None
     assert entries["all"]["seconds"] == 1.0
     assert entries["all"]["floor"] == entries["ascent"]["floor"] + entries["restoration"]["floor"]
     floor = roofline.step_seconds(Rates(**RATES), "net", batch=2, hr_size=128, blocks=2)
     assert entries["all"]["floor"] == pytest.approx(floor)
-    page = pages.gaps_table(found)
+    page = pages.gaps_table(record)
     assert page is not None
     assert f"| bf16 1, and net | all | 1000 | {1e3 * floor:.4g} | {1 / floor:.2f} |" in page
     assert "| bf16 1, and net | update | 100 |  |  |" in page
     assert pages.gaps_table({"rows": []}) is None
-    assert "The step against its floors" not in pages.tables(found)
+    assert "The step against its floors" not in pages.tables(record)
 
 
 def test_report_against_targets() -> None:
     values, reasons = summary.figures(STEPS)
-    found = values | {"reasons": reasons, "stages": {"step": {"status": "failed", "seconds": 3.2, "reason": "exit 1"}}}
-    page = pages.gpu_report(found, results())
+    record = values | {"reasons": reasons, "stages": {"step": {"status": "failed", "seconds": 3.2, "reason": "exit 1"}}}
+    page = pages.gpu_report(record, results())
     assert "| `overhead_exact_l1` | 3 | at most 3.5 | met |" in page
     assert "| `speedup_vs_bf16_eager` |  | at least 5 | no row of the and step" in page
     assert "| step | failed | 3 | exit 1 |" in page
@@ -240,9 +240,9 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     raw = {
         "machine_info": {"andfast": {"name": "toy device"}},
         "benchmarks": [
-            {"group": one["group"], "name": one["name"], "extra_info": one["extra_info"]}
-            | {"stats": {key: one[key] for key in ("min", "median", "mean", "stddev", "rounds")}}
-            for one in results()["rows"]
+            {"group": entry["group"], "name": entry["name"], "extra_info": entry["extra_info"]}
+            | {"stats": {key: entry[key] for key in ("min", "median", "mean", "stddev", "rounds")}}
+            for entry in results()["rows"]
         ],
     }
     file = tmp_path / "benchmarks.json"

@@ -59,7 +59,7 @@ def test_a_stage_that_fails_hangs_or_cannot_start_does_not_keep_others_from_runn
         python("works", APPEND),
     ]
     runner.run_all(chosen, run)
-    outcomes = {name: (one.status, one.reason) for name, one in run.outcomes.items()}
+    outcomes = {name: (outcome.status, outcome.reason) for name, outcome in run.outcomes.items()}
     assert outcomes["fails"] == ("failed", "exit code 3")
     assert outcomes["hangs"] == ("timed out", "killed after 3 s")
     assert outcomes["absent"][0] == "failed"
@@ -69,9 +69,9 @@ def test_a_stage_that_fails_hangs_or_cannot_start_does_not_keep_others_from_runn
     assert outcomes["works"] == ("passed", None)
     assert "    | the cause" in capfd.readouterr().out
     assert run.output is not None
-    # What a killed stage had measured is kept, and so is everything it printed.
-    found = json.loads((run.output / "results.json").read_text())
-    assert [row["name"] for row in found["rows"]] == ["test_a[x]"] * 2
+    # Rows and output of a killed stage are kept.
+    record = json.loads((run.output / "results.json").read_text())
+    assert [row["name"] for row in record["rows"]] == ["test_a[x]"] * 2
     assert "the cause" in (run.output / "log.txt").read_text()
     child = re.search(r"child (\d+)", (run.output / "log.txt").read_text())
     assert child
@@ -133,13 +133,13 @@ def test_summary_names_every_figure(run: Run) -> None:
     run.outcomes["step"] = runner.Outcome("timed out", 3.0, "killed after 3 s")
     runner.write(run)
     assert run.output is not None
-    found = json.loads((run.output / "summary.json").read_text())
+    record = json.loads((run.output / "summary.json").read_text())
     for name in summary.FIGURES:
-        assert found[name] is None
-        assert found["reasons"][name]
-    assert found["reasons"]["overhead_exact_l1"].endswith("(its stage: timed out, killed after 3 s)")
-    assert found["commit"] == "unknown"
-    assert {"copy_bandwidth", "matrix_rate", "versions", "gpu", "stages"} <= found.keys()
+        assert record[name] is None
+        assert record["reasons"][name]
+    assert record["reasons"]["overhead_exact_l1"].endswith("(its stage: timed out, killed after 3 s)")
+    assert record["commit"] == "unknown"
+    assert {"copy_bandwidth", "matrix_rate", "versions", "gpu", "stages"} <= record.keys()
     assert "killed after 3 s" in (run.output / "report.md").read_text()
 
 
@@ -161,7 +161,7 @@ def test_what_pytest_said(run: Run, code: int, said: str, expected: tuple[str, s
 def test_stages_without_what_they_need_say_so(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     run.machine = {"device": "cpu", "capability": None}
     for name in ("sanitizer", "tune"):
-        (stage,) = (one for one in STAGES if one.name == name)
+        (stage,) = (stage for stage in STAGES if stage.name == name)
         with pytest.raises(Skip, match="no CUDA device"):
             stage.command(run, 10)
     with pytest.raises(Skip, match=r"there is no benchmarks/suites/no\.py"):
@@ -229,7 +229,7 @@ def test_wrong_arguments(arguments: list[str], message: str, capsys: pytest.Capt
 
 def check(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "benchmarks.gpu_check", *arguments]
-    # A worker of pytest-xdist says so in its environment, and pytest-benchmark measures nothing in one.
+    # pytest-benchmark measures nothing in a worker of pytest-xdist.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     environment |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""} | variables
     return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
@@ -245,14 +245,14 @@ def test_a_run_on_the_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert command_line.main(["--allow-cpu", "--quick", "--part", "ops,tune", "--output", str(out)]) == 0
     assert "skipped: tune" in capsys.readouterr().out
-    found = json.loads((out / "summary.json").read_text())
-    assert found["quick"] is True
-    assert found["rows"] > 10
-    assert found["rows_failed"] == 0
-    assert found["blur_pool_bandwidth_forward"] > 0
-    assert found["copy_bandwidth"] > 0
-    assert found["stages"]["tune"]["reason"] == "no CUDA device"
-    assert found["overhead_exact_gan"] is None
+    record = json.loads((out / "summary.json").read_text())
+    assert record["quick"] is True
+    assert record["rows"] > 10
+    assert record["rows_failed"] == 0
+    assert record["blur_pool_bandwidth_forward"] > 0
+    assert record["copy_bandwidth"] > 0
+    assert record["stages"]["tune"]["reason"] == "no CUDA device"
+    assert record["overhead_exact_gan"] is None
     page = (out / "report.md").read_text()
     assert "### blur_pool x4 forward, (2, 3, 32, 32) bf16 nhwc" in page
     assert "depthwise convolution" in page
@@ -261,11 +261,11 @@ def test_a_run_on_the_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
 
 def test_a_profiled_step(tmp_path: Path) -> None:
     variant = next(variant for variant in step_variants.VARIANTS if variant.name == "naive bf16")
-    found = profile_step.profile_step(step_variants.Step(variant, step_variants.TINY, "net", "cpu"), "plain", "cpu")
-    assert (found["variant"], found["step"], found["stage"], found["batch"]) == ("naive bf16", "plain", "net", 2)
-    assert found["launches"] == sum(group["launches"] for group in found["groups"]) > 100
-    assert found["device_seconds"] == pytest.approx(sum(group["seconds"] for group in found["groups"]))
-    assert 0 < found["host_seconds"] <= found["seconds"]
+    record = profile_step.profile_step(step_variants.Step(variant, step_variants.TINY, "net", "cpu"), "plain", "cpu")
+    assert (record["variant"], record["step"], record["stage"], record["batch"]) == ("naive bf16", "plain", "net", 2)
+    assert record["launches"] == sum(group["launches"] for group in record["groups"]) > 100
+    assert record["device_seconds"] == pytest.approx(sum(group["seconds"] for group in record["groups"]))
+    assert 0 < record["host_seconds"] <= record["seconds"]
 
 
 @pytest.mark.slow

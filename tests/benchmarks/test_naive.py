@@ -24,7 +24,7 @@ INDICES = {2: 0.1, 7: 0.5}
 def pair(
     stage: str, *, frozen: bool = False, steps: int = 3, dtype: torch.dtype = torch.float32
 ) -> tuple[TrainingStep, Any, Tensor]:
-    """The package's step without any sharing and the naive one, over equal weights."""
+    """The package's step without reuse and the naive step, over equal weights."""
     torch.manual_seed(3)
     size = 128 if stage == "gan" else 32
     ball = PRESETS["calibrated"].ball_for(size, size)
@@ -35,18 +35,18 @@ def pair(
         d, theirs_d = VGGDiscriminator(size, features=4), naive.Discriminator(size, 4)
         theirs_d.load_state_dict(d.state_dict())
         vgg, theirs_vgg = PerceptualLoss(LAYERS, weights="random"), naive.VGGFeatures(INDICES)
-        for one, other in zip(vgg.vgg.parameters(), theirs_vgg.features.parameters(), strict=True):
-            other.data.copy_(one.data)
+        for source, target in zip(vgg.vgg.parameters(), theirs_vgg.features.parameters(), strict=True):
+            target.data.copy_(source.data)
         objective = Objective(1.0, 1.0, 0.1, vgg, d, GANLoss("vanilla"))
     adversary = AttackSettings(ball, steps=steps, channels=16)
     sharing = ReuseOptions(closed_form_first_step=False, hr_features=False, cast_weights=False)
     step = TrainingStep(DegradationNetwork(), ours, objective, adversary, size, RankInfo(1, 0), d, sharing=sharing)
-    other = naive.NaiveStep(theirs, theirs_d, theirs_vgg, radii=ball.radii, steps=steps, channels=16, frozen=frozen)
+    baseline = naive.NaiveStep(theirs, theirs_d, theirs_vgg, radii=ball.radii, steps=steps, channels=16, frozen=frozen)
     networks = ours, d, objective.vgg, theirs, theirs_d, theirs_vgg
     for module in networks:
         if module is not None:
             module.to(dtype)
-    return step, other, crops(2, size).to(dtype)
+    return step, baseline, crops(2, size).to(dtype)
 
 
 @pytest.mark.parametrize("frozen", [False, True])
@@ -56,32 +56,32 @@ def pair(
     [("net", torch.float32, 1e-4), ("gan", torch.float32, 1e-3), ("gan", torch.float64, 1e-6)],
 )
 def test_and_step(stage: str, dtype: torch.dtype, tolerance: float, frozen: bool) -> None:
-    step, other, hr = pair(stage, frozen=frozen, dtype=dtype)
+    step, baseline, hr = pair(stage, frozen=frozen, dtype=dtype)
     expected = step.gradients([hr], 0)
     theta = step.draw_identity(hr, 0)
-    found = other.and_step(hr, [[one.clone() for one in group] for group in theta])
-    for name, value in found.items():
+    losses = baseline.and_step(hr, [[tensor.clone() for tensor in group] for group in theta])
+    for name, value in losses.items():
         assert value.item() == pytest.approx(expected[name].item(), rel=tolerance), name
-    assert_close(gradients(other.generator), gradients(step.generator), 50 * tolerance)
+    assert_close(gradients(baseline.generator), gradients(step.generator), 50 * tolerance)
     if stage == "gan":
-        assert_close(gradients(other.discriminator), gradients(step.discriminator), 50 * tolerance)
-    assert all(one.requires_grad for one in other.generator.parameters())
+        assert_close(gradients(baseline.discriminator), gradients(step.discriminator), 50 * tolerance)
+    assert all(tensor.requires_grad for tensor in baseline.generator.parameters())
 
 
 @pytest.mark.parametrize("stage", ["net", "gan"])
 def test_plain_step(stage: str) -> None:
     """ESRGAN's own step: both on the pooled HR, where no ascent amplifies rounding."""
-    step, other, hr = pair(stage, frozen=False)
-    found = other.plain_step(hr)
+    step, baseline, hr = pair(stage, frozen=False)
+    losses = baseline.plain_step(hr)
     targets = step.objective.targets(hr)
     sr, values = step._train_generator(blur_pool(hr, 4), targets, 1, True)
     if step.discriminator is not None:
         values |= step._train_discriminator(hr, sr.detach(), 1, True)
-    for name, value in found.items():
+    for name, value in losses.items():
         assert value.item() == pytest.approx(values[name].item(), rel=1e-5), name
-    assert_close(gradients(other.generator), gradients(step.generator), 1e-4)
+    assert_close(gradients(baseline.generator), gradients(step.generator), 1e-4)
     if stage == "gan":
-        assert_close(gradients(other.discriminator), gradients(step.discriminator), 1e-3)
+        assert_close(gradients(baseline.discriminator), gradients(step.discriminator), 1e-3)
 
 
 def test_identity_networks() -> None:
@@ -90,22 +90,22 @@ def test_identity_networks() -> None:
     theta = naive.identity(2, 32, 64)
     torch.testing.assert_close(naive.degrade(hr, *theta), blur_pool(hr, 4), rtol=0, atol=1e-5)
     ours = sample_identity(2, hr_size=32)
-    for group, other in zip(ours, theta, strict=True):
-        assert [one.shape for one in group] == [one.shape for one in other]
-    centers = torch.cat([one[..., 1, 1].flatten() for one in theta[0][1:10]])
+    for group, naive_group in zip(ours, theta, strict=True):
+        assert [tensor.shape for tensor in group] == [tensor.shape for tensor in naive_group]
+    centers = torch.cat([tensor[..., 1, 1].flatten() for tensor in theta[0][1:10]])
     assert centers.std().item() == pytest.approx((2 / 128) ** 0.5, rel=0.02)
 
 
 def test_only_the_naive_ascent_computes_weight_gradients() -> None:
-    """Those of G, a third of a pass through it, that nobody needs."""
+    """The naive ascent computes G's weight gradients, a third of a pass."""
     from torch.utils.flop_counter import FlopCounterMode  # noqa: PLC0415
 
     counts = []
     for frozen in (False, True):
-        _, other, hr = pair("net", frozen=frozen)
+        _, baseline, hr = pair("net", frozen=frozen)
         theta = naive.identity(2, 32, 16)
         with FlopCounterMode(display=False) as counter:
-            other.and_step(hr, theta)
+            baseline.and_step(hr, theta)
         counts.append(counter.get_total_flops())
     pixels, blocks, features, growth = 2 * 8 * 8, 2, 8, 4
     dense = sum((features + k * growth) * (features if k == 4 else growth) for k in range(5))

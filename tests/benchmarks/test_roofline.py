@@ -35,37 +35,40 @@ def forward_flops(layers: list[counts.Layer]) -> int:
 
 @pytest.mark.parametrize("shared", [False, True])
 @pytest.mark.parametrize(("c_in", "c_out"), [(3, 64), (64, 64), (64, 3), (5, 7)])
-@pytest.mark.parametrize("wanted", [counts.ALL, ("x",), ("weight",), ("slope", "noise"), ()])
-def test_degradation_block(c_in: int, c_out: int, shared: bool, wanted: tuple[str, ...]) -> None:
+@pytest.mark.parametrize("needs", [counts.ALL, ("x",), ("weight",), ("slope", "noise"), ()])
+def test_degradation_block(c_in: int, c_out: int, shared: bool, needs: tuple[str, ...]) -> None:
     shapes = {
         "x": (N, c_in, 12, 20),
         "weight": (c_out, c_in, 3, 3) if shared else (N, c_out, c_in, 3, 3),
         "slope": (N,),
         "noise": (N, c_out, 12, 20),
     }
-    given = {name: torch.empty(one, device="meta", requires_grad=name in wanted) for name, one in shapes.items()}
-    forward, backward = counts.degradation_block(shapes["x"], c_out, size=4, shared=shared, noise=c_out, needs=wanted)
+    tensors = {name: torch.empty(tensor, device="meta", requires_grad=name in needs) for name, tensor in shapes.items()}
+    forward, backward = counts.degradation_block(shapes["x"], c_out, size=4, shared=shared, noise=c_out, needs=needs)
     with FlopCounterMode(display=False) as counter:
-        out = degradation_block(**given)
+        out = degradation_block(**tensors)
         assert counter.get_total_flops() == forward.flops
-        if wanted:
-            torch.autograd.grad(out, [given[name] for name in wanted], torch.empty_like(out))
+        if needs:
+            torch.autograd.grad(out, [tensors[name] for name in needs], torch.empty_like(out))
     assert counter.get_total_flops() == forward.flops + backward.flops
     # Every argument and result once; signs of the activation for a backward pass.
-    signs = out.numel() // 8 if set(wanted) - {"noise"} else 0
-    assert forward.bytes == sum(one.nbytes for one in given.values()) - given["slope"].nbytes + out.nbytes + signs
+    signs = out.numel() // 8 if set(needs) - {"noise"} else 0
+    assert (
+        forward.bytes
+        == sum(tensor.nbytes for tensor in tensors.values()) - tensors["slope"].nbytes + out.nbytes + signs
+    )
 
 
 def test_backward_bytes_of_a_degradation_block() -> None:
     x, out, weight = 4 * N * 8 * 12 * 20, 4 * N * 16 * 12 * 20, 4 * N * 9 * 8 * 16
-    for wanted, moved in {
+    for needs, moved in {
         ("noise",): out,  # handed on
         ("x",): out + out // 32 + weight + x,
         ("weight",): out + out // 32 + x + weight + weight,
         counts.ALL: out + out // 32 + 2 * x + 2 * weight,
     }.items():
-        found = counts.degradation_block((N, 8, 12, 20), 16, size=4, noise=16, needs=wanted)[1]
-        assert found.bytes == moved, wanted
+        backward = counts.degradation_block((N, 8, 12, 20), 16, size=4, noise=16, needs=needs)[1]
+        assert backward.bytes == moved, needs
     one_map = counts.degradation_block((N, 8, 12, 20), 16, size=4, noise=1, needs=("noise",))[1]
     assert one_map.bytes == out + 4 * N * 12 * 20
 
@@ -88,7 +91,7 @@ def test_identity_gradients(noise: int, dtype: torch.dtype) -> None:
     work = counts.identity_gradients(x.shape, 16, 5, noise=noise, noise_size=dtype.itemsize)
     assert flops(lambda: identity_gradients(x, g, before, after, **options)) == work.flops
     correlation, maps, slopes = identity_gradients(x, g, before, after, **options)
-    assert work.bytes == sum(one.nbytes for one in (x, g, before, after, correlation, *maps, slopes))
+    assert work.bytes == sum(tensor.nbytes for tensor in (x, g, before, after, correlation, *maps, slopes))
 
 
 @pytest.mark.parametrize("trainable", [False, True])
@@ -101,9 +104,9 @@ def test_residual_dense_block(trainable: bool) -> None:
     layer = counts.residual_dense_block(x.shape, 8)
     assert flops(lambda: residual_dense_block(x, weights, biases)) == layer.forward(4).flops
     out = residual_dense_block(x, weights, biases)
-    given = [x, *weights] if trainable else [x]
-    found = flops(lambda: torch.autograd.grad(out, given, torch.empty_like(out)))
-    assert found == layer.backward(4, weights=trainable).flops
+    tensors = [x, *weights] if trainable else [x]
+    total_flops = flops(lambda: torch.autograd.grad(out, tensors, torch.empty_like(out)))
+    assert total_flops == layer.backward(4, weights=trainable).flops
     assert layer.signs == 4 * 8 * x.shape[0] * 8 * 12
 
 
@@ -122,9 +125,9 @@ def test_upsampled_convolution(factor: int, trainable: bool) -> None:
 
     assert flops(run) == layer.forward(4).flops
     assert isinstance(out, Tensor)
-    given = [x, kernel] if trainable else [x]
+    tensors = [x, kernel] if trainable else [x]
     assert (
-        flops(lambda: torch.autograd.grad(out, given, torch.empty_like(out)))
+        flops(lambda: torch.autograd.grad(out, tensors, torch.empty_like(out)))
         == layer.backward(4, weights=trainable).flops
     )
     weights, bits = 4 * 9 * 16 * 24, out.numel() // 8
@@ -152,10 +155,10 @@ def test_networks(scale: int) -> None:
         out = module(x)
         backward = sum(layer.backward(2, x=not layer.image, weights=True).flops for layer in layers)
         assert flops(out.sum().backward) == backward
-        parameters = sum(one.numel() for name, one in module.named_parameters() if one.dim() > 1)
+        parameters = sum(tensor.numel() for name, tensor in module.named_parameters() if tensor.dim() > 1)
         assert parameters == sum(layer.weights for layer in layers)
     theta = sample_identity(N, hr_size=hr, scale=scale, device="meta")
-    leaves = theta.rebuild(one.requires_grad_() for one in theta.tensors())
+    leaves = theta.rebuild(tensor.requires_grad_() for tensor in theta.tensors())
     layers = counts.degradation_network(N, hr, scale=scale)
     pooled = counts.blur_pool((N, 64, hr, hr), scale, size=4)
     out = None
@@ -191,21 +194,21 @@ def test_a_whole_step(stage: str) -> None:
     step = TrainingStep(DegradationNetwork(), generator, objective, adversary, 128, RankInfo(0, 0), discriminator)
     step.sharing = ReuseOptions(closed_form_first_step=False, discriminator_pass=False)
     entries = counts.step(stage, N, ascent_steps=2, hr_size=128, blocks=1)
-    found = sum(entry.times * entry.work.flops for entry in entries)
+    total_flops = sum(entry.times * entry.work.flops for entry in entries)
     pooling = counts.blur_pool((N, 64, 128, 128), 4, size=4)[0].flops * (2 + 2 + 1)
     pooling += counts.blur_pool((N, 3, 128, 128), 4, size=4)[0].flops  # the clean LR of lr_psnr
     identity = flops(lambda: step.draw_identity(hr, 0))  # products of 64x64 matrices
-    assert flops(lambda: step.gradients([hr], 0)) == found + pooling + identity
+    assert flops(lambda: step.gradients([hr], 0)) == total_flops + pooling + identity
 
 
 def test_published_ratios() -> None:
     """The design's counts of a step at the paper's size, GMAC an image (its D is 2% smaller)."""
     totals = {}
     for stage, exact, plain in (("net", 1122.8, 220.3), ("gan", 1614.1, 367.8)):
-        for adversarial, wanted in ((True, exact), (False, plain)):
+        for adversarial, expected in ((True, exact), (False, plain)):
             entries = counts.step(stage, 1, adversarial=adversarial)
             total = sum(entry.times * entry.work.flops for entry in entries) / 2e9
-            assert total == pytest.approx(wanted, rel=0.01), (stage, adversarial)
+            assert total == pytest.approx(expected, rel=0.01), (stage, adversarial)
             totals[stage, adversarial] = total
     assert totals["net", True] / totals["net", False] == pytest.approx(5.10, abs=0.01)
     with pytest.raises(ValueError, match="stage must be one of net, gan, was 'both'"):
@@ -239,10 +242,10 @@ def test_command_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert "nominal: NVIDIA A100 data sheet" in said
     assert "| degradation_block | 4x64->64x128x128 | forward+backward |" in said
     assert roofline.main(["--device", "H200", "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    for name, step in found["steps"].items():
+    floors = json.loads(capsys.readouterr().out)
+    for name, step in floors["steps"].items():
         assert step["seconds"] == pytest.approx(sum(part["seconds"] for part in step["parts"])), name
-    assert found["steps"]["exact gan"]["seconds"] > found["steps"]["exact net"]["seconds"]
+    assert floors["steps"]["exact gan"]["seconds"] > floors["steps"]["exact net"]["seconds"]
     for wrong in (["--batch", "0"], ["--hr-size", "100"]):
         with pytest.raises(SystemExit) as stopped:
             roofline.main(wrong)

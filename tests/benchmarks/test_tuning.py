@@ -1,6 +1,6 @@
 """Tuning of the degradation block without a GPU: the table's text, candidates, compiling, choosing; the row timer.
 
-What needs the kernels to run is run in Triton's interpreter, by re-running this file with TRITON_INTERPRET=1.
+Tests that launch kernels run in Triton's interpreter, by re-running this file with TRITON_INTERPRET=1.
 """
 
 import json
@@ -34,15 +34,17 @@ def test_the_table_is_regenerated_as_it_is() -> None:
 
 
 def test_another_table_is_written_and_read_back() -> None:
-    other = {name: dict(entries) for name, entries in TABLE.items()}
-    other["9.0"]["grad_weight", "half"] = KernelConfig(4, 32, 16, 4, 2, 264, registers=96)
-    other["8.0"][KEY] = KernelConfig(16, 16, 32, 8, 3)
-    source = config_table.rewritten(config_table.FILE.read_text(), other)
+    table = {name: dict(entries) for name, entries in TABLE.items()}
+    table["9.0"]["grad_weight", "half"] = KernelConfig(4, 32, 16, 4, 2, 264, registers=96)
+    table["8.0"][KEY] = KernelConfig(16, 16, 32, 8, 3)
+    source = config_table.rewritten(config_table.FILE.read_text(), table)
     assert '        ("grad_weight", "half"): KernelConfig(4, 32, 16, 4, 2, 264, registers=96),\n' in source
     module = types.ModuleType("andfast.kernels.degradation_block.written")
     module.__package__ = "andfast.kernels.degradation_block"
     exec(source, module.__dict__)
-    assert {arch: {key: tuple(one) for key, one in entries.items()} for arch, entries in module.TABLE.items()} == other
+    assert {
+        arch: {key: tuple(candidate) for key, candidate in entries.items()} for arch, entries in module.TABLE.items()
+    } == table
     for command in (["check"], ["format", "--check"]):
         done = subprocess.run(
             [sys.executable, "-m", "ruff", *command, "--stdin-filename", str(config_table.FILE), "-"],
@@ -58,39 +60,39 @@ def test_another_table_is_written_and_read_back() -> None:
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("architecture", TABLE)
 def test_candidates(architecture: str, kernel: str, precision: str, reduced: bool) -> None:
-    found = candidates(architecture, kernel, precision, reduced=reduced)
-    assert found[0].config == TABLE[architecture][kernel, precision]
-    assert [one.distance for one in found] == sorted(one.distance for one in found)
-    assert len({one.config for one in found}) == len(found)
-    assert 5 < len(found) < (30 if reduced else 3000)
-    assert all((one.config.programs > 0) == (kernel == "grad_weight") for one in found)
+    ranking = candidates(architecture, kernel, precision, reduced=reduced)
+    assert ranking[0].config == TABLE[architecture][kernel, precision]
+    assert [candidate.distance for candidate in ranking] == sorted(candidate.distance for candidate in ranking)
+    assert len({candidate.config for candidate in ranking}) == len(ranking)
+    assert 5 < len(ranking) < (30 if reduced else 3000)
+    assert all((candidate.config.programs > 0) == (kernel == "grad_weight") for candidate in ranking)
 
 
 def test_groups_take_turns() -> None:
     counts = zip(KERNELS, (1, 3, 2), strict=True)
     groups = [candidates("9.0", kernel, "half", reduced=True)[:count] for kernel, count in counts]
-    kernels = [one.kernel for one in tuning_candidates.in_turns(groups)]
+    kernels = [candidate.kernel for candidate in tuning_candidates.in_turns(groups)]
     assert kernels == ["forward", "grad_input", "grad_weight", "grad_input", "grad_weight", "grad_input"]
 
 
 def row(config: KernelConfig, weighted: float | None, distance: int = 1) -> dict[str, Any]:
-    found = {"kernel": KEY[0], "precision": KEY[1], "config": config._asdict(), "distance": distance}
-    return found if weighted is None else found | {"weighted": weighted}
+    ranking = {"kernel": KEY[0], "precision": KEY[1], "config": config._asdict(), "distance": distance}
+    return ranking if weighted is None else ranking | {"weighted": weighted}
 
 
 def test_the_fastest_that_compiles_everywhere_wins() -> None:
     now = TABLE["9.0"][KEY]
     fast, second, close = (now._replace(stages=stages) for stages in (2, 3, 4))
     rows = [row(now, 1.0, 0), row(second, 0.8), row(fast, 0.5), row(close, 0.99), row(now._replace(warps=4), None)]
-    assert [one["weighted"] for one in ranked(rows, *KEY)] == [0.5, 0.8]
-    asked = []
+    assert [candidate["weighted"] for candidate in ranked(rows, *KEY)] == [0.5, 0.8]
+    tried_configs = []
 
     def fits(tried: Sequence[Candidate]) -> dict[Candidate, str | None]:
-        asked.extend(one.config for one in tried)
-        return {one: "spills 8 bytes" if one.config == fast else None for one in tried}
+        tried_configs.extend(candidate.config for candidate in tried)
+        return {candidate: "spills 8 bytes" if candidate.config == fast else None for candidate in tried}
 
     table = tuned(rows, "9.0", fits)
-    assert asked == [fast, second]
+    assert tried_configs == [fast, second]
     assert table["9.0"][KEY] == second
     assert {**table["9.0"], KEY: now} == TABLE["9.0"]
     assert table["8.0"] == TABLE["8.0"]
@@ -112,8 +114,8 @@ def test_compile_only(tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeyp
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     now = TABLE["9.0"]["grad_input", "half"]
     spills = Candidate("9.0", "grad_input", "half", now._replace(warps=4, registers=96), 2)
-    ((found, resources, why),) = tuning_candidates.in_parallel(tuning_candidates.compiled, [spills], 1e18, 2)
-    assert found == spills
+    ((ranking, resources, why),) = tuning_candidates.in_parallel(tuning_candidates.compiled, [spills], 1e18, 2)
+    assert ranking == spills
     assert resources is None
     assert str(why).startswith("spills ")
     arguments = ["--compile-only", "--kernel", "forward", "--precision", "half", "--limit", "1", "--processes", "1"]
@@ -131,14 +133,14 @@ if INTERPRETED:
     @pytest.mark.filterwarnings("ignore::RuntimeWarning")
     @pytest.mark.parametrize("kernel", KERNELS)
     def test_errors(kernel: str) -> None:
-        """Candidates are launched and compared as on a GPU, on the CPU; one that is wrong is seen."""
+        """Candidates are launched and compared on the CPU as on a GPU; a wrong result is detected."""
         bench = Bench(1, 16, "cpu")
-        for one in candidates("9.0", kernel, "tf32x3", reduced=True)[1:2]:
-            assert bench.error(one, side=5) < 1e-5
-        for given in bench._given.values():
-            given["saved"].zero_()  # signs, and z, that are not those of this forward pass
+        for candidate in candidates("9.0", kernel, "tf32x3", reduced=True)[1:2]:
+            assert bench.error(candidate, side=5) < 1e-5
+        for inputs in bench._inputs.values():
+            inputs["saved"].zero_()  # signs, and z, that are not those of this forward pass
         if kernel != "forward":
-            assert bench.error(one, side=5) > 1e-3
+            assert bench.error(candidate, side=5) > 1e-3
 
 else:
 
@@ -162,7 +164,7 @@ class Event:
 
     def synchronize(self) -> None: ...
 
-    def elapsed_time(self, other: "Event") -> float:
+    def elapsed_time(self, end: "Event") -> float:
         return 40.0
 
 
