@@ -12,9 +12,9 @@ from andfast.adversary.calibration import Calibration, find_factor, scaled
 from andfast.adversary.objective import Objective
 from andfast.losses import l1_loss
 from andfast.nn import DegradationNetwork, Theta, frozen
+from andfast.training.scoring import values
 from andfast.training.step import FP16_ASCENT_SCALE, TrainingStep, psnr, seeded_generator
 from andfast.training.step_settings import AttackSettings, RankInfo
-from andfast.training.validation import values
 
 _DRAW, _RANDOM = 0, 1
 _SEED = 2**30

@@ -1,71 +1,63 @@
-"""A whole run: data, stages, and what happens between their steps."""
+"""A training run: its stages, their steps, and what is due between the steps."""
 
-import hashlib
 import logging
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from typing import Final
 
 import torch
 from torch import Tensor
 
 from andfast import __version__
-from andfast.config.files import dump, load
+from andfast.config.files import dump
 from andfast.config.machine import resolve_device
-from andfast.config.resume import differences, digest
 from andfast.config.schema import RunOptions, Stage, TrainConfig
 from andfast.config.stages import position
-from andfast.data.crops import CropDataset
-from andfast.data.images import UnusableImageError, decode
-from andfast.data.loader import DevicePrefetcher, training_loader
-from andfast.data.pack import pack_images
-from andfast.data.sources import find_images, resolve_source
-from andfast.data.store import PackedImages
+from andfast.data.loader import DevicePrefetcher
+from andfast.drawing import loss_curve
 from andfast.nn.weights import generator_from_weights
 from andfast.progress import Progress
 from andfast.training.build import build_generator
-from andfast.training.checkpoint import (
-    Checkpoint,
-    CheckpointError,
-    latest,
-    load_checkpoint,
-    save_checkpoint,
-)
+from andfast.training.checkpoint import Checkpoint, latest, load_checkpoint, save_checkpoint
+from andfast.training.data import image_set_digest, pack_training_images, training_batches
 from andfast.training.distributed import ProcessGroup, process_group
 from andfast.training.failure import NonFiniteLossError, dump_failure
 from andfast.training.metrics_log import MetricsLog
 from andfast.training.ops import check_ops, ops_used
+from andfast.training.resume import check_same_run, run_identity
 from andfast.training.rng import seed_everything
 from andfast.training.run_folder import open_run, save_stage_weights, weights_path, write_run_info
 from andfast.training.signals import GracefulStop
 from andfast.training.state import StageState
 from andfast.training.step import first_nonfinite
-from andfast.training.summary import Summary, draw_curve, held_out_quality, table, write_sheet
-from andfast.training.validation import ValidationSet, restore, score
-from andfast.training.worst_case import input_images
+from andfast.training.summary import Summary
+from andfast.training.validation import held_out_quality, validate
+from andfast.training.validation_set import ValidationSet, load_validation_set
 
 logger = logging.getLogger(__name__)
 
+_LOSSES: Final = ("loss", "l1", "perceptual", "gan", "loss_clean", "discriminator")
+"""Values of a step that must be finite."""
+
 
 class Stopped(Exception):
-    """The run ended early on a signal; its text says how to go on."""
+    """A signal stopped the run; the message says how to resume."""
 
 
 def run(config: TrainConfig, options: RunOptions) -> None:
-    """Run the configured stages from the start or from the newest checkpoint.
+    """Run the configured stages, from the start or from the newest checkpoint.
 
     Raises:
-        Stopped: a signal asked for it; everything is saved.
+        Stopped: a signal stopped the run; everything is saved.
         NonFiniteLossError: a loss became infinite or NaN; the weights are those from before the step.
-        ValueError, OSError, CheckpointError: what was asked for cannot be done; the text says why.
+        ValueError, OSError, CheckpointError: the run cannot start or continue; the message says why.
     """
     with process_group(resolve_device(config.device)) as group, GracefulStop() as stop:
-        Run(config, options, group, stop).go()
+        Run(config, options, group, stop).train()
 
 
 class Run:
-    """The state of a run between its stages."""
+    """A run on one rank: opens the run folder and the data; :meth:`train` runs the stages."""
 
     def __init__(self, config: TrainConfig, options: RunOptions, group: ProcessGroup, stop: GracefulStop) -> None:
         self.config, self.options, self.group, self.stop = config, options, group, stop
@@ -76,100 +68,51 @@ class Run:
         folder = latest(self.output) if options.resume else None
         self.checkpoint: Checkpoint | None = load_checkpoint(folder) if folder is not None else None
         seed_everything(config.seed)
-        self.images = self._pack()
-        listing = [*self.images.names, *self.images.sizes.ravel().tolist()]
-        self.pictures = hashlib.sha256(repr(listing).encode()).hexdigest()
-        self._check_same_run()
-        self.validation = self._validation_set()
+        self.images = pack_training_images(config, group)
+        self.images_digest = image_set_digest(self.images)
+        if self.checkpoint is not None:
+            check_same_run(self.checkpoint, config, group, self.images_digest, output=self.output)
+        self.validation: ValidationSet | None = None
+        if config.validation.hr and group.is_main:
+            self.validation = load_validation_set(config)
         self.summary = Summary.read(self.output / "summary.json")
         self.summary.ops = ops_used(config, group.device)
 
-    def go(self) -> None:
-        """Run what is left of the stages."""
+    def train(self) -> None:
+        """Run the remaining stages."""
         if self.group.is_main:
             write_run_info(self.output, self.config, device=str(self.group.device))
-        logger.info("ops: " + ", ".join(f"{op} {impl}" for op, impl in self.summary.ops.items()))
+        logger.info("ops: %s", ", ".join(f"{op} {impl}" for op, impl in self.summary.ops.items()))
         if seconds := check_ops(self.config, self.group.device):
-            logger.info(f"ops: self-test against float64 passed in {seconds:.1f} s")
-        start = ("net", 0) if self.options.resume else None
+            logger.info("ops: self-test against float64 passed in %.1f s", seconds)
+        resume_from = ("net", 0) if self.options.resume else None
         if self.checkpoint is not None:
-            start = (self.checkpoint.stage, self.checkpoint.step)
-            logger.info(f"going on after step {self.checkpoint.step} of stage {self.checkpoint.stage}")
+            resume_from = (self.checkpoint.stage, self.checkpoint.step)
+            logger.info("resuming after step %d of stage %s", self.checkpoint.step, self.checkpoint.stage)
         with MetricsLog(
-            self.output, tensorboard=self.config.tensorboard, resume_from=start, enabled=self.group.is_main
+            self.output, tensorboard=self.config.tensorboard, resume_from=resume_from, enabled=self.group.is_main
         ) as log:
             for stage in self.config.stages:
                 if self.checkpoint is None or position(stage, 0) >= position(self.checkpoint.stage, 0):
                     self._run_stage(stage, log)
         if self.group.is_main and self.summary.stages:
-            logger.info(table(self.summary, self.output))
+            logger.info("%s", self.summary.table(self.output))
 
-    # ------------------------------------------------------------------------------------------------ before a stage
-
-    def _check_same_run(self) -> None:
-        """Refuse to resume where the steps to come would not be those of the run that was stopped."""
-        if self.checkpoint is None:
-            return
-        saved = self.checkpoint.state
-        if saved["digest"] != digest(self.config):
-            changed = differences(load(self.output / "config.yaml"), self.config)
-            found = "; ".join(f"{name} was {was}, is {now}" for name, (was, now) in changed.items())
-            raise CheckpointError(
-                f"--resume must go on with the settings of the run in {self.output}, but some that decide what is "
-                f"computed are different: {found or 'its config.yaml has been edited'}"
-            )
-        if saved["world_size"] != self.group.world_size:
-            raise CheckpointError(
-                f"--resume must go on with {saved['world_size']} processes, as before, were {self.group.world_size}"
-            )
-        if saved["pictures"] != self.pictures:
-            raise CheckpointError(
-                f"--resume must go on with the photographs of the run in {self.output}, but data.train has others now"
-            )
-
-    def _pack(self) -> PackedImages:
-        data = self.config.data
-        folder = data.pack or self.output / "data"
-        if self.group.is_main:
-            report = pack_images(
-                data.train,
-                folder,
-                min_size=data.patch_size,
-                include=data.include,
-                exclude=data.exclude,
-            )
-            logger.info(str(report))
-        self.group.barrier()
-        return PackedImages(folder)
-
-    def _validation_set(self) -> ValidationSet | None:
-        settings = self.config.validation
-        if not settings.hr or not self.group.is_main:
-            return None
-        if settings.lr is not None:
-            return ValidationSet.from_pairs(
-                resolve_source(settings.hr[0]), resolve_source(settings.lr), self.config.scale
-            )
-        images, names = [], []
-        for file in find_images(settings.hr, include=settings.include, exclude=settings.exclude):
-            try:
-                images.append(decode(file.path, min_size=settings.crop_size))
-                names.append(file.name)
-            except UnusableImageError as error:
-                logger.info(f"validation: {file.name} is left out: {error}")
-        if not images:
-            raise ValueError(f"validation.hr must hold usable pictures, {', '.join(settings.hr)} had none")
-        return ValidationSet.from_photographs(
-            images,
-            names,
-            crop_size=settings.crop_size,
-            crops=settings.crops,
-            scale=self.config.scale,
-            seed=self.config.seed,
-        )
+    def _run_stage(self, stage: Stage, log: MetricsLog) -> None:
+        state = self._stage_state(stage)
+        configured = self.config.stage(stage).steps
+        total = min(configured, self.options.steps or configured)
+        if state.done < total:
+            with (
+                training_batches(self.config, self.images, self.group, stage=stage, steps_done=state.done) as batches,
+                Progress(stage, total, unit="step", done=state.done, enabled=self.group.is_main) as bar,
+            ):
+                while state.done < total:
+                    self._step(state, batches, log, bar, total)
+        self._end_stage(state, log)
 
     def _stage_state(self, stage: Stage) -> StageState:
-        """The stage's networks, fresh, from the stage before it, or from the checkpoint."""
+        """The stage's networks: from the checkpoint, from the previous stage, or initial."""
         seed_everything(self.config.seed + position(stage, 0)[0])
         if stage == "gan" and "net" in self.config.stages:
             generator = generator_from_weights(weights_path(self.output, "net"), impl=self.config.ops)
@@ -180,108 +123,69 @@ class Run:
             state.load(self.checkpoint)
         vgg = state.step.objective.vgg
         if vgg is not None:
-            logger.info(f"perceptual loss: VGG19 weights are {vgg.weights_note}")
-            note = f"the perceptual loss used VGG19 weights: {vgg.weights_note}"
-            if note not in self.summary.notes:
-                self.summary.notes.append(note)
+            logger.info("perceptual loss: VGG19 weights are %s", vgg.weights_note)
+            self.summary.add_note(f"the perceptual loss used VGG19 weights: {vgg.weights_note}")
         return state
 
-    # ---------------------------------------------------------------------------------------------------- the stage
-
-    def _run_stage(self, stage: Stage, log: MetricsLog) -> None:
-        settings = self.config.net if stage == "net" else self.config.gan
-        total = min(settings.steps, self.options.steps or settings.steps)
-        state = self._stage_state(stage)
-        if state.done < total:
-            with (
-                self._batches(state) as batches,
-                Progress(stage, total, unit="step", done=state.done, enabled=self.group.is_main) as bar,
-            ):
-                while state.done < total:
-                    self._step(state, batches, log, bar, total)
-        self._end_stage(state, log)
-
-    @contextmanager
-    def _batches(self, state: StageState) -> Iterator[DevicePrefetcher]:
-        data = self.config.data
-        loader = training_loader(
-            CropDataset(self.images, data.patch_size, seed=self.config.seed, stage=state.name),
-            batch_size=self.config.batch_size,
-            start_batch=state.done * self.config.accumulate,
-            rank=self.group.rank,
-            world_size=self.group.world_size,
-            workers=data.workers,
-            pin_memory=self.group.device.type == "cuda",
-        )
-        with DevicePrefetcher(loader, self.group.device) as batches:
-            yield batches
-
     def _step(self, state: StageState, batches: DevicePrefetcher, log: MetricsLog, bar: Progress, total: int) -> None:
-        """One optimizer step, and what is due after it."""
-        begun, waited = time.perf_counter(), batches.waited_seconds
+        """One optimizer step, then what is due: logging, validation, a checkpoint, a stop."""
+        start, waited = time.perf_counter(), batches.waited_seconds
         buffers = state.buffers()
         hr = [next(batches) for _ in range(self.config.accumulate)]
-        found = state.gradients(hr)
-        found["stop"] = torch.full((), float(self.stop.requested), device=self.group.device)  # a fill, not a copy
-        local = torch.stack([value.float() for value in found.values()])
-        means = self.group.all_reduce_mean(local.clone())
-        values = dict(zip(found, means.tolist(), strict=True))  # the one time that a step waits for the device
-        stop = values.pop("stop") > 0
-        if (name := first_nonfinite({key: one for key, one in values.items() if key in _LOSSES})) is not None:
+        values, stop = self._reduce(state.gradients(hr))
+        if (name := first_nonfinite({key: values[key] for key in _LOSSES if key in values})) is not None:
             state.restore_buffers(buffers)
             self._fail(state, hr, name, values, log)
         state.update()
-        state.seconds += time.perf_counter() - begun
+        state.seconds += time.perf_counter() - start
         state.waited += batches.waited_seconds - waited
         bar.advance()
         last = state.done == total
         if state.done % self.config.log_every == 0 or last or stop:
             self._log(state, values, log, bar)
         if self.validation is not None and (state.done % self.config.validation.every == 0 or last):
-            self._validate(state, log)
+            self._validate(state, self.validation, log)
         if state.done % self.config.checkpoint_every == 0 or last or stop:
             self._save(state, log)
         if stop:
             raise Stopped(
-                f"stopped after step {state.done} of stage {state.name}; to go on: "
+                f"stopped after step {state.done} of stage {state.name}; to resume: "
                 f"python -m andfast.train --output {self.output} --resume"
             )
 
+    def _reduce(self, local: Mapping[str, Tensor]) -> tuple[dict[str, float], bool]:
+        """Mean of a step's values over ranks, and whether any rank was asked to stop."""
+        requested = torch.full((), float(self.stop.requested), device=self.group.device)  # a fill, not a copy
+        stacked = torch.stack([*(value.float() for value in local.values()), requested])
+        *means, stop = self.group.all_reduce_mean(stacked).tolist()  # the step's only host synchronization
+        return dict(zip(local, means, strict=True)), stop > 0
+
     def _log(self, state: StageState, values: dict[str, float], log: MetricsLog, bar: Progress) -> None:
-        parts = state.step.stopwatch.take() if state.step.stopwatch is not None else {}
-        done, seconds = state.since_last_log()
-        images = done * self.config.batch_size * self.config.accumulate * self.group.world_size
+        phases = state.step.stopwatch.take() if state.step.stopwatch is not None else {}
+        steps, seconds = state.since_last_log()
+        images = steps * self.config.batch_size * self.config.accumulate * self.group.world_size
         timing = {
             "images_per_second": images / seconds,
-            "ascent_share": parts.get("ascent", 0.0) / seconds,
+            "ascent_share": phases.get("ascent", 0.0) / seconds,
             "data_wait": state.waited / state.seconds,
-            **{f"seconds_{name}": spent / done for name, spent in parts.items()},
+            **{f"seconds_{name}": spent / steps for name, spent in phases.items()},
         }
         log.write(state.name, state.done, values, timing)
         bar.show(describe(values, timing))
 
-    def _validate(self, state: StageState, log: MetricsLog) -> None:
-        """PSNR-Y and SSIM-Y on the pairs, or on clean LR; keep the best weights, write a sheet."""
-        assert self.validation is not None
-        settings = self.config.validation
-        border = self.config.scale if settings.crop_border is None else settings.crop_border
-        network = state.ema.module
-        lr, hr = input_images(self.validation), self.validation.hr
-        with state.step.mixed(next(network.parameters())):
-            sr = restore(network, lr)
-        found = score(sr, hr, crop_border=border)
-        if settings.sheet:
-            write_sheet(
-                self.output / "samples" / f"{state.name}-{state.done:08d}.png",
-                self.validation.names[: settings.sheet],
-                {"HR": hr, "LR": lr, "SR": sr},
-                scale=self.config.scale,
-                crop_border=border,
-                heading=f"Validation after step {state.done} of stage {state.name}. PSNR-Y against HR.",
-            )
-        log.write(state.name, state.done, {f"validation_{name}": value for name, value in found.items()})
-        if state.best is None or found["psnr_y"] > state.best:
-            state.best = found["psnr_y"]
+    def _validate(self, state: StageState, validation: ValidationSet, log: MetricsLog) -> None:
+        """Log the scores of the EMA; save its weights if they are the best so far."""
+        scores = validate(
+            self.config,
+            state.step,
+            state.ema.module,
+            validation,
+            sheet=self.output / "samples" / f"{state.name}-{state.done:08d}.png",
+            heading=f"Validation after step {state.done} of stage {state.name}. PSNR-Y against HR.",
+        )
+        log.write(state.name, state.done, {f"validation_{name}": value for name, value in scores.items()})
+        if state.best is None or scores["psnr_y"] > state.best:
+            state.best = scores["psnr_y"]
             self._save_weights(state, best=True)
 
     def _save(self, state: StageState, log: MetricsLog) -> None:
@@ -292,19 +196,14 @@ class Run:
         self._save_weights(state)
         save_checkpoint(
             self.output,
-            {
-                **state.state(),
-                "digest": digest(self.config),
-                "world_size": self.group.world_size,
-                "pictures": self.pictures,
-            },
+            {**state.state(), **run_identity(self.config, self.group, self.images_digest)},
             state.weights(),
             stage=state.name,
             step=state.done,
             keep=self.config.keep_checkpoints,
         )
 
-    def _save_weights(self, state: StageState, *, best: bool = False) -> Path:
+    def _save_weights(self, state: StageState, *, best: bool = False) -> None:
         metadata = {
             "architecture": "RRDBNet",
             "scale": str(self.config.scale),
@@ -312,24 +211,26 @@ class Run:
             "step": str(state.done),
             "andfast": __version__,
         }
-        return save_stage_weights(self.output, state.name, state.ema.module, metadata, best=best)
+        save_stage_weights(self.output, state.name, state.ema.module, metadata, best=best)
 
-    def _fail(self, state: StageState, hr: list[Tensor], name: str, values: dict[str, float], log: MetricsLog) -> None:
-        """Save what led to a loss that is not finite, and the weights from before it; then raise."""
-        contents = {
-            "config": dump(self.config),
-            "batches": hr,
-            "weights": {key: dict(one) for key, one in state.weights().items()},
-            "values": values,
-            "rank": self.group.rank,
-            "world_size": self.group.world_size,
-        }
+    def _fail(
+        self, state: StageState, hr: Sequence[Tensor], name: str, values: Mapping[str, float], log: MetricsLog
+    ) -> None:
+        """Dump the failed step, save the weights from before it, and raise."""
+        step = state.done + 1
         path = dump_failure(
             self.output,
             stage=state.name,
-            step=state.done + 1,
+            step=step,
             name=name,
-            state=contents,
+            state={
+                "config": dump(self.config),
+                "batches": list(hr),
+                "weights": {key: dict(weights) for key, weights in state.weights().items()},
+                "values": values,
+                "rank": self.group.rank,
+                "world_size": self.group.world_size,
+            },
             rank=self.group.rank,
         )
         self._save(state, log)
@@ -337,23 +238,22 @@ class Run:
             name,
             values[name],
             stage=state.name,
-            step=state.done + 1,
+            step=step,
             dump=path,
             reproduce=f"python -m andfast.training.replay {path}",
         )
 
     def _end_stage(self, state: StageState, log: MetricsLog) -> None:
-        """The stage's weights, numbers and pictures."""
+        """Write the stage's weights, summary and images."""
         if self.group.is_main:
             self._save_weights(state)
             self.summary.add_stage(state.name, state.done, state.seconds, state.waited)
             if self.validation is not None:
                 sheet = self.output / "sheet.png"
                 quality = held_out_quality(self.config, state.step, state.ema.module, self.validation, sheet)
-                self.summary.stages[state.name]["psnr_y"] = quality
-                self.summary.psnr_y = quality
+                self.summary.add_quality(state.name, quality)
             log.sync()
-            draw_curve(self.output)
+            loss_curve(log.path, self.output / "loss_curve.png")
             self.summary.write(self.output / "summary.json")
         self.group.barrier()
 
@@ -369,6 +269,3 @@ def describe(values: Mapping[str, float], timing: Mapping[str, float]) -> str:
     if "loss_gain" in values:
         parts.append(f"gain {values['loss_gain']:+.4f}")
     return ", ".join(parts)
-
-
-_LOSSES = ("loss", "l1", "perceptual", "gan", "loss_clean", "discriminator")

@@ -10,7 +10,7 @@ from andfast.adversary.objective import Objective
 from andfast.functional import blur_pool
 from andfast.nn import frozen
 from andfast.training.step import TrainingStep
-from andfast.training.validation import ValidationSet
+from andfast.training.validation_set import ValidationSet
 
 _SEED_STEP = 2**31 - 1
 """Draws of held-out identity networks are those of a step that no training reaches."""

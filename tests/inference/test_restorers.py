@@ -13,7 +13,7 @@ from skimage import data
 from andfast.inference.models import find_device, load_restorer
 from andfast.nn import RRDBNet
 from andfast.nn.weights import save_weights
-from andfast.training.validation import bicubic
+from andfast.training.scoring import bicubic
 
 
 def weights(path: Path, scale: int = 4, **sizes: int) -> Path:

@@ -1,0 +1,123 @@
+"""How well G restores images: restoration, scores, and bicubic upscaling as the baseline.
+
+Protocol: SR is clamped to [0, 1] and rounded to 8 bits, as a saved image would be; PSNR and SSIM are computed on the Y
+of studio-range BT.601 (:mod:`andfast.metrics`). The baseline is scored by the same protocol.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from andfast import checks
+from andfast.metrics import psnr_y, ssim_y
+
+Images = Tensor | Sequence[Tensor]
+"""A batch (N, 3, H, W) or a sequence of (3, H, W) images of any sizes; uint8, or floating point in [0, 1]."""
+
+
+def restore(generator: nn.Module, lr: Images, *, batch: int = 8) -> list[Tensor]:
+    """G's output per image: (3, H * scale, W * scale), fp32, on the CPU, neither clamped nor rounded.
+
+    G runs on whole images on its own device, in eval mode, under inference_mode and the caller's autocast. The train or
+    eval mode of each module is restored afterwards, also after an error.
+
+    Args:
+        generator: maps (N, 3, H, W) in [0, 1] to (N, 3, H * scale, W * scale).
+        lr: the images.
+        batch: images per batch; only consecutive images of equal size share one.
+    """
+    check_positive_ints(batch=batch)
+    parameter = next(generator.parameters(), None)
+    modes = [(module, module.training) for module in generator.modules()]
+    outputs: list[Tensor] = []
+    try:
+        generator.eval()
+        with torch.inference_mode():
+            for images in _batches(lr, batch):
+                sr = generator(images if parameter is None else images.to(parameter.device))
+                outputs.extend(sr.float().cpu())
+    finally:
+        for module, training in modes:
+            module.training = training
+    # Copies made outside of inference_mode are ordinary tensors, which autograd accepts.
+    return [image.clone() for image in outputs]
+
+
+def score(sr: Images, hr: Images, *, crop_border: int = 0) -> dict[str, float]:
+    """Mean PSNR-Y (dB) and SSIM-Y of images against HR; infinite if an image is perfect, NaN if a pixel is.
+
+    Args:
+        sr, hr: the images, equally many.
+        crop_border: HR pixels that the metrics ignore on each side.
+
+    Raises:
+        TypeError, ValueError: different numbers of images, no image, or a pair of different shapes.
+    """
+    scores = [values(a, b, crop_border=crop_border) for a, b in _pairs(sr, hr)]
+    return {name: math.fsum(image[name] for image in scores) / len(scores) for name in ("psnr_y", "ssim_y")}
+
+
+def values(sr: Tensor, hr: Tensor, *, crop_border: int = 0) -> dict[str, float]:
+    """PSNR-Y (dB) and SSIM-Y of one image (3, H, W)."""
+    sr, hr = quantize(sr).to(hr.device), quantize(hr)
+    return {
+        "psnr_y": psnr_y(sr, hr, crop_border=crop_border).item(),
+        "ssim_y": ssim_y(sr, hr, crop_border=crop_border).item(),
+    }
+
+
+def quantize(images: Tensor) -> Tensor:
+    """Clamp images to [0, 1] and round them to 8 bits, in float64; NaN stays NaN, and the metrics show it."""
+    if images.dtype == torch.uint8:
+        return images.double() / 255
+    checks.floating("images", images)
+    return (images.double().clamp(0, 1) * 255).round() / 255
+
+
+def bicubic(lr: Tensor, scale: int) -> Tensor:
+    """Upscale (N, 3, H, W) to (N, 3, H * scale, W * scale) by bicubic interpolation; fp32, clamped to [0, 1].
+
+    Keys' cubic with a = -0.5 and pixel centers aligned, which equals Pillow's BICUBIC and MATLAB's imresize inside the
+    image, up to Pillow's rounding to 8 bits.
+    """
+    checks.tensor("lr", lr)
+    check_positive_ints(scale=scale)
+    if lr.dim() != 4:
+        raise ValueError(f"lr must have shape (N, C, H, W), was {checks.shape(lr)}")
+    x = lr.float() / 255 if lr.dtype == torch.uint8 else lr.float()
+    # When enlarging, antialias=True only selects a = -0.5; PyTorch's default is a = -0.75.
+    return F.interpolate(x, scale_factor=float(scale), mode="bicubic", align_corners=False, antialias=True).clamp(0, 1)
+
+
+def _batches(images: Images, size: int) -> Iterator[Tensor]:
+    """Float batches of up to ``size`` consecutive images of equal shape."""
+    start = 0
+    while start < len(images):
+        stop = start + 1
+        while stop < min(len(images), start + size) and images[stop].shape == images[start].shape:
+            stop += 1
+        batch = torch.stack([images[i] for i in range(start, stop)])
+        yield batch.float() / 255 if batch.dtype == torch.uint8 else batch
+        start = stop
+
+
+def _pairs(sr: Images, hr: Images) -> Iterator[tuple[Tensor, Tensor]]:
+    if len(sr) != len(hr) or not len(hr):
+        raise ValueError(f"sr and hr must hold equally many images, one at least, was {len(sr)} and {len(hr)}")
+    return zip(sr, hr, strict=True)
+
+
+def check_positive_ints(**values: object) -> None:
+    """Check arguments given by name.
+
+    Raises:
+        TypeError, ValueError: a value is not an integer of at least 1.
+    """
+    for name, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise TypeError(f"{name} must be a whole number, was {value!r}")
+        if value < 1:
+            raise ValueError(f"{name} must be 1 or more, was {value}")

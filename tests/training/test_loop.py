@@ -1,0 +1,11 @@
+"""The text beside the progress bar."""
+
+from andfast.training.loop import describe
+
+
+def test_describe() -> None:
+    timing = {"images_per_second": 38.14, "ascent_share": 0.781}
+    values = {"loss": 0.05123, "lr_psnr": 24.07, "loss_gain": 0.0123}
+    assert describe(values, timing) == "loss 0.0512, 38.1 img/s, ascent 78%, LR 24.1 dB, gain +0.0123"
+    del values["loss_gain"]
+    assert describe(values, timing) == "loss 0.0512, 38.1 img/s, ascent 78%, LR 24.1 dB"
