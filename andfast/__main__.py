@@ -1,4 +1,4 @@
-"""All commands under one name: ``andfast COMMAND ...``, or ``python -m andfast COMMAND ...``."""
+"""The command ``andfast COMMAND ...``, or ``python -m andfast COMMAND ...``."""
 
 import difflib
 import importlib
@@ -9,23 +9,23 @@ from typing import Final
 from andfast import __version__
 
 COMMANDS: Final = {
-    "train": "train AND on photographs, one stage or both",
-    "prepare": "pack folders of photographs for training",
+    "train": "train AND on a folder of images, one stage or both",
+    "prepare": "pack folders of images for training",
     "evaluate": "PSNR, SSIM, LPIPS and NIQE on LR/HR pairs; compare weights",
-    "upscale": "restore a picture, a folder or a glob",
-    "degrade": "see what the adversary does to a photograph",
+    "upscale": "restore an image, a folder or a glob",
+    "degrade": "show the adversary's degradation of an image",
     "export": "write weights for other tools: BasicSR, safetensors, ONNX, torch.export",
-    "doctor": "what this machine has, and whether training would run",
+    "doctor": "check whether training would run on this machine",
 }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; returns its exit code, 2 for a name that is no command's."""
+    """Run a command; return its exit code, 2 for an unknown command."""
     name, *rest = (sys.argv[1:] if argv is None else list(argv)) or ["--help"]
     if name in ("-h", "--help", "help"):
         width = max(map(len, COMMANDS))
-        print("usage: andfast COMMAND ...      (andfast COMMAND --help tells more)\n")
-        print("\n".join(f"  {command:<{width}}  {what}" for command, what in COMMANDS.items()))
+        print("usage: andfast COMMAND ...      (andfast COMMAND --help for details)\n")
+        print("\n".join(f"  {command:<{width}}  {summary}" for command, summary in COMMANDS.items()))
         return 0
     if name == "--version":
         print(f"andfast {__version__}")
@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if name not in COMMANDS:
         near = difflib.get_close_matches(name, COMMANDS, 1)
         hint = f"did you mean {near[0]}?" if near else f"one of {', '.join(COMMANDS)}"
-        print(f"error: {name!r} is no command of andfast; {hint}", file=sys.stderr)
+        print(f"error: {name!r} is not an andfast command; {hint}", file=sys.stderr)
         return 2
     code: int = importlib.import_module(f"andfast.{name}").main(rest)
     return code

@@ -1,4 +1,4 @@
-"""Settings that were renamed: an old name raises with the new one, and the config.yaml of an old run is translated."""
+"""Renamed settings: an old name raises with the new one; the config.yaml of an old run is translated."""
 
 from collections.abc import Mapping
 from typing import Any, Final
@@ -22,7 +22,7 @@ def renamed(name: str) -> str | None:
 
 
 def original_name(name: str) -> str:
-    """A setting's first name, under which digests of settings list it so that old checkpoints stay valid."""
+    """The first name of a setting; digests use it, so that old checkpoints stay valid."""
     return _ORIGINAL.get(name, name)
 
 

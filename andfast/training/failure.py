@@ -1,4 +1,4 @@
-"""A loss that is not finite: the error that stops the run, and the dump from which it can be reproduced."""
+"""Non-finite losses: the error that stops the run, and the dump of the step that reproduces it."""
 
 import re
 from collections.abc import Mapping
@@ -19,32 +19,36 @@ class NonFiniteLossError(RuntimeError):
     ) -> None:
         """
         Args:
-            name: which loss, "l1" for instance.
-            value: what it was.
+            name: name of the loss, such as "l1".
+            value: its value.
             stage: "net" or "gan".
-            step: the step in which it happened, counted from 1; it was not applied.
-            dump: what :func:`dump_failure` returned.
-            reproduce: the command that runs the step again; None: only how to read the dump.
+            step: the failed step, counted from 1; it was not applied.
+            dump: path returned by :func:`dump_failure`.
+            reproduce: command that repeats the step; None: the message explains how to read the dump.
         """
         self.name, self.value, self.stage, self.step, self.dump = name, value, stage, step, dump
-        how = reproduce or f"torch.load({str(dump)!r}, weights_only=True) holds all that went into it"
+        how = reproduce or f"torch.load({str(dump)!r}, weights_only=True) has all its inputs"
         super().__init__(
             f"loss {name!r} is {value} in step {step} of stage {stage}; the weights are from before it. "
-            f"The step is in {dump}; to reproduce it: {how}"
+            f"The step is saved in {dump}; to reproduce it: {how}"
         )
 
 
 def dump_failure(output: Path, *, stage: str, step: int, name: str, state: Mapping[str, object], rank: int = 0) -> Path:
-    """Write what went into a failed step to OUTPUT/failures/{stage}-{step:08d}-{name}.pt; return that path.
+    """Write the inputs of a failed step to OUTPUT/failures/{stage}-{step:08d}-{name}.pt; return the path.
 
     Args:
-        state: nested plain values and tensors, as for a checkpoint: the batch, theta, weights, settings ...
-        rank: process of a distributed run; above 0 it is part of the file's name.
+        output: the run folder.
+        stage: "net" or "gan".
+        step: the failed step, counted from 1.
+        name: name of the loss.
+        state: nested plain values and tensors, as for a checkpoint: batches, weights, settings.
+        rank: rank of this process; above 0 it is appended to the file name.
 
     Raises:
-        TypeError: ``state`` holds something that could not be read back.
-        ValueError: ``name`` cannot be part of a file's name.
-        OSError, RuntimeError: the file could not be written; none is left.
+        TypeError: ``state`` holds a value of another type.
+        ValueError: ``name`` is not valid in a file name.
+        OSError, RuntimeError: the file could not be written; no partial file is left.
     """
     if not re.fullmatch(r"[\w.+-]+", name):
         raise ValueError(f"name must be letters, digits, '_', '.', '+' or '-', was {name!r}")
@@ -58,10 +62,10 @@ def dump_failure(output: Path, *, stage: str, step: int, name: str, state: Mappi
 
 
 def load_failure(path: Path) -> dict[str, Any]:
-    """Read a dump: a dictionary with stage, step, name, rank and state.
+    """Read a dump, a dictionary with stage, step, name, rank and state.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: the file does not exist.
         ValueError: the file is not a dump.
     """
     if not path.is_file():

@@ -1,7 +1,6 @@
-"""Run a failed step again from its dump: ``python -m andfast.training.replay FILE``.
+"""Repeat a failed step from its dump: ``python -m andfast.training.replay FILE``.
 
-Prints the step's losses, by the configuration, batches and weights in the dump, and ends with status 1 if one of them
-is infinite or NaN again.
+Prints the losses of the step, and exits with status 1 if one of them is infinite or NaN again.
 """
 
 import argparse
@@ -20,10 +19,10 @@ from andfast.training.step import first_nonfinite
 
 
 def replay(path: Path, device: str = "auto") -> dict[str, float]:
-    """The losses of a dumped step, computed again.
+    """Repeat the forward and backward pass of a dumped step; return its losses.
 
     Raises:
-        FileNotFoundError, ValueError: ``path`` is no dump, or the device is not there.
+        FileNotFoundError, ValueError: ``path`` is not a dump, or the device is not available.
     """
     failure = load_failure(path)
     contents = failure["state"]
@@ -43,9 +42,9 @@ def replay(path: Path, device: str = "auto") -> dict[str, float]:
 
 
 def main() -> int:
-    """The command line."""
+    """Run the command."""
     parser = argparse.ArgumentParser(prog="python -m andfast.training.replay", description=__doc__.splitlines()[0])
-    parser.add_argument("file", type=Path, help="a dump in the failures folder of a run")
+    parser.add_argument("file", type=Path, help="dump in the failures folder of a run")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     arguments = parser.parse_args()
     try:

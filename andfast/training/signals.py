@@ -1,4 +1,4 @@
-"""Stopping a run from outside: the first SIGINT or SIGTERM asks for it, a second one does it at once."""
+"""Stopping a run by signals: the first SIGINT or SIGTERM requests a stop, the second forces it."""
 
 import os
 import signal
@@ -10,25 +10,25 @@ SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 
 
 class GracefulStop:
-    """Turn SIGINT and SIGTERM into a flag that a training loop reads between two steps.
+    """Context manager that turns SIGINT and SIGTERM into a flag, which the training loop reads between steps.
 
-    The first signal sets :attr:`requested` and says so on stderr; a second one raises KeyboardInterrupt. The
-    earlier handlers are back after the block. Forked children inherit the handler: there SIGINT does nothing,
-    since the loop that owns them ends them in its own time, and SIGTERM ends them as ever.
+    The first signal sets :attr:`requested` and prints a line on stderr; a second one raises KeyboardInterrupt. The
+    previous handlers are restored on exit. Forked children inherit the handler: there SIGINT is ignored, since the
+    parent ends its workers itself, and SIGTERM terminates as usual.
 
     Raises:
-        RuntimeError: entered outside of the main thread, where Python takes no handlers.
+        RuntimeError: entered outside the main thread, where Python cannot install handlers.
     """
 
     def __init__(self) -> None:
         self.signal_name: str | None = None
-        """Name of the signal that asked for the stop, "SIGINT" or "SIGTERM"."""
-        self._earlier: dict[signal.Signals, object] = {}
+        """Name of the signal that requested the stop, "SIGINT" or "SIGTERM"."""
+        self._previous: dict[signal.Signals, object] = {}
         self._process = 0
 
     @property
     def requested(self) -> bool:
-        """Whether to stop after the step at hand."""
+        """Whether to stop after the current step."""
         return self.signal_name is not None
 
     def __bool__(self) -> bool:
@@ -39,16 +39,16 @@ class GracefulStop:
             raise RuntimeError("GracefulStop must be entered in the main thread")
         self._process = os.getpid()
         for number in SIGNALS:
-            self._earlier[number] = signal.signal(number, self._handle)
+            self._previous[number] = signal.signal(number, self._handle)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for number, handler in self._earlier.items():
-            # None: the handler was set by C code, and Python cannot put it back.
+        for number, handler in self._previous.items():
+            # None: installed by C code, which Python cannot restore.
             signal.signal(number, signal.SIG_DFL if handler is None else handler)  # type: ignore[arg-type]
-        self._earlier.clear()
+        self._previous.clear()
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
         name = signal.Signals(number).name
@@ -60,5 +60,5 @@ class GracefulStop:
         if self.requested:
             raise KeyboardInterrupt(f"{name} after {self.signal_name}")
         self.signal_name = name
-        # os.write: a handler may run in the middle of a print.
+        # os.write, because a handler may interrupt a print.
         os.write(2, f"\n{name}: finishing this step, then saving; send it again to stop at once.\n".encode())

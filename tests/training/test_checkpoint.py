@@ -1,4 +1,4 @@
-"""Checkpoints: whole or absent, exact, verified, pruned; and the run folder around them."""
+"""Checkpoints: atomic, exact, verified, pruned."""
 
 import json
 import os
@@ -56,13 +56,13 @@ def same(a: Any, b: Any) -> bool:
     return bool(a == b)
 
 
-def some_state(step: int = 0) -> dict[str, Any]:
+def small_state(step: int = 0) -> dict[str, Any]:
     return {"step": step, "noise": torch.full((3,), float(step)), "optimizer": {0: {"betas": (0.9, 0.99)}}}
 
 
 def save(output: Path, step: int, *, stage: str = "net", keep: int = 9) -> Path:
     weights = {"generator": {"conv.weight": torch.full((2, 3), float(step))}}
-    return save_checkpoint(output, some_state(step), weights, stage=stage, step=step, keep=keep)
+    return save_checkpoint(output, small_state(step), weights, stage=stage, step=step, keep=keep)
 
 
 def names(output: Path) -> list[str]:
@@ -73,7 +73,7 @@ def hidden(output: Path) -> list[str]:
     return [path.name for path in (output / "checkpoints").iterdir() if path.name.startswith(".")]
 
 
-def test_round_trip_of_a_real_training_state(tmp_path: Path) -> None:
+def test_training_state_round_trips(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4)).to(
         memory_format=torch.channels_last  # type: ignore[call-overload]
@@ -96,14 +96,14 @@ def test_round_trip_of_a_real_training_state(tmp_path: Path) -> None:
         "manifest.json",
         "state.pt",
     ]
-    found = load_checkpoint(folder)
-    assert (found.stage, found.step) == ("gan", 12)
-    assert same(found.state, plain_state(state, "state"))
-    assert list(found.weights) == ["generator"]
+    loaded = load_checkpoint(folder)
+    assert (loaded.stage, loaded.step) == ("gan", 12)
+    assert same(loaded.state, plain_state(state, "state"))
+    assert list(loaded.weights) == ["generator"]
     for name, tensor in model.state_dict().items():
-        assert same(found.weights["generator"][name], tensor.contiguous())
+        assert same(loaded.weights["generator"][name], tensor.contiguous())
     fresh = torch.optim.Adam(model.parameters())
-    fresh.load_state_dict(found.state["optimizer"])
+    fresh.load_state_dict(loaded.state["optimizer"])
     assert same(plain_state(fresh.state_dict(), "s"), plain_state(optimizer.state_dict(), "s"))
 
 
@@ -141,21 +141,21 @@ states = st.dictionaries(
 
 @settings(max_examples=50, deadline=None)
 @given(state=states)
-def test_any_state_comes_back_bit_identical(state: dict[str, Any]) -> None:
+def test_states_round_trip_bit_for_bit(state: dict[str, Any]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         saved = save_checkpoint(Path(folder), state, stage="net", step=1, keep=1)
         assert same(load_checkpoint(saved).state, state)
 
 
-def test_what_is_stored_is_plain(tmp_path: Path) -> None:
-    whole = torch.arange(100_000.0)
-    state = {"view": whole[:3], "parameter": torch.nn.Parameter(whole[3:5]), "ordered": OrderedDict(a=1)}
+def test_views_and_subclasses_are_stored_as_plain_values(tmp_path: Path) -> None:
+    values = torch.arange(100_000.0)
+    state = {"view": values[:3], "parameter": torch.nn.Parameter(values[3:5]), "ordered": OrderedDict(a=1)}
     folder = save_checkpoint(tmp_path, state, stage="net", step=1, keep=1)
     assert (folder / "state.pt").stat().st_size < 10_000
-    found = load_checkpoint(folder).state
-    assert type(found["ordered"]) is dict
-    assert type(found["parameter"]) is Tensor
-    assert found["view"].tolist() == [0, 1, 2]
+    loaded = load_checkpoint(folder).state
+    assert type(loaded["ordered"]) is dict
+    assert type(loaded["parameter"]) is Tensor
+    assert loaded["view"].tolist() == [0, 1, 2]
 
 
 @pytest.mark.parametrize(
@@ -167,15 +167,13 @@ def test_what_is_stored_is_plain(tmp_path: Path) -> None:
         ({(1, 2): 3}, r"state must have text or integers for keys, was \(1, 2\) \(tuple\)"),
     ],
 )
-def test_what_could_not_be_read_back_is_refused_before_writing(
-    tmp_path: Path, state: dict[Any, Any], message: str
-) -> None:
+def test_unsupported_values_raise_before_writing(tmp_path: Path, state: dict[Any, Any], message: str) -> None:
     with pytest.raises(TypeError, match=message):
         save_checkpoint(tmp_path, state, stage="net", step=1, keep=1)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_impossible_arguments(tmp_path: Path) -> None:
+def test_invalid_arguments_raise(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"stage must be one of \('net', 'gan'\), was 'nat'"):
         save(tmp_path, 1, stage="nat")
     with pytest.raises(ValueError, match="step must be at least 0 and keep at least 1, were -1 and 9"):
@@ -186,7 +184,7 @@ def test_impossible_arguments(tmp_path: Path) -> None:
         save_checkpoint(tmp_path, {}, {"../g": {}}, stage="net", step=1, keep=1)
 
 
-def test_the_newest_are_kept_in_the_order_of_the_run(tmp_path: Path) -> None:
+def test_newest_checkpoints_are_kept(tmp_path: Path) -> None:
     assert latest(tmp_path) is None
     for step in (5, 10, 100_000_000, 15):
         save(tmp_path, step, keep=3)
@@ -197,7 +195,7 @@ def test_the_newest_are_kept_in_the_order_of_the_run(tmp_path: Path) -> None:
     assert hidden(tmp_path) == []
 
 
-def test_the_same_step_again_replaces(tmp_path: Path) -> None:
+def test_same_step_is_replaced(tmp_path: Path) -> None:
     save(tmp_path, 5)
     folder = save_checkpoint(tmp_path, {"new": 1}, stage="net", step=5, keep=3)
     assert load_checkpoint(folder).state == {"new": 1}
@@ -205,7 +203,7 @@ def test_the_same_step_again_replaces(tmp_path: Path) -> None:
     assert hidden(tmp_path) == []
 
 
-def test_half_written_and_foreign_folders_are_ignored(tmp_path: Path) -> None:
+def test_incomplete_and_foreign_folders_are_ignored(tmp_path: Path) -> None:
     newest = save(tmp_path, 5)
     folder = tmp_path / "checkpoints"
     (folder / ".tmp-net-00000010").mkdir()
@@ -229,7 +227,7 @@ def flip(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "harm", "message"),
+    ("name", "damage", "message"),
     [
         ("state.pt", truncate, r"state\.pt has \d+ bytes, \d+ were written"),
         ("state.pt", flip, r"state\.pt has changed since it was written \(SHA-256\)"),
@@ -245,16 +243,16 @@ def flip(path: Path) -> None:
         ),
     ],
 )
-def test_damage_is_an_error_that_names_the_way_on(tmp_path: Path, name: str, harm: Any, message: str) -> None:
+def test_damaged_checkpoint_raises_with_a_remedy(tmp_path: Path, name: str, damage: Any, message: str) -> None:
     older, newest = save(tmp_path, 5), save(tmp_path, 10)
-    harm(newest / name)
+    damage(newest / name)
     with pytest.raises(CheckpointError, match=message) as caught:
         latest(tmp_path)
     assert str(newest) in str(caught.value)
     assert f"to resume from {older} instead, delete the damaged folder" in str(caught.value)
     with pytest.raises(CheckpointError, match=message):
         load_checkpoint(newest)
-    harm(older / name)
+    damage(older / name)
     with pytest.raises(CheckpointError, match="no other is usable"):
         latest(tmp_path)
     save(tmp_path, 10)
@@ -262,12 +260,12 @@ def test_damage_is_an_error_that_names_the_way_on(tmp_path: Path, name: str, har
     assert damage_of(newest) is None
 
 
-def test_a_missing_checkpoint(tmp_path: Path) -> None:
+def test_missing_checkpoint_raises(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"a checkpoint must be a folder, .*nowhere' is not"):
         load_checkpoint(tmp_path / "nowhere")
 
 
-def test_nothing_is_unpickled(tmp_path: Path) -> None:
+def test_load_unpickles_no_objects(tmp_path: Path) -> None:
     folder = save(tmp_path, 1)
     torch.save({"bad": Path("x")}, folder / "state.pt")
     (folder / "manifest.json").unlink()
@@ -278,7 +276,7 @@ def test_nothing_is_unpickled(tmp_path: Path) -> None:
 
 @contextmanager
 def files_limited_to(size: int) -> Iterator[None]:
-    """A real write error, as a full disk gives: no file may grow beyond ``size`` bytes."""
+    """Make writes beyond ``size`` bytes of a file fail, as on a full disk."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:
@@ -288,7 +286,7 @@ def files_limited_to(size: int) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("big", ["state", "weights"])
-def test_a_full_disk_leaves_the_earlier_checkpoints(tmp_path: Path, big: str) -> None:
+def test_failed_write_keeps_earlier_checkpoints(tmp_path: Path, big: str) -> None:
     older = save(tmp_path, 5, keep=1)
     state: dict[str, Any] = {"x": torch.zeros(100_000)} if big == "state" else {}
     weights = {"generator": {"x": torch.zeros(100_000 if big == "weights" else 1)}}
@@ -302,9 +300,7 @@ def test_a_full_disk_leaves_the_earlier_checkpoints(tmp_path: Path, big: str) ->
     assert latest(tmp_path) == older
 
 
-def test_a_failing_rename_keeps_the_one_that_was_to_be_replaced(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_failed_rename_keeps_the_replaced_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = save(tmp_path, 5)
     replace = os.replace
 
@@ -320,7 +316,7 @@ def test_a_failing_rename_keeps_the_one_that_was_to_be_replaced(
     assert hidden(tmp_path) == []
 
 
-def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
+def test_uncreatable_folder_raises(tmp_path: Path) -> None:
     (tmp_path / "checkpoints").write_text("a file")
     with pytest.raises(CheckpointError, match="File exists"):
         save(tmp_path, 5)
@@ -338,7 +334,7 @@ for step in range(1, 10**9):
 
 
 @pytest.mark.slow
-def test_kill_9_at_any_moment_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
+def test_sigkill_leaves_a_complete_checkpoint(tmp_path: Path) -> None:
     seeded = random.Random(0)
     for attempt in range(2):
         output = tmp_path / str(attempt)
@@ -348,13 +344,13 @@ def test_kill_9_at_any_moment_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
             time.sleep(seeded.uniform(0, 0.1))
             writer.send_signal(signal.SIGKILL)
             lines += writer.stdout.readlines()
-        said = int(lines[-1])
+        printed = int(lines[-1])
         newest = latest(output)
         assert newest is not None
-        found = load_checkpoint(newest)
-        assert found.step in (said, said + 1)
-        assert found.state["step"] == found.step
-        assert set(found.state["x"].tolist()) == {float(found.step)} == set(found.weights["generator"]["w"].tolist())
-        save(output, found.step + 1, keep=2)
+        loaded = load_checkpoint(newest)
+        assert loaded.step in (printed, printed + 1)
+        assert loaded.state["step"] == loaded.step
+        assert set(loaded.state["x"].tolist()) == {float(loaded.step)} == set(loaded.weights["generator"]["w"].tolist())
+        save(output, loaded.step + 1, keep=2)
         assert hidden(output) == []
         assert len(names(output)) == 2

@@ -74,7 +74,7 @@ def run(arguments: list[str]) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_averaged_gradients_are_those_of_one_process_with_twice_the_batch(tmp_path: Path) -> None:
+def test_ddp_gradients_equal_one_process_with_twice_the_batch(tmp_path: Path) -> None:
     file = tmp_path / "two.pt"
     run(torchrun(__file__, str(file)))
     two = torch.load(file, weights_only=True)
@@ -85,13 +85,13 @@ def test_averaged_gradients_are_those_of_one_process_with_twice_the_batch(tmp_pa
         assert error < (1e-5 if name == "lr_psnr" else 1e-10), name  # decibels are taken in float32
 
 
-def test_two_processes_share_the_discriminators_pass(tmp_path: Path) -> None:
+def test_ddp_reuses_the_discriminator_pass(tmp_path: Path) -> None:
     file = tmp_path / "error.pt"
     run(torchrun(__file__, str(file), "shared"))
     assert torch.load(file, weights_only=True) < 1e-10
 
 
-def test_torchrun_trains_like_one_process_with_twice_the_batch(tmp_path: Path) -> None:
+def test_torchrun_equals_one_process_with_twice_the_batch(tmp_path: Path) -> None:
     config = write_config(tmp_path)
     common = ["-m", "andfast.train", *config, "--stages=[net]", "--steps", "2"]
     run(torchrun(*common, "--output", str(tmp_path / "two")))

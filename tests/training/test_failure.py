@@ -1,4 +1,4 @@
-"""What happens when a loss is not finite, and when a run is stopped from outside."""
+"""Dumps of failed steps, and stopping by signals."""
 
 import os
 import signal
@@ -14,7 +14,7 @@ from andfast.training.failure import NonFiniteLossError, dump_failure, load_fail
 from andfast.training.signals import GracefulStop
 
 
-def test_the_error_names_loss_step_dump_and_the_way_to_reproduce_it(tmp_path: Path) -> None:
+def test_error_names_loss_step_and_dump(tmp_path: Path) -> None:
     dump = dump_failure(tmp_path, stage="gan", step=12, name="perceptual", state={})
     error = NonFiniteLossError("perceptual", float("nan"), stage="gan", step=12, dump=dump, reproduce="do this")
     text = str(error)
@@ -27,20 +27,20 @@ def test_the_error_names_loss_step_dump_and_the_way_to_reproduce_it(tmp_path: Pa
     assert f"torch.load({str(dump)!r}, weights_only=True)" in str(plain)
 
 
-def test_the_dump_comes_back(tmp_path: Path) -> None:
+def test_dump_round_trips(tmp_path: Path) -> None:
     hr = torch.tensor([float("nan"), 1.0])
     path = dump_failure(tmp_path, stage="net", step=3, name="l1", state={"hr": hr, "theta": (hr, [hr]), "seed": 7})
     assert path == tmp_path / "failures" / "net-00000003-l1.pt"
-    found = load_failure(path)
-    assert (found["stage"], found["step"], found["name"], found["rank"]) == ("net", 3, "l1", 0)
-    assert found["state"]["hr"].view(torch.int32).equal(hr.view(torch.int32))
-    assert found["state"]["theta"][1][0].shape == (2,)
+    contents = load_failure(path)
+    assert (contents["stage"], contents["step"], contents["name"], contents["rank"]) == ("net", 3, "l1", 0)
+    assert contents["state"]["hr"].view(torch.int32).equal(hr.view(torch.int32))
+    assert contents["state"]["theta"][1][0].shape == (2,)
     other = dump_failure(tmp_path, stage="net", step=3, name="l1", state={}, rank=1)
     assert other.name == "net-00000003-l1-rank1.pt"
     assert load_failure(other)["rank"] == 1
 
 
-def test_dump_errors(tmp_path: Path) -> None:
+def test_dump_rejects_invalid_arguments_and_files(tmp_path: Path) -> None:
     with pytest.raises(TypeError, match=r"dump\['state'\]\['path'\] must be a tensor, .* was PosixPath"):
         dump_failure(tmp_path, stage="net", step=3, name="l1", state={"path": tmp_path})
     with pytest.raises(ValueError, match=r"name must be letters, .* was '\.\./l1'"):
@@ -52,7 +52,7 @@ def test_dump_errors(tmp_path: Path) -> None:
         load_failure(tmp_path / "other.pt")
 
 
-def test_a_dump_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_dump_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_arguments: object) -> None:
         raise OSError(28, "No space left on device")
 
@@ -63,7 +63,7 @@ def test_a_dump_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_the_first_signal_asks_and_the_second_stops(number: signal.Signals, capfd: pytest.CaptureFixture[str]) -> None:
+def test_first_signal_requests_and_second_interrupts(number: signal.Signals, capfd: pytest.CaptureFixture[str]) -> None:
     earlier = [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)]
     with GracefulStop() as stop:
         assert not stop
@@ -78,14 +78,14 @@ def test_the_first_signal_asks_and_the_second_stops(number: signal.Signals, capf
     assert f"{number.name}: finishing this step, then saving; send it again" in capfd.readouterr().err
 
 
-def test_handlers_are_back_after_an_error() -> None:
+def test_handlers_are_restored_after_an_error() -> None:
     earlier = signal.getsignal(signal.SIGINT)
     with pytest.raises(ZeroDivisionError), GracefulStop():
         raise ZeroDivisionError
     assert signal.getsignal(signal.SIGINT) is earlier
 
 
-def test_only_in_the_main_thread() -> None:
+def test_graceful_stop_needs_the_main_thread() -> None:
     caught: list[BaseException] = []
 
     def enter() -> None:
@@ -118,7 +118,7 @@ with GracefulStop() as stop:
 """
 
 
-def test_a_forked_worker_outlives_sigint_and_dies_of_sigterm() -> None:
+def test_forked_worker_ignores_sigint_and_dies_of_sigterm() -> None:
     done = subprocess.run([sys.executable, "-c", FORKED], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout.split() == ["alive", "-15", "False"]
     assert done.stderr == ""

@@ -1,19 +1,9 @@
-"""Impossible configurations are refused by the field's name, with what it must be and what it was."""
+"""Rules of the settings: errors name the setting, the rule and the value."""
 
 import pytest
+from command_lines import config_of, error_of
 
-from andfast.config.command_line import read_command_line
-from andfast.config.errors import ConfigError
 from andfast.config.machine import resolve_device
-
-BASE = ["--output", "runs/x", "--data.train", "[photos]"]
-
-
-def refused(*arguments: str) -> str:
-    with pytest.raises(ConfigError) as caught:
-        read_command_line([*BASE, *arguments])
-    return str(caught.value)
-
 
 GAN = ["--stages", "[net, gan]"]
 
@@ -138,8 +128,8 @@ GAN = ["--stages", "[net, gan]"]
         (["--validation.crop_size", "16"], "validation.crop_size must be at least 19 (SSIM's window"),
     ],
 )
-def test_impossible_values_are_refused_by_name(arguments: list[str], message: str) -> None:
-    assert message in refused(*arguments)
+def test_invalid_values_raise(arguments: list[str], message: str) -> None:
+    assert message in error_of(*arguments)
 
 
 @pytest.mark.parametrize(
@@ -155,27 +145,27 @@ def test_impossible_values_are_refused_by_name(arguments: list[str], message: st
         ["--init_weights=null", "--compile=true", "--precision=fp32"],
     ],
 )
-def test_possible_values_are_taken(arguments: list[str]) -> None:
-    read_command_line([*BASE, *arguments])
+def test_valid_values_pass(arguments: list[str]) -> None:
+    config_of(*arguments)
 
 
-def test_the_device_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_device_must_exist(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     assert resolve_device("auto") == resolve_device("cpu") == "cpu"
     with pytest.raises(ValueError, match="device must be 'auto' or 'cpu' here, was 'cuda': PyTorch sees no CUDA"):
         resolve_device("cuda")
     with pytest.raises(ValueError, match="device must be 'auto', 'cpu' or 'cuda', was 'tpu'"):
         resolve_device("tpu")
-    assert "device must be 'auto' or 'cpu' here" in refused("--device", "cuda")
-    assert "precision must be 'bf16' or 'fp32' without CUDA, was 'fp16'" in refused("--precision", "fp16")
+    assert "device must be 'auto' or 'cpu' here" in error_of("--device", "cuda")
+    assert "precision must be 'bf16' or 'fp32' without CUDA, was 'fp16'" in error_of("--precision", "fp16")
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     assert resolve_device("auto") == resolve_device("cuda") == "cuda"
-    assert read_command_line([*BASE, "--precision", "fp16"])[0].precision == "fp16"
-    assert "precision must be" in refused("--precision", "fp16", "--device", "cpu")
-    assert read_command_line([*BASE, "--cuda_graph=true"])[0].cuda_graph
-    assert "cuda_graph must be false or null without CUDA, was true" in refused("--cuda_graph=true", "--device", "cpu")
+    assert config_of("--precision", "fp16").precision == "fp16"
+    assert "precision must be" in error_of("--precision", "fp16", "--device", "cpu")
+    assert config_of("--cuda_graph=true").cuda_graph
+    assert "cuda_graph must be false or null without CUDA, was true" in error_of("--cuda_graph=true", "--device", "cpu")
 
 
-def test_fp8_is_emulated_where_the_user_says_so() -> None:
-    arguments = [*BASE, "--adversary.precision=fp8", "--device=cpu", "--ops=reference"]
-    assert read_command_line(arguments)[0].adversary.precision == "fp8"
+def test_fp8_is_emulated_with_reference_ops() -> None:
+    config = config_of("--adversary.precision=fp8", "--device=cpu", "--ops=reference")
+    assert config.adversary.precision == "fp8"

@@ -1,0 +1,64 @@
+"""Settings on resume: digests, differences and old names."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+from command_lines import config_of, error_of, write_settings
+
+from andfast.config.command_line import read_command_line
+from andfast.config.files import dump, load
+from andfast.config.names import setting_types
+from andfast.config.renames import RENAMED
+from andfast.config.resume import differences, digest
+
+
+def test_digest_and_differences_ignore_free_settings() -> None:
+    config = config_of()
+    free = config_of("--output=y", "--data.workers=1", "--net.steps=7", "--validation.every=3", "--log_every=1")
+    assert digest(free) == digest(config)
+    assert differences(config, free) == {}
+    other = config_of("--net.lr=1", "--batch_size=24", "--loss.perceptual_layers={conv5_4: 1}")
+    assert digest(other) != digest(config)
+    assert differences(config, other) == {
+        "batch_size": (48, 24),
+        "loss.perceptual_layers": (config.loss.perceptual_layers, {"conv5_4": 1.0}),
+        "net.lr": (1e-4, 1.0),
+    }
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [("sharing.identity_pass", "reuse.closed_form_first_step"), ("sharing.hr_features", "reuse.hr_features")],
+)
+def test_old_name_raises_with_the_new_one(old: str, new: str, tmp_path: Path) -> None:
+    assert error_of(f"--{old}=false") == f"{old} was renamed to {new}"
+    group, _, name = old.partition(".")
+    path = write_settings(tmp_path, f"{group}: {{{name}: false}}\n")
+    assert error_of("--config", path) == f"{path}: {old} was renamed to {new}"
+
+
+def test_old_name_of_a_group_raises_with_the_new_one(tmp_path: Path) -> None:
+    path = write_settings(tmp_path, "sharing: {}\n")
+    assert error_of("--config", path) == f"{path}: sharing was renamed to reuse"
+
+
+def test_new_names_of_renamed_settings_exist() -> None:
+    names = {name for name, _ in setting_types()}
+    assert set(RENAMED.values()) <= names
+    assert not set(RENAMED) & names
+
+
+def test_resume_translates_old_names(tmp_path: Path) -> None:
+    config = config_of("--reuse.closed_form_first_step=false", "--adversary.chunk_size=3", "--reuse.cast_weights=false")
+    text = dump(dataclasses.replace(config, output=tmp_path))
+    for new, old in (
+        ("reuse:", "sharing:"),
+        ("closed_form_first_step", "identity_pass"),
+        ("chunk_size", "images_at_once"),
+    ):
+        assert new in text
+        text = text.replace(new, old)
+    (tmp_path / "config.yaml").write_text(text)
+    resumed, _ = read_command_line(["--output", str(tmp_path), "--resume"])
+    assert resumed == load(tmp_path / "config.yaml") == dataclasses.replace(config, output=tmp_path)
