@@ -1,7 +1,7 @@
 """The degradation network F and its parameters theta (paper, section 3.1).
 
-F holds no parameters: a fresh theta comes in at every call, every image with one of its own, because the expectation of
-equation 1 stands outside of its maximum.
+F has no parameters of its own: theta is an argument of each call, with one network per image, because the expectation
+in equation 1 is outside of the maximum.
 """
 
 from collections.abc import Iterator
@@ -11,19 +11,19 @@ import torch
 from torch import Tensor, nn
 
 from andfast.functional import blur_pool, degradation_block
-from andfast.nn.closed_form import ClosedFormIdentity, merged
+from andfast.nn.closed_form import ClosedFormIdentity, cumulative_maps
 
 BLOCKS_EACH_SIDE = 5
-"""Basic blocks before, and after, the pooling."""
+"""Number of basic blocks before the pooling, and after it."""
 
 
 class Theta(NamedTuple):
-    """The parameters of N degradation networks, in the order of the layers.
+    """Parameters of N degradation networks, in layer order.
 
     Attributes:
-        weights: 11 tensors (N, Cout, Cin, 3, 3): ten blocks' and the last plain convolution's.
-        noises: 10 tensors (N, C, H, W), or (N, 1, H, W); five of HR's height and width, five of LR's.
-        slopes: 10 tensors (N,), or (N, C) with one slope a channel.
+        weights: 11 tensors (N, Cout, Cin, 3, 3), of ten blocks and the last plain convolution.
+        noises: 10 tensors (N, C, H, W) or (N, 1, H, W); five at HR's size, five at LR's.
+        slopes: 10 tensors (N,), or (N, C) with one slope per channel.
     """
 
     weights: tuple[Tensor, ...]
@@ -31,19 +31,19 @@ class Theta(NamedTuple):
     slopes: tuple[Tensor, ...]
 
     def tensors(self) -> Iterator[Tensor]:
-        """All tensors, group after group."""
+        """All tensors: weights, noises, slopes."""
         for group in self:
             yield from group
 
     def rebuild(self, tensors: Iterator[Tensor]) -> Self:
-        """The same structure over other tensors, given in the order of :meth:`tensors`."""
+        """Theta of the same structure from tensors in the order of :meth:`tensors`."""
         return type(self)(*(tuple(next(tensors) for _ in group) for group in self))
 
     def each_image(self, images: int) -> Self:
-        """One network an image: with N networks for a multiple of N images, each serves as many consecutive ones.
+        """Theta with one network per image; each of N networks is repeated for images / N consecutive images.
 
         Raises:
-            ValueError: ``images`` is no multiple of the number of networks.
+            ValueError: ``images`` is not a multiple of the number of networks.
         """
         networks = self.weights[0].shape[0]
         if networks == images:
@@ -51,23 +51,24 @@ class Theta(NamedTuple):
         if networks == 0 or images % networks:
             raise ValueError(f"theta must have as many networks as images, {images}, or a divisor, had {networks}")
         repeats = images // networks
-        return self.rebuild(one.repeat_interleave(repeats, 0) for one in self.tensors())
+        return self.rebuild(tensor.repeat_interleave(repeats, 0) for tensor in self.tensors())
 
     def detach(self) -> Self:
-        """The same values, cut off from the graph that computed them."""
-        return self.rebuild(one.detach() for one in self.tensors())
+        """Theta with all tensors detached."""
+        return self.rebuild(tensor.detach() for tensor in self.tensors())
 
 
 class DegradationNetwork(nn.Module):
-    """F: five basic blocks, one anti-aliased pooling by ``scale``, five more blocks, one plain 3x3 convolution.
+    """F: five basic blocks, anti-aliased pooling by ``scale``, five basic blocks, one plain 3x3 convolution.
 
     Args:
-        scale: pooling factor, HR's size over LR's: 2, 3 or 4.
-        padding: of the convolutions, "replicate" or "zeros". Zeros leave coloured frames that an adversary exploits.
-        smallest_slope: a lower bound of the slopes' absolute values that the caller vouches for, such as
-            :attr:`andfast.adversary.Ball.smallest_slope`; from 0.5 on the slopes' gradients take less memory, see
+        scale: pooling factor, HR size over LR size: 2, 3 or 4.
+        padding: padding of the convolutions, "replicate" or "zeros". Zeros leave colored frames, which an adversary
+            exploits.
+        smallest_slope: lower bound on the slopes' absolute values, guaranteed by the caller, such as
+            :attr:`andfast.adversary.Ball.smallest_slope`; from 0.5 up, the slopes' gradients need less memory, see
             :func:`andfast.functional.degradation_block`.
-        impl: implementation of the ops, "auto" or a name, see :mod:`andfast.functional`.
+        impl: implementation of the ops, see :mod:`andfast.functional`.
     """
 
     def __init__(
@@ -84,17 +85,17 @@ class DegradationNetwork(nn.Module):
     def forward(self, hr: Tensor, theta: Theta) -> Tensor:
         """Degrade and downsample: HR (N, 3, H, W) in [0, 1] to LR (N, 3, H / scale, W / scale), not clamped.
 
-        Theta may have fewer networks than there are images: each then serves N / networks consecutive images.
+        Theta may have fewer networks than there are images, see :meth:`Theta.each_image`.
 
         Raises:
-            ValueError: theta has another number of layers than F, or a tensor's shape does not fit.
+            ValueError: theta has the wrong number of layers, or a tensor the wrong shape.
         """
         layers = 2 * BLOCKS_EACH_SIDE
-        found = tuple(len(group) for group in theta)
-        if found != (layers + 1, layers, layers):
+        counts = tuple(len(group) for group in theta)
+        if counts != (layers + 1, layers, layers):
             raise ValueError(
                 f"theta must have {layers + 1} weights, {layers} noises and {layers} slopes, had "
-                f"{found[0]}, {found[1]} and {found[2]}"
+                f"{counts[0]}, {counts[1]} and {counts[2]}"
             )
         theta = theta.each_image(hr.shape[0])
         x = hr
@@ -110,22 +111,22 @@ class DegradationNetwork(nn.Module):
                 smallest_slope=self.smallest_slope,
                 impl=self.impl,
             )
-        # A slope of one makes the activation the identity: the last convolution is a block without it and its noise.
-        one = torch.ones((), device=x.device)
-        return degradation_block(x, theta.weights[layers], one, padding=self.padding, impl=self.impl)
+        # The last convolution is a block without noise whose slope of 1 makes the activation the identity.
+        identity_slope = torch.ones((), device=x.device)
+        return degradation_block(x, theta.weights[layers], identity_slope, padding=self.padding, impl=self.impl)
 
     def closed_form_first_step(self, hr: Tensor, theta: Theta) -> Tensor:
-        """The same as :meth:`forward` where theta is a fresh identity, without a convolution, forward or backward.
+        """Same as :meth:`forward` if theta is a fresh identity, without convolutions in forward and backward.
 
-        LR is ``blur_pool(hr)``, and the gradients come in closed form, see :mod:`andfast.nn.closed_form`. That theta
-        is one that :func:`andfast.adversary.sample_identity` drew is not checked: the host would wait for the device.
+        LR is ``blur_pool(hr)``; the gradients are computed in closed form, see :mod:`andfast.nn.closed_form`. Theta
+        must come from :func:`andfast.adversary.sample_identity`; this is not checked, as it would synchronize.
 
         Args:
-            hr: as of :meth:`forward`, in the dtype that LR will have.
+            hr: see :meth:`forward`; LR has its dtype.
             theta: identity networks.
         """
         theta = theta.each_image(hr.shape[0])
-        before, after = merged(theta.weights, torch.promote_types(hr.dtype, torch.float32))
+        before, after = cumulative_maps(theta.weights, torch.promote_types(hr.dtype, torch.float32))
         x, last = hr, len(theta.noises)
         for part in (slice(0, BLOCKS_EACH_SIDE), slice(BLOCKS_EACH_SIDE, last + 1)):
             if part.start:
@@ -145,5 +146,5 @@ class DegradationNetwork(nn.Module):
         return x
 
     def extra_repr(self) -> str:
-        named = f"scale={self.scale}, padding={self.padding!r}, smallest_slope={self.smallest_slope}"
-        return f"{named}, impl={self.impl!r}"
+        options = f"scale={self.scale}, padding={self.padding!r}, smallest_slope={self.smallest_slope}"
+        return f"{options}, impl={self.impl!r}"

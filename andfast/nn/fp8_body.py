@@ -1,6 +1,6 @@
-"""The dense blocks of a frozen RRDBNet with 8-bit operands: for passes that want gradients to the image alone.
+"""Dense blocks of a frozen RRDBNet with fp8 operands, for passes that only need the gradient to the image.
 
-67 of the 73 GMAC an image of a full RRDBNet are in its dense blocks; all around them stays as it is.
+67 of the 73 GMAC per image of a full RRDBNet are in its dense blocks; the other layers are unchanged.
 """
 
 from collections.abc import Iterable
@@ -19,14 +19,14 @@ from andfast.nn.rrdbnet import NEGATIVE_SLOPE, RESIDUAL_SCALE, RRDBNet
 
 
 class Fp8Body:
-    """What ``RRDBNet.forward`` takes as its body: the same blocks, their weights quantised when this is made.
+    """Replacement body for :meth:`RRDBNet.forward`: the same blocks with weights quantized at construction.
 
-    Differentiable in the features. Where the gradient comes in it is brought to the size that e5m2 wants, an image at
-    a time by a power of two, and back where it leaves: exactly, as all between is linear in it.
+    Differentiable in the features. The incoming gradient is scaled into e5m2's range by a power of two per image, and
+    scaled back on the way out; this is exact, as everything in between is linear in the gradient.
 
     Args:
         generator: frozen (see :func:`andfast.nn.frozen`), or under ``torch.no_grad``.
-        impl: of :func:`andfast.functional.residual_dense_block_fp8.residual_dense_block_fp8`.
+        impl: implementation of :func:`andfast.functional.residual_dense_block_fp8.residual_dense_block_fp8`.
 
     Raises:
         ValueError: a weight requires a gradient.
@@ -35,46 +35,46 @@ class Fp8Body:
     def __init__(self, generator: RRDBNet, impl: str = "auto") -> None:
         blocks = [block for rrdb in generator.body for block in rrdb.children()]
         convolutions = list(zip(*(cast(Iterable[nn.Conv2d], block.children()) for block in blocks), strict=True))
-        together = quantise_weights(  # of all blocks: some hundred launches, however many blocks there are
-            [torch.stack([one.weight for one in same]) for same in convolutions],
-            [torch.stack([cast(Tensor, one.bias) for one in same]) for same in convolutions],
+        stacked = quantise_weights(  # all blocks at once: about a hundred launches, whatever their number
+            [torch.stack([layer.weight for layer in layers]) for layers in convolutions],
+            [torch.stack([cast(Tensor, layer.bias) for layer in layers]) for layers in convolutions],
             scale=RESIDUAL_SCALE,
         )
-        self._weights: list[Fp8Weights] = [together.block(index) for index in range(len(blocks))]
-        self._in_row = len(blocks) // len(generator.body)
+        self._weights: list[Fp8Weights] = [stacked.block(index) for index in range(len(blocks))]
+        self._blocks_per_rrdb = len(blocks) // len(generator.body)
         self._impl = impl
 
     def __call__(self, features: Tensor) -> Tensor:
         """Features (N, F, H, W) after all residual-in-residual blocks."""
         factor = features.new_ones((features.shape[0], 1, 1, 1), dtype=torch.float32)
-        x: Tensor = _Restored.apply(features, factor)
-        for first in range(0, len(self._weights), self._in_row):
+        x: Tensor = _UnscaleGradient.apply(features, factor)
+        for first in range(0, len(self._weights), self._blocks_per_rrdb):
             y = x
-            for weights in self._weights[first : first + self._in_row]:
+            for weights in self._weights[first : first + self._blocks_per_rrdb]:
                 y = residual_dense_block_fp8(y, weights, slope=NEGATIVE_SLOPE, impl=self._impl)
             x = torch.add(x, y, alpha=RESIDUAL_SCALE)
-        out: Tensor = _Enlarged.apply(x, factor)
+        out: Tensor = _ScaleGradient.apply(x, factor)
         return out
 
 
-class _Enlarged(torch.autograd.Function):
-    """x as it is; its gradient times a power of two an image, for the largest to be near GRADIENT_SIZE."""
+class _ScaleGradient(torch.autograd.Function):
+    """Identity; scales the gradient by a power of two per image so that its maximum is near GRADIENT_SIZE."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, factor: Tensor) -> Tensor:
-        ctx.factor = factor  # not saved: backward writes it
+        ctx.factor = factor  # not saved for backward, which writes it
         return x.view_as(x)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        largest = torch.linalg.vector_norm(grad, torch.inf, (1, 2, 3), keepdim=True, dtype=torch.float32)
-        exponent = torch.log2(GRADIENT_SIZE / largest).floor().clamp(-_MOST, _MOST)  # where it is 0: the most
+        maximum = torch.linalg.vector_norm(grad, torch.inf, (1, 2, 3), keepdim=True, dtype=torch.float32)
+        exponent = torch.log2(GRADIENT_SIZE / maximum).floor().clamp(-_MAX_EXPONENT, _MAX_EXPONENT)
         ctx.factor.copy_(torch.exp2(exponent))
         return (grad * ctx.factor).to(grad.dtype), None
 
 
-class _Restored(torch.autograd.Function):
-    """x as it is; its gradient over the factor that _Enlarged found."""
+class _UnscaleGradient(torch.autograd.Function):
+    """Identity; divides the gradient by the factor that _ScaleGradient chose."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, factor: Tensor) -> Tensor:
@@ -86,4 +86,4 @@ class _Restored(torch.autograd.Function):
         return (grad / ctx.factor).to(grad.dtype), None
 
 
-_MOST = 100  # of the exponent: powers of two that fp32 and their reverse both have
+_MAX_EXPONENT = 100  # 2**e and 2**-e are both normal fp32 numbers

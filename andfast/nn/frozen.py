@@ -1,4 +1,4 @@
-"""Networks that only serve: no gradient to their parameters, and no trace of having run."""
+"""Temporarily freeze networks: no parameter gradients, and buffers restored afterwards."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -9,19 +9,19 @@ from torch import Tensor, nn
 
 @contextmanager
 def frozen(*modules: nn.Module | None) -> Iterator[None]:
-    """Inside, the modules' parameters require no gradient; afterwards, their buffers are as they were.
+    """Context manager that disables the modules' parameter gradients and restores their buffers on exit.
 
-    With frozen parameters autograd neither computes weight gradients nor keeps the activations that these would need.
-    Restoring the buffers means that batch statistics and spectral norms, which a forward pass in training mode moves,
-    stay those of the training passes. The training mode itself is left as it is.
+    With frozen parameters autograd neither computes weight gradients nor saves the activations they require. Restoring
+    the buffers undoes the updates of batch statistics and spectral norms by forward passes in training mode. The
+    training mode is unchanged.
 
     Args:
-        modules: any number of modules; None is passed over.
+        modules: modules; None is ignored.
     """
     present = [module for module in modules if module is not None]
-    parameters = [one for module in present for one in module.parameters() if one.requires_grad]
-    buffers = [one for module in present for one in module.buffers()]
-    before = copies(buffers)
+    parameters = [p for module in present for p in module.parameters() if p.requires_grad]
+    buffers = [buffer for module in present for buffer in module.buffers()]
+    saved = copies(buffers)
     for parameter in parameters:
         parameter.requires_grad_(False)
     try:
@@ -29,19 +29,19 @@ def frozen(*modules: nn.Module | None) -> Iterator[None]:
     finally:
         for parameter in parameters:
             parameter.requires_grad_(True)
-        put_back(buffers, before)
+        put_back(buffers, saved)
 
 
 @torch.no_grad()
 def copies(tensors: Sequence[Tensor], dtype: torch.dtype | None = None) -> list[Tensor]:
-    """Copies in the same memory formats, in ``dtype`` if given; a few launches however many there are."""
-    made = [torch.empty_like(one, dtype=dtype) for one in tensors]
-    put_back(made, tensors)
-    return made
+    """Copies in the same memory formats, converted to ``dtype`` if not None, in a few launches."""
+    result = [torch.empty_like(tensor, dtype=dtype) for tensor in tensors]
+    put_back(result, tensors)
+    return result
 
 
 @torch.no_grad()
 def put_back(tensors: Sequence[Tensor], values: Sequence[Tensor]) -> None:
-    """Copy values into tensors, in place."""
-    if tensors:  # torch refuses empty lists
+    """Copy values into tensors in place."""
+    if tensors:  # _foreach_copy_ raises on empty lists
         torch._foreach_copy_(list(tensors), list(values))

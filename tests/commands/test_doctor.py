@@ -82,13 +82,13 @@ def test_without_configuration(capsys: pytest.CaptureFixture[str], tmp_path: Pat
     assert "Training (without --config) would run." in text
     assert "\033[" not in text
     assert len(text.splitlines()) < 40
-    found = json.loads((tmp_path / "found.json").read_text())
-    assert found["ready"] is True
-    assert {op: record["used"] for op, record in found["ops"]["cpu"].items()} == dispatch.chosen("cpu")
-    assert found["ops"]["cpu"]["degradation_block"]["unavailable"]["triton"].startswith("it runs on CUDA devices")
-    assert found["versions"]["torch"] == torch.__version__.partition("+")[0]
-    assert all(result["passed"] for result in found["self_test"])
-    assert found["weights"]["VGG19 (stage gan)"]["path"].endswith("vgg19-dcbb9e9d.pth")
+    record = json.loads((tmp_path / "found.json").read_text())
+    assert record["ready"] is True
+    assert {op: entry["used"] for op, entry in record["ops"]["cpu"].items()} == dispatch.chosen("cpu")
+    assert record["ops"]["cpu"]["degradation_block"]["unavailable"]["triton"].startswith("it runs on CUDA devices")
+    assert record["versions"]["torch"] == torch.__version__.partition("+")[0]
+    assert all(result["passed"] for result in record["self_test"])
+    assert record["weights"]["VGG19 (stage gan)"]["path"].endswith("vgg19-dcbb9e9d.pth")
 
 
 @pytest.mark.parametrize(("archs", "text"), [("", "built for the CPU only"), ("8.0;9.0", "and CUDA (8.0;9.0)")])
@@ -118,12 +118,12 @@ def test_colors_on_terminals_only(monkeypatch: pytest.MonkeyPatch, no_color: boo
 
 
 def test_valid_configuration(config: TrainConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    code, found = run(replace(config, stages=["net", "gan"]), tmp_path)
+    code, record = run(replace(config, stages=["net", "gan"]), tmp_path)
     text = capsys.readouterr().out
     assert code == 0, text
     assert "Training with this configuration would run." in text
-    assert found["configuration"]["data.train"] == {"files": 2, "usable": 1}
-    assert set(found["configuration"]["memory"]["estimated"]) == {"net", "gan"}
+    assert record["configuration"]["data.train"] == {"files": 2, "usable": 1}
+    assert set(record["configuration"]["memory"]["estimated"]) == {"net", "gan"}
     assert "estimated from shapes" in " ".join(text.split())
     assert not (tmp_path / "run").exists()
 
@@ -132,14 +132,14 @@ def test_valid_configuration(config: TrainConfig, tmp_path: Path, capsys: pytest
 
 
 def problems(config: TrainConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str], *more: str) -> str:
-    code, found = run(config, tmp_path, *more)
+    code, record = run(config, tmp_path, *more)
     text = capsys.readouterr().out
     assert code == 1
-    assert found["ready"] is False
+    assert record["ready"] is False
     end = text[text.index("would not run:") :]
-    for problem in found["problems"]:
+    for problem in record["problems"]:
         assert f"  - {problem}\n" in end
-    return "\n".join(found["problems"])
+    return "\n".join(record["problems"])
 
 
 def test_invalid_setting(config: TrainConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""frozen: networks that serve without gradients of their own and without a trace."""
+"""frozen: no parameter gradients inside, buffers restored afterwards."""
 
 import pytest
 import torch
@@ -7,14 +7,14 @@ from torch import nn
 from andfast.nn import RRDBNet, UNetDiscriminator, VGGDiscriminator, frozen
 
 
-def moving() -> nn.Module:
-    """Batch statistics and spectral norms: buffers that a forward pass in training mode moves."""
+def stateful() -> nn.Module:
+    """A module with batch statistics and spectral norms, which training-mode forward passes update."""
     first = nn.utils.parametrizations.spectral_norm(nn.Conv2d(3, 4, 3))
     return nn.Sequential(first, nn.BatchNorm2d(4), nn.Conv2d(4, 1, 1))
 
 
 def state(module: nn.Module) -> dict[str, torch.Tensor]:
-    return {name: one.clone() for name, one in (*module.named_parameters(), *module.named_buffers())}
+    return {name: value.clone() for name, value in (*module.named_parameters(), *module.named_buffers())}
 
 
 def same(module: nn.Module, before: dict[str, torch.Tensor]) -> bool:
@@ -23,26 +23,26 @@ def same(module: nn.Module, before: dict[str, torch.Tensor]) -> bool:
     return all(torch.equal(now[name], before[name]) for name in now)
 
 
-def test_no_weight_gradients_and_gradients_to_the_input() -> None:
-    module, x = moving(), torch.rand(2, 3, 8, 8, requires_grad=True)
+def test_input_gradients_without_weight_gradients() -> None:
+    module, x = stateful(), torch.rand(2, 3, 8, 8, requires_grad=True)
     with frozen(module):
-        assert not any(one.requires_grad for one in module.parameters())
+        assert not any(p.requires_grad for p in module.parameters())
         module(x).square().sum().backward()
     assert x.grad is not None
     assert x.grad.any()
-    assert all(one.grad is None for one in module.parameters())
-    assert all(one.requires_grad for one in module.parameters())
+    assert all(p.grad is None for p in module.parameters())
+    assert all(p.requires_grad for p in module.parameters())
     module(x).sum().backward()
-    assert all(one.grad is not None for one in module.parameters())
+    assert all(p.grad is not None for p in module.parameters())
 
 
 @pytest.mark.parametrize(
-    "make", [moving, lambda: VGGDiscriminator(128, features=4), lambda: UNetDiscriminator(features=4)]
+    "make", [stateful, lambda: VGGDiscriminator(128, features=4), lambda: UNetDiscriminator(features=4)]
 )
 def test_buffers_are_restored_bit_exactly(make: type) -> None:
     module = make()
     x = torch.rand(2, 3, 128, 128)
-    module(x)  # so that the statistics are not the initial ones
+    module(x)  # away from the initial statistics
     before = state(module)
     with frozen(module):
         for _ in range(3):
@@ -54,26 +54,25 @@ def test_buffers_are_restored_bit_exactly(make: type) -> None:
     assert not same(module, before)
 
 
-def test_buffers_stay_the_same_tensors() -> None:
-    """Whoever holds a buffer, an optimizer or a checkpoint for instance, still holds the module's."""
-    module = moving()
+def test_buffers_are_restored_in_place() -> None:
+    """References to buffers, such as a checkpoint's, stay valid."""
+    module = stateful()
     buffers = list(module.buffers())
     with frozen(module):
         module(torch.rand(2, 3, 8, 8))
     assert all(a is b for a, b in zip(buffers, module.buffers(), strict=True))
 
 
-def test_backward_inside_then_training_outside() -> None:
-    """The gradient to the input of a frozen pass is the one of an unfrozen pass."""
-    module, x = moving(), torch.rand(2, 3, 8, 8, requires_grad=True)
+def test_input_gradient_matches_unfrozen_pass() -> None:
+    module, x = stateful(), torch.rand(2, 3, 8, 8, requires_grad=True)
     with frozen(module):
         (frozen_grad,) = torch.autograd.grad(module(x).square().sum(), x)
     (grad,) = torch.autograd.grad(module(x).square().sum(), x)
     assert torch.equal(frozen_grad, grad)
 
 
-def test_restored_after_an_exception() -> None:
-    module = moving()
+def test_restores_after_an_exception() -> None:
+    module = stateful()
     before = state(module)
 
     def fail() -> None:
@@ -83,53 +82,53 @@ def test_restored_after_an_exception() -> None:
 
     with pytest.raises(KeyError, match="from inside"):
         fail()
-    assert all(one.requires_grad for one in module.parameters())
+    assert all(p.requires_grad for p in module.parameters())
     assert same(module, before)
 
 
-def test_what_was_frozen_stays_frozen() -> None:
-    module = moving()
+def test_frozen_parameters_stay_frozen() -> None:
+    module = stateful()
     module[2].requires_grad_(False)
-    flags = [one.requires_grad for one in module.parameters()]
+    flags = [p.requires_grad for p in module.parameters()]
     assert len(set(flags)) == 2
     with frozen(module):
-        assert not any(one.requires_grad for one in module.parameters())
-    assert [one.requires_grad for one in module.parameters()] == flags
+        assert not any(p.requires_grad for p in module.parameters())
+    assert [p.requires_grad for p in module.parameters()] == flags
 
 
-def test_nested_and_named_twice() -> None:
-    module = moving()
+def test_nested_and_repeated_modules() -> None:
+    module = stateful()
     before = state(module)
     with frozen(module, module):
         with frozen(module):
             module(torch.rand(2, 3, 8, 8))
-        assert not any(one.requires_grad for one in module.parameters())
-    assert all(one.requires_grad for one in module.parameters())
+        assert not any(p.requires_grad for p in module.parameters())
+    assert all(p.requires_grad for p in module.parameters())
     assert same(module, before)
 
 
 def test_several_modules_and_none() -> None:
-    first, second = moving(), nn.Linear(2, 2)
+    first, second = stateful(), nn.Linear(2, 2)
     with frozen(first, None, second):
-        assert not any(one.requires_grad for module in (first, second) for one in module.parameters())
-    assert all(one.requires_grad for module in (first, second) for one in module.parameters())
+        assert not any(p.requires_grad for module in (first, second) for p in module.parameters())
+    assert all(p.requires_grad for module in (first, second) for p in module.parameters())
     with frozen(), frozen(None):
         assert second.weight.requires_grad
 
 
-def test_mode_is_left_as_it_is() -> None:
+def test_training_mode_is_unchanged() -> None:
     for training in (True, False):
-        module = moving().train(training)
+        module = stateful().train(training)
         with frozen(module):
             assert module.training is training
         assert module.training is training
 
 
-def test_a_frozen_generator_keeps_signs_only() -> None:
-    """Without weight gradients to come, autograd keeps a fraction of a dense block's bytes for the backward pass."""
+def test_frozen_generator_saves_signs_only() -> None:
+    """Without weight gradients, autograd saves a fraction of a dense block's bytes."""
     body, x = RRDBNet(features=8, blocks=1, growth=4).body, torch.rand(1, 8, 8, 8, requires_grad=True)
 
-    def kept() -> int:
+    def saved_bytes() -> int:
         total = 0
 
         def pack(tensor: torch.Tensor) -> torch.Tensor:
@@ -143,5 +142,5 @@ def test_a_frozen_generator_keeps_signs_only() -> None:
         return total
 
     with frozen(body):
-        less = kept()
-    assert 0 < less < 0.1 * kept()
+        frozen_bytes = saved_bytes()
+    assert 0 < frozen_bytes < 0.1 * saved_bytes()

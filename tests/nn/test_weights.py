@@ -49,8 +49,8 @@ def bsrgan(state: dict[str, Tensor]) -> dict[str, Tensor]:
     renamed = {}
     for name, tensor in state.items():
         new = re.sub(r"^body\.(\d+)\.rdb(\d)", r"RRDB_trunk.\1.RDB\2", name)
-        for old, other in (("conv_body", "trunk_conv"), ("conv_up", "upconv"), ("conv_hr", "HRconv")):
-            new = new.replace(old, other)
+        for old, replacement in (("conv_body", "trunk_conv"), ("conv_up", "upconv"), ("conv_hr", "HRconv")):
+            new = new.replace(old, replacement)
         renamed[new] = tensor
     return renamed
 
