@@ -1,4 +1,4 @@
-"""The self-test passes where the ops are right, and says what is wrong where they are not."""
+"""The self-test passes for correct ops and detects incorrect ones."""
 
 import math
 from collections.abc import Mapping
@@ -15,66 +15,66 @@ from andfast.functional.selftest_cases import CASES, Case, Draw
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
-def test_every_registered_op_has_cases() -> None:
+def test_all_registered_ops_have_cases() -> None:
     assert set(CASES) == set(dispatch._TABLE)
 
 
-def test_every_implementation_passes_on_the_cpu() -> None:
+def test_all_implementations_pass_on_cpu() -> None:
     results = self_test("cpu", DTYPES)
     expected = {(op, impl, dtype) for op in CASES for dtype in DTYPES for impl in dispatch.available(op, "cpu", dtype)}
-    assert {(one.op, one.impl, one.dtype) for one in results} == expected
+    assert {(result.op, result.impl, result.dtype) for result in results} == expected
     assert len(results) == len(expected)
-    for one in results:
-        assert one.passed, one
-        assert one.error <= selftest.TOLERANCES[one.dtype], one
-        # What rounds to fp8 is compared with its own reference in float64; all others with a definition beside it.
-        itself = (one.op, one.dtype) == ("residual_dense_block_fp8", torch.float64)
-        assert (one.error == 0) == itself, one
-        assert one.seconds > 0
+    for result in results:
+        assert result.passed, result
+        assert result.error <= selftest.TOLERANCES[result.dtype], result
+        # The fp8 op is compared with its own reference in float64; all others with a separate definition.
+        itself = (result.op, result.dtype) == ("residual_dense_block_fp8", torch.float64)
+        assert (result.error == 0) == itself, result
+        assert result.seconds > 0
 
 
 @pytest.mark.gpu
-def test_every_implementation_passes_on_the_gpu() -> None:
+def test_all_implementations_pass_on_gpu() -> None:
     results = self_test("cuda", DTYPES[1:])
-    assert {one.op for one in results} == set(CASES)
-    for one in results:
-        assert one.passed, one
+    assert {result.op for result in results} == set(CASES)
+    for result in results:
+        assert result.passed, result
 
 
-def test_only_what_auto_takes() -> None:
+def test_every_false_tests_auto_only() -> None:
     results = self_test("cpu", [torch.float32], every=False)
-    assert {one.op: one.impl for one in results} == dispatch.chosen("cpu")
+    assert {result.op: result.impl for result in results} == dispatch.chosen("cpu")
 
 
-def test_the_global_random_state_is_left_alone() -> None:
+def test_keeps_global_random_state() -> None:
     before = torch.get_rng_state()
     self_test("cpu", [torch.float32])
     assert torch.equal(before, torch.get_rng_state())
 
 
-def test_autocast_around_it_changes_nothing() -> None:
+def test_ignores_surrounding_autocast() -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16), torch.no_grad():
         results = self_test("cpu", [torch.float32], ["residual_dense_block"])
-    assert all(one.passed for one in results), results
+    assert all(result.passed for result in results), results
 
 
 @pytest.mark.parametrize("op", CASES)
-def test_shapes_are_awkward_and_cover_both_formats(op: str) -> None:
+def test_cases_have_odd_shapes_and_both_formats(op: str) -> None:
     cases = list(CASES[op](Draw(0)))
     assert {case.memory_format for case in cases} == {torch.channels_last, torch.contiguous_format}
     assert any(side % 2 for case in cases for side in case.inputs["x"].shape[2:])
     assert len({case.name for case in cases}) == len(cases)
 
 
-def test_channels_and_weights_of_the_degradation_block() -> None:
+def test_degradation_block_cases() -> None:
     shapes = [tuple(case.inputs["weight"].shape) for case in CASES["degradation_block"](Draw(0))]
     assert shapes == [(64, 3, 3, 3), (2, 64, 64, 3, 3), (2, 3, 64, 3, 3), (2, 64, 64, 3, 3)]
 
 
-def test_no_activation_is_near_zero() -> None:
-    """Else a right result could fail, as the gradient jumps there."""
+def test_preactivations_are_clear_of_zero() -> None:
+    """The gradient jumps at zero, so a correct result could fail."""
     for case in CASES["degradation_block"](Draw(selftest._SEED)):
-        bare = {name: one for name, one in case.inputs.items() if name != "noise"}
+        bare = {name: tensor for name, tensor in case.inputs.items() if name != "noise"}
         z = case.definition({**bare, "slope": torch.tensor(1.0).double()})
         assert z.abs().min() > 0.5
         assert 0.2 < (z > 0).double().mean() < 0.8
@@ -89,11 +89,11 @@ def test_no_activation_is_near_zero() -> None:
         assert case.definition(case.inputs).abs().min() > 0.1  # after the slope
 
 
-# ------------------------------------------------------------------------------------------------ what is not right
+# ------------------------------------------------------------------------------------------------ incorrect ops
 
 
 def broken(monkeypatch: pytest.MonkeyPatch, run: object) -> SelfTestResult:
-    """The result where the dense block is computed by ``run``."""
+    """Self-test result with the dense block computed by ``run``."""
 
     def cases(draw: Draw) -> list[Case]:
         return [case._replace(run=run) for case in CASES_BEFORE(draw)]
@@ -110,18 +110,18 @@ def dense(t: Mapping[str, Tensor]) -> Tensor:
     return _public(t["x"], [t[f"weight{k}"] for k in range(5)], [t[f"bias{k}"] for k in range(5)])
 
 
-def test_the_harness_around_the_breakages_is_sound(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_correct_op_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     assert broken(monkeypatch, lambda t, impl: dense(t)).passed
 
 
-def test_a_wrong_result(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_detects_scaled_result(monkeypatch: pytest.MonkeyPatch) -> None:
     result = broken(monkeypatch, lambda t, impl: dense(t) * (1 + 1e-4))
     assert not result.passed
     assert result.error == pytest.approx(1e-4, rel=0.1)
     assert "the result is off by 0.0001, at most 1e-05 is allowed (trained, 64 features" in result.message
 
 
-def test_one_wrong_pixel(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_detects_one_wrong_pixel(monkeypatch: pytest.MonkeyPatch) -> None:
     def run(t: Mapping[str, Tensor], impl: str) -> Tensor:
         out = dense(t)
         wrong = torch.zeros_like(out)
@@ -133,7 +133,7 @@ def test_one_wrong_pixel(monkeypatch: pytest.MonkeyPatch) -> None:
     assert result.message.startswith("the result is off by")
 
 
-def test_a_wrong_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_detects_wrong_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
     def run(t: Mapping[str, Tensor], impl: str) -> Tensor:
         return dense({**t, "weight2": t["weight2"] + 0.001 * (t["weight2"] - t["weight2"].detach())})
 
@@ -142,25 +142,25 @@ def test_a_wrong_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
     assert result.message.startswith("the gradient to weight2 is off by 0.001")
 
 
-def test_not_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_detects_nan(monkeypatch: pytest.MonkeyPatch) -> None:
     result = broken(monkeypatch, lambda t, impl: dense(t) * math.nan)
     assert not result.passed
     assert math.isnan(result.error)
 
 
-def test_the_wrong_memory_format(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_detects_wrong_memory_format(monkeypatch: pytest.MonkeyPatch) -> None:
     result = broken(monkeypatch, lambda t, impl: dense(t).contiguous())
     assert not result.passed
     assert "the result is not channels_last as x is" in result.message
 
 
-def test_the_wrong_dtype(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_detects_wrong_dtype(monkeypatch: pytest.MonkeyPatch) -> None:
     result = broken(monkeypatch, lambda t, impl: dense(t).double())
     assert not result.passed
     assert "the result is torch.float64" in result.message
 
 
-def test_an_exception_is_a_result(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reports_exceptions(monkeypatch: pytest.MonkeyPatch) -> None:
     def run(t: Mapping[str, Tensor], impl: str) -> Tensor:
         raise RuntimeError("no kernel image\nis available")
 
@@ -170,7 +170,7 @@ def test_an_exception_is_a_result(monkeypatch: pytest.MonkeyPatch) -> None:
     assert result.message.startswith("RuntimeError: no kernel image is available (trained")
 
 
-def test_bad_arguments() -> None:
+def test_rejects_invalid_arguments() -> None:
     with pytest.raises(ValueError, match=r"ops must be among degradation_block, .*, was 'convolution'"):
         self_test("cpu", ops=["convolution"])
     with pytest.raises(ValueError, match=r"dtypes must be among .*, was torch\.int32"):

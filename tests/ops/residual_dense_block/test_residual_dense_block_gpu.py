@@ -19,7 +19,7 @@ NAMES = ("out", "x", *(f"weight {k}" for k in range(5)), *(f"bias {k}" for k in 
 def make(
     dtype: torch.dtype, n: int = 2, features: int = 64, growth: int = 32, height: int = 64, width: int = 64
 ) -> list[Tensor]:
-    """x, weights and biases; a summand of 2 or -2 keeps every activation clear of zero, where its gradient jumps."""
+    """x, weights and biases; a term of 2 or -2 keeps pre-activations away from zero, where the gradient jumps."""
 
     def signs(*shape: int) -> Tensor:
         return torch.where(torch.rand(shape, device="cuda") < 0.5, 1.0, -1.0)
@@ -34,19 +34,20 @@ def make(
         weights.append(weight)
         biases.append(torch.randn(cout, device="cuda") / 10)
     return [
-        one.to(dtype).requires_grad_() for one in (x.contiguous(memory_format=torch.channels_last), *weights, *biases)
+        tensor.to(dtype).requires_grad_()
+        for tensor in (x.contiguous(memory_format=torch.channels_last), *weights, *biases)
     ]
 
 
 def run(arguments: list[Tensor], grad: Tensor, frozen: bool, impl: str = "triton") -> list[Tensor]:
-    """The result and the gradients: to x alone with frozen weights, else to everything."""
-    parameters = [one.detach() for one in arguments[1:]] if frozen else arguments[1:]
+    """The result and the gradients: to x only with frozen weights, else to all arguments."""
+    parameters = [tensor.detach() for tensor in arguments[1:]] if frozen else arguments[1:]
     out = residual_dense_block(arguments[0], parameters[:5], parameters[5:], impl=impl)
     return [out, *torch.autograd.grad(out, arguments[:1] if frozen else arguments, grad)]
 
 
 def exact(arguments: list[Tensor], grad: Tensor) -> list[Tensor]:
-    leaves = [one.detach().double().requires_grad_() for one in arguments]
+    leaves = [tensor.detach().double().requires_grad_() for tensor in arguments]
     out = residual_dense_block_reference(leaves[0], leaves[1:6], leaves[6:])
     return [out, *torch.autograd.grad(out, leaves, grad.double())]
 
@@ -58,35 +59,35 @@ def exact(arguments: list[Tensor], grad: Tensor) -> list[Tensor]:
 def test_on_a_gpu(
     dtype: torch.dtype, sizes: tuple[int, ...], frozen: bool, warps: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With 4 and with 8 warps, against float64; and two runs give the same bits."""
+    """With 4 and 8 warps, against float64; two runs give the same bits."""
     for entries in TABLE.values():
         for key, config in entries.items():
             monkeypatch.setitem(entries, key, config._replace(warps=warps, registers=MAX_REGISTERS))
     arguments = make(dtype, 2, *sizes)
     grad = torch.randn_like(arguments[0])
-    found, again, right = run(arguments, grad, frozen), run(arguments, grad, frozen), exact(arguments, grad)
-    for one, other, wanted, name in zip(found, again, right, NAMES, strict=False):
-        assert torch.equal(one, other), name
-        assert_near(one, wanted, TOLERANCES[dtype], f"{name}, {sizes}, frozen {frozen}, {warps} warps")
+    actual, again, right = run(arguments, grad, frozen), run(arguments, grad, frozen), exact(arguments, grad)
+    for tensor, other, expected, name in zip(actual, again, right, NAMES, strict=False):
+        assert torch.equal(tensor, other), name
+        assert_near(tensor, expected, TOLERANCES[dtype], f"{name}, {sizes}, frozen {frozen}, {warps} warps")
 
 
 @pytest.mark.parametrize("frozen", [False, True])
 @pytest.mark.parametrize("dtype", TOLERANCES)
-def test_at_the_size_of_training_on_a_gpu(dtype: torch.dtype, frozen: bool) -> None:
-    """A batch of 48 at 64 x 64, with the table's own configurations; gradients to weights in float64, too."""
+def test_training_size_on_a_gpu(dtype: torch.dtype, frozen: bool) -> None:
+    """A batch of 48 at 64 x 64, with the configurations of the table."""
     arguments = make(dtype, 48)
     grad = torch.randn_like(arguments[0])
-    found, right = run(arguments, grad, frozen), exact(arguments, grad)
-    for one, wanted, name in zip(found, right, NAMES, strict=False):
-        assert_near(one, wanted, TOLERANCES[dtype], f"{name}, frozen {frozen}")
+    actual, right = run(arguments, grad, frozen), exact(arguments, grad)
+    for tensor, expected, name in zip(actual, right, NAMES, strict=False):
+        assert_near(tensor, expected, TOLERANCES[dtype], f"{name}, frozen {frozen}")
 
 
-def test_memory_between_the_passes_on_a_gpu() -> None:
-    """Beyond x and the result, 16 bytes a pixel stay with frozen weights, and 256 with trained ones."""
+def test_saved_memory_on_a_gpu() -> None:
+    """Besides x and the result, 16 bytes per pixel are saved with frozen weights, and 256 with trained ones."""
     arguments = make(torch.bfloat16, 16)
     pixels = 16 * 64 * 64
     for frozen, kept in ((True, 16), (False, 256)):
-        parameters = [one.detach() for one in arguments[1:]] if frozen else arguments[1:]
+        parameters = [tensor.detach() for tensor in arguments[1:]] if frozen else arguments[1:]
         residual_dense_block(arguments[0], parameters[:5], parameters[5:], impl="triton")  # compiles
         torch.cuda.synchronize()
         before = torch.cuda.memory_allocated()
@@ -95,7 +96,7 @@ def test_memory_between_the_passes_on_a_gpu() -> None:
 
 
 @pytest.mark.parametrize("frozen", [False, True])
-def test_a_captured_graph_replays_on_a_gpu(frozen: bool) -> None:
+def test_cuda_graph_on_a_gpu(frozen: bool) -> None:
     arguments = make(torch.bfloat16, 2, 64, 32, 24, 40)
     grad = torch.randn_like(arguments[0])
     side = torch.cuda.Stream()
@@ -109,11 +110,11 @@ def test_a_captured_graph_replays_on_a_gpu(frozen: bool) -> None:
     with torch.no_grad():
         arguments[0].copy_(torch.randn_like(arguments[0]))
     graph.replay()
-    for one, right in zip(captured, run(arguments, grad, frozen), strict=True):
-        torch.testing.assert_close(one, right, rtol=0, atol=0)
+    for tensor, right in zip(captured, run(arguments, grad, frozen), strict=True):
+        torch.testing.assert_close(tensor, right, rtol=0, atol=0)
 
 
-def test_one_node_under_torch_compile_and_autocast_on_a_gpu() -> None:
+def test_compile_under_autocast_on_a_gpu() -> None:
     arguments = make(torch.float32, 2, 16, 8, 16, 24)
 
     def loss(*inputs: Tensor) -> Tensor:

@@ -1,8 +1,7 @@
 """The residual dense block's Triton kernels against its definition in float64, in Triton's interpreter.
 
-This file runs itself again in the interpreter, see triton_interpreter; what is under ``if INTERPRETED`` runs there
-only. Triton's interpreter gets bf16 wrong: here the same code is tested as fp32 and fp16; bf16 is tested on a GPU, in
-test_kernels_residual_dense_block_gpu.py.
+This file reruns itself in the interpreter, see triton_interpreter; tests under ``if INTERPRETED`` run only there. The
+interpreter computes bf16 incorrectly, so fp32 and fp16 are tested here, and bf16 in test_residual_dense_block_gpu.py.
 """
 
 import itertools
@@ -14,16 +13,15 @@ import pytest
 import torch
 import triton_interpreter
 from comparison import assert_near
+from dense_blocks import make_float32
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 from triton_interpreter import INTERPRETED
 
 from andfast.functional import dispatch, residual_dense_block
 from andfast.functional.residual_dense_block import backward_op, forward_op, residual_dense_block_reference
 from andfast.functional.selftest import self_test
-from andfast.kernels.common.config import PRECISIONS, KernelConfig, reduction_block, smallest_block
-from andfast.kernels.residual_dense_block.configs import CHANNEL_BLOCKS, OUTPUT_BLOCKS, TABLE
+from andfast.kernels.common.config import KernelConfig
 
 CASES = 72
 PARTS = 2
@@ -32,19 +30,9 @@ NAMES = ("out", "x", *(f"weight {k}" for k in range(5)), *(f"bias {k}" for k in 
 pytestmark = triton_interpreter.quiet
 
 
-def make(
-    n: int = 2, features: int = 4, growth: int = 3, height: int = 5, width: int = 7, device: str = "cpu"
-) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-    """Random arguments in float32, of about unit size at every layer."""
-    x = torch.randn(n, features, height, width, device=device)
-    shapes = [(growth if k < 4 else features, features + k * growth) for k in range(5)]
-    weights = [torch.randn(*shape, 3, 3, device=device) / (3 * shape[1] ** 0.5) for shape in shapes]
-    return x, weights, [torch.randn(shape[0], device=device) / 3 for shape in shapes]
-
-
 def exact_results(arguments: list[Tensor], grad: Tensor, **options: float) -> list[Tensor]:
     """The definition in float64: the result, and the gradients to x, weights and biases."""
-    leaves = [one.detach().double().requires_grad_() for one in arguments]
+    leaves = [tensor.detach().double().requires_grad_() for tensor in arguments]
     out = residual_dense_block_reference(leaves[0], leaves[1:6], leaves[6:], **options)
     return [out.detach(), *torch.autograd.grad(out, leaves, grad.double())]
 
@@ -58,85 +46,6 @@ if not INTERPRETED:
     @pytest.mark.parametrize("part", ["parity_0", "parity_1", "not parity"])
     def test_in_the_interpreter(part: str) -> None:
         triton_interpreter.run(__file__, part)
-
-    def test_the_op_runs_without_triton() -> None:
-        triton_interpreter.run_without_triton(
-            "w = [torch.rand(2 if k < 4 else 3, 3 + 2 * k, 3, 3) for k in range(5)]\n"
-            "f.residual_dense_block(torch.rand(1, 3, 4, 4), w, [one[:, 0, 0, 0] for one in w])\n"
-            "import andfast.kernels.residual_dense_block.configs"
-        )
-
-    def test_the_explicit_choice_says_why_it_cannot_be_had() -> None:
-        with pytest.raises(RuntimeError, match=r"impl='triton' of residual_dense_block .* CUDA devices.*'cpu'"):
-            residual_dense_block(*make(), impl="triton")
-
-    def test_float64_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setitem(dispatch._TABLE["residual_dense_block"], "triton", dispatch.everywhere)
-        x, weights, biases = make()
-        with pytest.raises(TypeError, match=r"x must be float32, bfloat16 or float16 with impl='triton', was torch\.f"):
-            residual_dense_block(
-                x.double(), [one.double() for one in weights], [one.double() for one in biases], impl="triton"
-            )
-
-    def test_the_table_is_complete() -> None:
-        kernels = [
-            *(f"convolution_{block}" for block in OUTPUT_BLOCKS),
-            *(f"grad_weight_{block}" for block in CHANNEL_BLOCKS),
-        ]
-        for entries in TABLE.values():
-            assert set(entries) == set(itertools.product(kernels, PRECISIONS))
-            for (kernel, _), config in entries.items():
-                assert config.block_h * config.block_w >= 16
-                assert (config.programs > 0) == kernel.startswith("grad_weight")
-
-    def test_channel_blocks() -> None:
-        blocks = [smallest_block(channels, CHANNEL_BLOCKS) for channels in (1, 16, 17, 32, 33, 64, 65, 1000)]
-        assert blocks == [16, 16, 32, 32, 64, 64, 64, 64]
-        assert [smallest_block(channels, OUTPUT_BLOCKS) for channels in (3, 32, 64)] == [16, 32, 32]
-
-    @pytest.mark.parametrize(
-        ("segments", "limit", "expected"),
-        [
-            ((64, 0), 64, 64),
-            ((64, 32), 64, 32),
-            ((64, 64), 64, 64),
-            ((64, 96), 64, 32),
-            ((64, 128), 32, 32),
-            ((24, 8), 64, 16),
-            ((3, 1), 64, 16),
-        ],
-    )
-    def test_a_reduction_takes_the_block_that_pads_least(segments: tuple[int, int], limit: int, expected: int) -> None:
-        assert reduction_block(segments, limit, CHANNEL_BLOCKS) == expected
-
-    @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-    @pytest.mark.parametrize("frozen", [False, True])
-    def test_what_is_kept_is_known_on_fake_tensors(
-        frozen: bool, memory_format: torch.memory_format, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        """At full size, in bytes: 16 a pixel with frozen weights, else the growth; no copy of x."""
-        monkeypatch.setitem(dispatch._TABLE["residual_dense_block"], "triton", dispatch.everywhere)
-        kept: dict[int, Tensor] = {}
-
-        def keep(one: Tensor) -> Tensor:
-            kept[id(one)] = one
-            return one
-
-        with FakeTensorMode(), torch.autograd.graph.saved_tensors_hooks(keep, lambda one: one):
-            x, weights, biases = make(48, 64, 32, 64, 64)
-            x = x.bfloat16().to(memory_format=memory_format).requires_grad_()
-            weights = [one.bfloat16().requires_grad_(not frozen) for one in weights]
-            out = residual_dense_block(x, weights, [one.bfloat16() for one in biases], impl="triton")
-            others = [one for one in kept.values() if all(one is not weight for weight in weights)]
-            assert out.is_contiguous(memory_format=memory_format)
-            pixels = 48 * 64 * 64
-            if frozen:
-                assert [(one.dtype, one.nbytes) for one in others] == [(torch.uint8, 16 * pixels)]
-            else:
-                assert {one.nbytes for one in others} == {2 * 128 * pixels, x.nbytes}
-                assert any(one is x for one in others)
-            (grad,) = torch.autograd.grad(out, x, out)
-            assert (grad.shape, grad.dtype) == (x.shape, x.dtype)
 
 
 # ------------------------------------------------------------------------------------------------- in the interpreter
@@ -156,9 +65,9 @@ if INTERPRETED:
     )
 
     def _exact_in_fp32(draw: torch.Generator, shapes: list[tuple[int, ...]]) -> list[Tensor]:
-        """x in eighths up to 1, weights 1 or -1 and mostly 0, biases in eighths: sums are exact in fp32.
+        """x and biases in eighths, weights 1, -1 or mostly 0: sums are exact in fp32.
 
-        So whether an activation is positive is no matter of rounding, and often it is exactly zero.
+        Signs of activations do not depend on rounding, and many activations are exactly zero.
         """
         x = torch.randint(-8, 9, shapes[0], generator=draw) / 8
         weights = []
@@ -169,7 +78,7 @@ if INTERPRETED:
         return [x, *weights, *(torch.randint(-8, 9, shape, generator=draw) / 8 for shape in shapes[6:])]
 
     def _clear_of_zero(draw: torch.Generator, shapes: list[tuple[int, ...]]) -> list[Tensor]:
-        """Normal numbers, and in every activation a summand of 2 or -2 that decides its sign."""
+        """Normal numbers, with a term of 2 or -2 in every pre-activation that decides its sign."""
         x = torch.randn(shapes[0], generator=draw)
         x[:, 0] = 2 * torch.where(torch.randn(x[:, 0].shape, generator=draw) > 0, 1.0, -1.0)
         weights = []
@@ -180,7 +89,7 @@ if INTERPRETED:
         return [x, *weights, *(torch.randn(shape, generator=draw) / 10 for shape in shapes[6:])]
 
     def _case(seed: int) -> tuple[list[Tensor], Tensor, dict[str, float], KernelConfig, bool, str]:
-        """Arguments, incoming gradient, slope and scale, configuration, frozen, and which argument was poisoned."""
+        """Arguments, incoming gradient, slope and scale, configuration, frozen, and the poisoned argument."""
         g = random.Random(seed)
         dtype = torch.float16 if seed % 6 == 5 else torch.float32
         exact = dtype == torch.float32 and seed % 3 != 2
@@ -197,7 +106,7 @@ if INTERPRETED:
         draw = torch.Generator().manual_seed(seed)
         arguments = (_exact_in_fp32 if exact else _clear_of_zero)(draw, shapes)
         grad = torch.randint(-8, 9, shapes[0], generator=draw) / 8
-        arguments, grad = [one.to(dtype) for one in arguments], grad.to(dtype)
+        arguments, grad = [tensor.to(dtype) for tensor in arguments], grad.to(dtype)
         kinds = (*layouts.KINDS, "prefix")
         arguments[0], grad = layouts.laid_out(g, arguments[0], kinds), layouts.laid_out(g, grad, kinds)
         slope = g.choice([0.0, 0.25, 1.0]) if exact else g.choice([0.0, 0.2, 1.0])
@@ -210,8 +119,12 @@ if INTERPRETED:
             victim[tuple(g.randrange(size) for size in victim.shape)] = g.choice(
                 [float("nan"), float("inf"), -float("inf")]
             )
-        most = 6 if seed % 8 == 0 else 2  # programs, each of which takes tens of milliseconds
-        few = [one for one in CONFIGS if n * -(-height * width // (one.block_h * one.block_w - 2)) <= most]
+        max_programs = 6 if seed % 8 == 0 else 2  # each takes tens of milliseconds
+        few = [
+            config
+            for config in CONFIGS
+            if n * -(-height * width // (config.block_h * config.block_w - 2)) <= max_programs
+        ]
         config, frozen = g.choice(few or CONFIGS[:1]), g.random() < 0.4
         return arguments, grad, {"slope": slope, "scale": scale}, config, frozen, poisoned
 
@@ -219,22 +132,22 @@ if INTERPRETED:
         arguments, grad, options, config, frozen, poisoned = _case(seed)
         _configure(monkeypatch, config)
         right = exact_results(arguments, grad, **options)
-        leaves = [one.requires_grad_(index == 0 or not frozen) for index, one in enumerate(arguments)]
+        leaves = [tensor.requires_grad_(index == 0 or not frozen) for index, tensor in enumerate(arguments)]
         out = residual_dense_block(leaves[0], leaves[1:6], leaves[6:], **options, impl="triton")
-        found = [out, *torch.autograd.grad(out, leaves[:1] if frozen else leaves, grad)]
+        actual = [out, *torch.autograd.grad(out, leaves[:1] if frozen else leaves, grad)]
         x, growth = arguments[0], arguments[1].shape[0]
         what = f"seed {seed}, {tuple(x.shape)}, growth {growth}, {options}, {config}, frozen {frozen}, {poisoned!r}"
-        for one, exact, name in zip(found, right, NAMES, strict=False):
+        for tensor, exact, name in zip(actual, right, NAMES, strict=False):
             if poisoned == "weight":
-                # At the border a tap meets no pixel: zero times a weight that is not finite in rows, nothing in
-                # columns; the definition may do either.
-                one = torch.where(one.isnan(), exact.to(one.dtype), one)  # noqa: PLW2901
-                exact = torch.where(exact.isnan(), one.double(), exact)  # noqa: PLW2901
-            assert_near(one, exact, 1e-5 if x.dtype == torch.float32 else 4e-3, f"{name}, {what}")
+                # Taps outside the image are multiplied with zero in rows and skipped in columns; either may differ
+                # from the definition for a non-finite weight.
+                tensor = torch.where(tensor.isnan(), exact.to(tensor.dtype), tensor)  # noqa: PLW2901
+                exact = torch.where(exact.isnan(), tensor.double(), exact)  # noqa: PLW2901
+            assert_near(tensor, exact, 1e-5 if x.dtype == torch.float32 else 4e-3, f"{name}, {what}")
 
     @pytest.fixture(autouse=True)
     def _on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-        """Let impl="triton" have the CPU, where the interpreter is, with few programs, as each takes milliseconds."""
+        """Enable impl="triton" on the CPU for the interpreter, with few programs, as each takes milliseconds."""
         monkeypatch.setitem(dispatch._TABLE["residual_dense_block"], "triton", dispatch.everywhere)
         _configure(monkeypatch, CONFIGS[0])
 
@@ -251,8 +164,8 @@ if INTERPRETED:
     def test_parity_1(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
         _check_parity(seed, monkeypatch)
 
-    def test_signs_are_one_bit_an_activation() -> None:
-        x, weights, biases = make(2, 4, 11, 3, 5)
+    def test_signs_are_one_bit_per_activation() -> None:
+        x, weights, biases = make_float32(2, 4, 11, 3, 5)
         _, bits = forward_op(x, weights, biases, 0.2, 0.2, False, "triton")
         _, growth = forward_op(x, weights, biases, 0.2, 0.2, True, "triton")
         _, features = forward_op(x, weights, biases, 0.2, 0.2, True, "reference")
@@ -275,29 +188,29 @@ if INTERPRETED:
     ]
 
     @pytest.mark.parametrize("needs", NEEDS[1:])
-    def test_every_subset_of_gradients(needs: tuple[bool, Any, Any]) -> None:
-        x, weights, biases = make(2, 3, 2, 4, 5)
+    def test_subsets_of_gradients(needs: tuple[bool, Any, Any]) -> None:
+        x, weights, biases = make_float32(2, 3, 2, 4, 5)
         grad = torch.randn(x.shape)
         right = exact_results([x, *weights, *biases], grad)[1:]
         leaves = [x, *weights, *biases]
         chosen = [needs[0], *(k in needs[1] for k in range(5)), *(k in needs[2] for k in range(5))]
-        for one, want in zip(leaves, chosen, strict=True):
-            one.requires_grad_(want)
+        for tensor, want in zip(leaves, chosen, strict=True):
+            tensor.requires_grad_(want)
         with FlopCounterMode(display=False) as counter:
             out = residual_dense_block(x, weights, biases, impl="triton")
         forward_operations = counter.get_total_flops()
         with FlopCounterMode(display=False) as counter:
-            asked = [one for one in leaves if one.requires_grad]
-            found = torch.autograd.grad(out, asked, grad)
-        expected = [one for one, want in zip(right, chosen, strict=True) if want]
-        for one, other in zip(found, expected, strict=True):
-            assert_near(one, other, 1e-5, f"needs {needs}")
+            leaves_with_grad = [tensor for tensor in leaves if tensor.requires_grad]
+            actual = torch.autograd.grad(out, leaves_with_grad, grad)
+        expected = [tensor for tensor, want in zip(right, chosen, strict=True) if want]
+        for tensor, other in zip(actual, expected, strict=True):
+            assert_near(tensor, other, 1e-5, f"needs {needs}")
         if chosen[0]:
             weights_too = sum(2 * w.numel() * grad.numel() // 3 for w in weights if w.requires_grad)
             assert counter.get_total_flops() == forward_operations + weights_too
 
-    def test_only_the_convolutions_that_are_needed_are_run(monkeypatch: pytest.MonkeyPatch) -> None:
-        """And no gradient to weights with frozen weights; the counted operations are those of the launches."""
+    def test_launches_only_needed_convolutions(monkeypatch: pytest.MonkeyPatch) -> None:
+        """No weight gradient with frozen weights; the operation counts are those of the launches."""
         launches: list[int] = []
         convolve = block.convolve
 
@@ -308,7 +221,7 @@ if INTERPRETED:
         monkeypatch.setattr(block, "convolve", watch)
         monkeypatch.setattr(block, "grad_weight", None)
         for needs, count in (((True, []), 5), ((False, [0]), 4), ((False, [3]), 1), ((False, [4]), 0)):
-            x, weights, biases = make(2, 3, 2, 4, 5)
+            x, weights, biases = make_float32(2, 3, 2, 4, 5)
             x.requires_grad_(needs[0])
             for k in needs[1]:
                 biases[k].requires_grad_()
@@ -321,39 +234,39 @@ if INTERPRETED:
             assert counter.get_total_flops() == sum(launches)
             launches.clear()
 
-    def test_two_runs_give_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_is_deterministic(monkeypatch: pytest.MonkeyPatch) -> None:
         _configure(monkeypatch, CONFIGS[1])
-        x, weights, biases = make(1, 5, 3, 9, 5)
-        leaves = [one.requires_grad_() for one in (x, *weights, *biases)]
+        x, weights, biases = make_float32(1, 5, 3, 9, 5)
+        leaves = [tensor.requires_grad_() for tensor in (x, *weights, *biases)]
         runs = [
             torch.autograd.grad(residual_dense_block(x, weights, biases, impl="triton").sum(), leaves) for _ in range(2)
         ]
-        for one, other in zip(*runs, strict=True):
-            assert torch.equal(one, other)
+        for tensor, other in zip(*runs, strict=True):
+            assert torch.equal(tensor, other)
 
     @pytest.mark.parametrize(
         ("frozen", "memory_format"),
         [(True, torch.contiguous_format), (True, torch.channels_last), (False, torch.contiguous_format)],
     )
     def test_opcheck(frozen: bool, memory_format: torch.memory_format) -> None:
-        x, weights, biases = make(2, 4, 3, 3, 4)
+        x, weights, biases = make_float32(2, 4, 3, 3, 4)
         x = x.contiguous(memory_format=memory_format).requires_grad_()
-        leaves = [one.requires_grad_(not frozen) for one in (*weights, *biases)]
+        leaves = [tensor.requires_grad_(not frozen) for tensor in (*weights, *biases)]
         weights, biases = leaves[:5], leaves[5:]
         torch.library.opcheck(forward_op, (x, weights, biases, 0.2, 0.2, not frozen, "triton"))
         with torch.no_grad():
             out, saved = forward_op(x, weights, biases, 0.2, 0.2, not frozen, "triton")
             needed = [not frozen] * 5
-            frozen_weights = [one.detach() for one in weights]
+            frozen_weights = [tensor.detach() for tensor in weights]
             torch.library.opcheck(
                 backward_op,
                 (torch.randn_like(out), saved, frozen_weights, 0.2, 0.2, True, needed, needed, "triton", x.detach()),
             )
 
     @pytest.mark.parametrize("frozen", [False, True])
-    def test_compiles_as_one_graph(frozen: bool) -> None:
-        x, weights, biases = make(1, 4, 3, 3, 4)
-        leaves = [x.requires_grad_(), *(() if frozen else (one.requires_grad_() for one in (*weights, *biases)))]
+    def test_compiles_to_one_graph(frozen: bool) -> None:
+        x, weights, biases = make_float32(1, 4, 3, 3, 4)
+        leaves = [x.requires_grad_(), *(() if frozen else (tensor.requires_grad_() for tensor in (*weights, *biases)))]
 
         def loss(x: Tensor) -> Tensor:
             inner = residual_dense_block(x, weights, biases, impl="triton").sin()
@@ -365,38 +278,38 @@ if INTERPRETED:
             torch.testing.assert_close(got, expected)
 
     @pytest.mark.parametrize("frozen", [False, True])
-    def test_an_empty_batch(frozen: bool) -> None:
-        x, weights, biases = make(0)
-        leaves = [x.requires_grad_(), *(() if frozen else (one.requires_grad_() for one in (*weights, *biases)))]
+    def test_empty_batch(frozen: bool) -> None:
+        x, weights, biases = make_float32(0)
+        leaves = [x.requires_grad_(), *(() if frozen else (tensor.requires_grad_() for tensor in (*weights, *biases)))]
         out = residual_dense_block(x, weights, biases, impl="triton")
         assert out.shape == x.shape
-        for one, leaf in zip(torch.autograd.grad(out.sum(), leaves), leaves, strict=True):
-            assert torch.equal(one, torch.zeros_like(leaf))
+        for tensor, leaf in zip(torch.autograd.grad(out.sum(), leaves), leaves, strict=True):
+            assert torch.equal(tensor, torch.zeros_like(leaf))
 
-    def test_signs_alone_refuse_the_gradients_of_weights() -> None:
-        x, weights, biases = make()
+    def test_weight_gradients_need_features() -> None:
+        x, weights, biases = make_float32()
         out, signs = forward_op(x, weights, biases, 0.2, 0.2, False, "triton")
         needed = [True] * 5
         with pytest.raises(ValueError, match="need x and the features, not signs"):
             backward_op(out, signs, weights, 0.2, 0.2, True, needed, needed, "triton", x)
 
-    def test_the_growth_does_not_outlive_a_frozen_forward(monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_frozen_forward_frees_growth(monkeypatch: pytest.MonkeyPatch) -> None:
         import weakref  # noqa: PLC0415
 
         made = []
         allocate = block.empty_channels_last
 
         def watch(x: Tensor, channels: int) -> Tensor:
-            made.append(weakref.ref(one := allocate(x, channels)))
-            return one
+            made.append(weakref.ref(tensor := allocate(x, channels)))
+            return tensor
 
         monkeypatch.setattr(block, "empty_channels_last", watch)
-        x, weights, biases = make()
+        x, weights, biases = make_float32()
         out = residual_dense_block(x.requires_grad_(), weights, biases, impl="triton")
         assert out.requires_grad
-        assert [one() for one in made] == [None]
+        assert [tensor() for tensor in made] == [None]
 
-    def test_the_self_test_passes() -> None:
+    def test_self_test_passes() -> None:
         results = self_test("cpu", [torch.float32], ["residual_dense_block"])
-        assert [one.impl for one in results] == ["reference", "triton"]
-        assert all(one.passed for one in results), results
+        assert [result.impl for result in results] == ["reference", "triton"]
+        assert all(result.passed for result in results), results

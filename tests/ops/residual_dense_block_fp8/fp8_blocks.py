@@ -1,6 +1,6 @@
-"""Residual dense blocks with 8-bit operands as their definition reads, written a second time: the oracle of the tests.
+"""A second definition of the fp8 residual dense block, independent of the op, for its tests.
 
-Nothing here is packed, gathered or kept as bits: convolutions are torch's, backward ones transposed, all in float64.
+Nothing is packed, gathered or stored as bits: PyTorch's convolutions, transposed ones for backward, in float64.
 """
 
 from collections.abc import Sequence
@@ -24,8 +24,10 @@ def rounded(value: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def rounded_weight(weight: Tensor, outputs: int) -> Tensor:
-    """With a factor for each entry of dimension ``outputs``, which takes the largest of it to 448; in float32 until
-    then, as the factors are."""
+    """Quantise to e4m3 with a factor per entry of dimension ``outputs`` that maps its largest value to 448.
+
+    Factors are float32, as in the op.
+    """
     others = [dim for dim in range(4) if dim != outputs]
     factor = weight.float().abs().amax(others, keepdim=True) / 448
     factor = torch.where(factor == 0, 1 / 448, factor)
@@ -46,19 +48,19 @@ def forward_and_backward(
         after = F.leaky_relu(before, slope)
         positive.append(after > 0)
         features.append(rounded(after, torch.float8_e4m3fn))
-    bias = (biases[4] * scale).double()  # in float32, as it is kept
+    bias = (biases[4] * scale).double()  # in float32, as in the op
     out = x.double() + F.conv2d(torch.cat(features, 1), rounded_weight(wide[4], 0), bias, padding=1)
 
     incoming = rounded(grad.double(), torch.float8_e5m2)
-    found: dict[int, Tensor] = {}
+    actual: dict[int, Tensor] = {}
     for k in (3, 2, 1, 0, None):
         first = channels + k * growth if k is not None else 0
         read = slice(first, first + (growth if k is not None else channels))
         readers = [j for j in range(4) if k is None or j > k]
         together = torch.cat([wide[4][:, read]] + [wide[j][:, read] for j in readers], 0)
-        gradients = torch.cat([incoming] + [found[j] for j in readers], 1)
+        gradients = torch.cat([incoming] + [actual[j] for j in readers], 1)
         value = F.conv_transpose2d(gradients, rounded_weight(together, 1), padding=1)
         if k is None:
             return out, grad.double() + value
-        found[k] = rounded(torch.where(positive[k], value, value * slope), torch.float8_e5m2)
+        actual[k] = rounded(torch.where(positive[k], value, value * slope), torch.float8_e5m2)
     raise AssertionError

@@ -1,4 +1,4 @@
-"""The residual dense block with 8-bit operands: the reference, its errors, its registration."""
+"""The fp8 residual dense block: the reference, quantisation, registration and argument errors."""
 
 from typing import Any
 
@@ -32,31 +32,31 @@ def near(a: Tensor, b: Tensor) -> float:
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize(("slope", "scale"), [(0.2, 0.2), (0.0, 1.0)])
 @pytest.mark.parametrize("sizes", SIZES)
-def test_definition_in_float64(
+def test_matches_definition_in_float64(
     sizes: tuple[int, ...], slope: float, scale: float, memory_format: torch.memory_format
 ) -> None:
-    """Equal to the oracle but for a sum's order; half types are off by the rounding of the result."""
+    """Equal to the second definition up to the order of summation and, for half types, the rounding of the result."""
     torch.manual_seed(sum(sizes))
     x, weights, biases = fp8_blocks.arguments(*sizes)
     grad = 20 * torch.randn_like(x)
     quantised = quantise_weights(weights, biases, scale=scale)
     right = fp8_blocks.forward_and_backward(x, weights, biases, grad, slope, scale)
     for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, 1e-5)):
-        given = x.to(dtype).contiguous(memory_format=memory_format)
-        found = results(given, quantised, grad.to(dtype), slope=slope)
-        assert found[0].dtype == found[1].dtype == dtype
-        assert found[0].is_contiguous(memory_format=memory_format)
-        for one, wanted in zip(found, right, strict=True):
-            assert near(one, wanted) <= tolerance
+        inputs = x.to(dtype).contiguous(memory_format=memory_format)
+        actual = results(inputs, quantised, grad.to(dtype), slope=slope)
+        assert actual[0].dtype == actual[1].dtype == dtype
+        assert actual[0].is_contiguous(memory_format=memory_format)
+        for tensor, expected in zip(actual, right, strict=True):
+            assert near(tensor, expected) <= tolerance
     low, low_grad = x.bfloat16(), grad.bfloat16()
     right = fp8_blocks.forward_and_backward(low, weights, biases, low_grad, slope, scale)
-    for one, wanted in zip(results(low, quantised, low_grad, slope=slope), right, strict=True):
-        assert one.dtype == torch.bfloat16
-        assert near(one, wanted) <= 4e-3
+    for tensor, expected in zip(results(low, quantised, low_grad, slope=slope), right, strict=True):
+        assert tensor.dtype == torch.bfloat16
+        assert near(tensor, expected) <= 4e-3
 
 
-def test_error_beside_the_exact_block() -> None:
-    """What the five convolutions add, and their gradient: a twentieth and an eighth off; 4.2% and 12% were measured."""
+def test_error_against_exact_block() -> None:
+    """Relative error of what the convolutions add, and of its gradient; 4.2% and 12% were measured."""
     torch.manual_seed(0)
     x, weights, biases = fp8_blocks.arguments(2, 64, 32, 12, 12)
     grad = 20 * torch.randn_like(x)
@@ -68,7 +68,7 @@ def test_error_beside_the_exact_block() -> None:
     assert 0.05 < near(grad_x - grad, exact_grad - grad) < 0.14
 
 
-def test_large_values_become_the_largest_and_nan_stays() -> None:
+def test_saturates_and_keeps_nan() -> None:
     torch.manual_seed(1)
     x, weights, biases = fp8_blocks.arguments(1, 4, 3, 5, 5)
     quantised = quantise_weights(weights, biases)
@@ -77,31 +77,33 @@ def test_large_values_become_the_largest_and_nan_stays() -> None:
     out, grad_x = results(large, quantised, 1e6 * torch.ones_like(x))
     assert out.isfinite().all()
     assert grad_x.isfinite().all()
-    assert 1e6 - 1000 < out[0, 0, 2, 2] < 1e6 + 1000  # the residual is exact, what is added stays within e4m3's reach
+    assert (
+        1e6 - 1000 < out[0, 0, 2, 2] < 1e6 + 1000
+    )  # the residual is exact, the rest saturates at e4m3's largest number
     large[0, 0, 2, 2] = float("nan")
     assert results(large, quantised, torch.ones_like(x))[0].isnan().any()
     weights[0][1, 2, 1, 1] = float("nan")
     assert results(x, quantise_weights(weights, biases), torch.ones_like(x))[0].isnan().any()
 
 
-def test_weights_of_zero_have_no_factor_of_zero() -> None:
+def test_zero_weights_have_nonzero_factors() -> None:
     x, weights, biases = fp8_blocks.arguments(1, 4, 3, 5, 5)
-    out, grad = results(x, quantise_weights([0 * one for one in weights], [0 * one for one in biases]), x)
+    out, grad = results(x, quantise_weights([0 * tensor for tensor in weights], [0 * tensor for tensor in biases]), x)
     assert torch.equal(out, x)
     assert torch.equal(grad, x)
 
 
-def test_several_blocks_are_quantised_as_each_alone() -> None:
-    made = [fp8_blocks.arguments(1, 5, 3, 2, 2)[1:] for _ in range(3)]
-    stacked = [[torch.stack(same) for same in zip(*kind, strict=True)] for kind in zip(*made, strict=True)]
+def test_quantises_stacked_blocks() -> None:
+    results = [fp8_blocks.arguments(1, 5, 3, 2, 2)[1:] for _ in range(3)]
+    stacked = [[torch.stack(same) for same in zip(*kind, strict=True)] for kind in zip(*results, strict=True)]
     together = quantise_weights(*stacked)
-    for index, (weights, biases) in enumerate(made):
+    for index, (weights, biases) in enumerate(results):
         for several, alone in zip(together.block(index), quantise_weights(weights, biases), strict=True):
-            for one, other in zip(several, alone, strict=True):
-                assert one.is_contiguous()
-                assert torch.equal(one, other)
+            for tensor, other in zip(several, alone, strict=True):
+                assert tensor.is_contiguous()
+                assert torch.equal(tensor, other)
     with pytest.raises(ValueError, match=r"weights must be those of one block, had kernels of shape \(3, 9, 3, 5\)"):
-        block(made[0][0][0].new_zeros(1, 5, 2, 2), together)
+        block(results[0][0][0].new_zeros(1, 5, 2, 2), together)
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
@@ -113,19 +115,19 @@ def test_opcheck(dtype: torch.dtype, memory_format: torch.memory_format) -> None
     torch.library.opcheck(forward_op, (x, *quantised, 0.2, "reference"))
 
 
-def test_in_a_compiled_function() -> None:
+def test_compiles_to_one_graph() -> None:
     torch.manual_seed(2)
     x, weights, biases = fp8_blocks.arguments(2, 5, 3, 4, 6)
     quantised = quantise_weights(weights, biases)
-    compiled = torch.compile(lambda given: block(given, quantised) * 2, fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(lambda inputs: block(inputs, quantised) * 2, fullgraph=True, backend="aot_eager")
     leaf = x.requires_grad_()
-    found, right = compiled(leaf), block(leaf, quantised) * 2
-    assert torch.equal(found, right)
-    assert torch.equal(*(torch.autograd.grad(one.sum(), leaf)[0] for one in (found, right)))
+    actual, right = compiled(leaf), block(leaf, quantised) * 2
+    assert torch.equal(actual, right)
+    assert torch.equal(*(torch.autograd.grad(tensor.sum(), leaf)[0] for tensor in (actual, right)))
 
 
 def test_autocast_and_operations() -> None:
-    """Cast as the block is; as many operations as the frozen block's."""
+    """Casts and operation counts are those of the frozen residual_dense_block."""
     x, weights, biases = fp8_blocks.arguments(2, 8, 4, 5, 6)
     quantised = quantise_weights(weights, biases)
     counts = []
@@ -166,7 +168,7 @@ def test_errors() -> None:
 
 
 @pytest.mark.parametrize(("capability", "runs"), [((8, 0), False), ((8, 6), False), ((8, 9), True), ((9, 0), True)])
-def test_older_gpus_are_refused_by_name(
+def test_triton_needs_compute_capability_8_9(
     capability: tuple[int, int], runs: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(_triton, "why_not", lambda device_type: None)

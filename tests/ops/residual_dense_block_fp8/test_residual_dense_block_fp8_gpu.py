@@ -1,4 +1,4 @@
-"""The dense block's Triton kernels with 8-bit operands on a GPU, against the reference there."""
+"""The fp8 dense block's Triton kernels on a GPU, against the reference on the same GPU."""
 
 import fp8_blocks
 import pytest
@@ -31,7 +31,7 @@ def _fp8_units() -> None:
 def make(dtype: torch.dtype, sizes: tuple[int, ...]) -> tuple[Tensor, Fp8Weights, Tensor]:
     torch.manual_seed(sum(sizes))
     x, weights, biases = fp8_blocks.arguments(*sizes)
-    quantised = quantise_weights([one.cuda() for one in weights], [one.cuda() for one in biases])
+    quantised = quantise_weights([tensor.cuda() for tensor in weights], [tensor.cuda() for tensor in biases])
     x = x.to("cuda", dtype).contiguous(memory_format=torch.channels_last)
     return x, quantised, 20 * torch.randn_like(x)
 
@@ -62,17 +62,17 @@ def test_on_a_gpu(dtype: torch.dtype, sizes: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
-def test_quantise_rounds_as_torch_does_on_a_gpu(dtype: torch.dtype) -> None:
+def test_quantise_matches_torch_on_a_gpu(dtype: torch.dtype) -> None:
     values = torch.arange(-(2**15), 2**15, dtype=torch.int16).view(torch.float16).cuda()
     x = values.reshape(1, 64, 32, 32).contiguous(memory_format=torch.channels_last)
-    found = kernels.quantise(x, dtype).permute(0, 3, 1, 2).float()
+    actual = kernels.quantise(x, dtype).permute(0, 3, 1, 2).float()
     largest = torch.finfo(dtype).max
     right = x.float().clamp(-largest, largest).to(dtype).float()
-    torch.testing.assert_close(found, right, rtol=0, atol=0, equal_nan=True)
+    torch.testing.assert_close(actual, right, rtol=0, atol=0, equal_nan=True)
 
 
-def test_in_a_captured_graph_with_new_weights() -> None:
-    """G's body quantises inside the graph: a replay after the weights moved is of the new ones."""
+def test_cuda_graph_reads_new_weights() -> None:
+    """G's body quantises inside the graph, so a replay uses the current weights."""
     torch.manual_seed(0)
     generator = RRDBNet(blocks=2, features=16, growth=8).cuda().bfloat16().to(memory_format=torch.channels_last)
     lr = torch.rand(2, 3, 16, 16, device="cuda", dtype=torch.bfloat16)
@@ -90,9 +90,9 @@ def test_in_a_captured_graph_with_new_weights() -> None:
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
-            found = gradient()
+            actual = gradient()
         with torch.no_grad():
-            for one in generator.parameters():
-                one.mul_(1.25)
+            for tensor in generator.parameters():
+                tensor.mul_(1.25)
         graph.replay()
-        assert_near(found, gradient().double(), 1e-3, "the gradient to LR")
+        assert_near(actual, gradient().double(), 1e-3, "the gradient to LR")

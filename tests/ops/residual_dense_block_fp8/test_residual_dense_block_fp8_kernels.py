@@ -1,7 +1,7 @@
-"""The dense block's Triton kernels with 8-bit operands against the reference, in Triton's interpreter.
+"""The fp8 dense block's Triton kernels against the reference, in Triton's interpreter.
 
-This file runs itself again in the interpreter, see triton_interpreter; what is under ``if INTERPRETED`` runs there
-only. The interpreter has x as fp32 and fp16, as it gets bf16 wrong; that is tested on a GPU.
+This file reruns itself in the interpreter, see triton_interpreter; tests under ``if INTERPRETED`` run only there. The
+interpreter computes bf16 incorrectly, so x is fp32 or fp16 here; bf16 is tested on a GPU.
 """
 
 import random
@@ -32,23 +32,23 @@ if not INTERPRETED:
     def test_in_the_interpreter(part: str) -> None:
         triton_interpreter.run(__file__, part)
 
-    def test_the_table_is_complete() -> None:
+    def test_config_table_is_complete() -> None:
         for entries in TABLE.values():
             assert set(entries) == set(OUTPUT_BLOCKS)
             assert all(config.block_k in REDUCTION_BLOCKS for config in entries.values())
 
-    def test_what_is_kept_is_known_on_fake_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
-        """At full size: 16 bytes a pixel, and weights."""
+    def test_saved_tensors_of_fake_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+        """At training size: 16 bytes per pixel, and the weights."""
         monkeypatch.setitem(dispatch._TABLE[NAME], "triton", dispatch.everywhere)
         kept: list[Tensor] = []
-        with FakeTensorMode(), torch.autograd.graph.saved_tensors_hooks(kept.append, lambda one: one):
+        with FakeTensorMode(), torch.autograd.graph.saved_tensors_hooks(kept.append, lambda tensor: tensor):
             x, weights, biases = fp8_blocks.arguments(48, 64, 32, 64, 64)
             x = x.bfloat16().contiguous(memory_format=torch.channels_last).requires_grad_()
             quantised = quantise_weights(weights, biases)
             residual_dense_block_fp8(x, quantised, impl="triton")
-        sizes = sorted(one.nbytes for one in kept)
+        sizes = sorted(tensor.nbytes for tensor in kept)
         assert sizes[-1] == 16 * 48 * 64 * 64
-        assert sum(sizes[:-1]) == sum(one.nbytes for one in (*quantised.kernels, *quantised.factors))
+        assert sum(sizes[:-1]) == sum(tensor.nbytes for tensor in (*quantised.kernels, *quantised.factors))
 
 
 if INTERPRETED:
@@ -66,20 +66,20 @@ if INTERPRETED:
         return [out.detach(), bits, *torch.autograd.grad(out, leaf, grad)]
 
     def _exact(draw: torch.Generator, n: int, features: int, growth: int, height: int, width: int) -> Any:
-        """Weights of 448 / 128, half of it or 0, x and biases in eighths: every sum is exact, whatever its order."""
+        """Weights of 448 / 128, half of that or 0, x and biases in eighths: every sum is exact in any order."""
         x = torch.randint(-8, 9, (n, features, height, width), generator=draw) / 8
         weights = []
         for k in range(5):
             shape = (growth if k < 4 else features, features + k * growth, 3, 3)
             chosen = torch.randint(-2, 3, shape, generator=draw) * (torch.rand(shape, generator=draw) < 0.2)
-            chosen[:, 0, 0, 0] = 2  # the largest, so that the factor is a power of two
+            chosen[:, 0, 0, 0] = 2  # the largest value, so that the factor is a power of two
             chosen[0] = 2 * chosen[0].sign()
             weights.append(chosen * 448 / 1024)
-        return x, weights, [torch.randint(-8, 9, (one.shape[0],), generator=draw) / 8 for one in weights]
+        return x, weights, [torch.randint(-8, 9, (tensor.shape[0],), generator=draw) / 8 for tensor in weights]
 
     @pytest.mark.parametrize("seed", range(CASES))
     def test_parity(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Forward, signs and backward; equal to the last bit where sums are exact, and where they are not nearly."""
+        """Forward, signs and backward; bitwise equal where sums are exact, else close."""
         g = random.Random(seed)
         draw = torch.Generator().manual_seed(seed)
         n, height, width = g.choice([1, 1, 2]), g.randint(1, 9), g.randint(1, 9)
@@ -110,35 +110,39 @@ if INTERPRETED:
                 monkeypatch.setitem(entries, block, config)
         quantised = quantise_weights(weights, biases)
         slope = g.choice([0.0, 0.25, 1.0])
-        found = _results(x, quantised, grad, slope, "triton")
+        actual = _results(x, quantised, grad, slope, "triton")
         right = _results(x, quantised, grad, slope, "reference")
         what = f"seed {seed}, {tuple(x.shape)}, growth {growth}, slope {slope}, {config}"
-        for one, wanted, name in zip(found, right, ("out", "bits", "gradient"), strict=True):
-            assert one.dtype == wanted.dtype, f"{name}, {what}"
-            assert one.stride() == wanted.stride(), f"{name}, {what}"
-            if exact and name != "out":  # of which the scale of 0.2 makes numbers that are not
-                torch.testing.assert_close(one, wanted, rtol=1e-5, atol=1e-5, equal_nan=True, msg=f"{name}, {what}")
+        for tensor, expected, name in zip(actual, right, ("out", "bits", "gradient"), strict=True):
+            assert tensor.dtype == expected.dtype, f"{name}, {what}"
+            assert tensor.stride() == expected.stride(), f"{name}, {what}"
+            if exact and name != "out":  # the scale of 0.2 is not exact
+                torch.testing.assert_close(
+                    tensor, expected, rtol=1e-5, atol=1e-5, equal_nan=True, msg=f"{name}, {what}"
+                )
             elif name != "bits":
-                torch.testing.assert_close(one, wanted, rtol=3e-3, atol=3e-3, equal_nan=True, msg=f"{name}, {what}")
+                torch.testing.assert_close(
+                    tensor, expected, rtol=3e-3, atol=3e-3, equal_nan=True, msg=f"{name}, {what}"
+                )
 
-    def test_an_empty_batch() -> None:
+    def test_empty_batch() -> None:
         x, weights, biases = fp8_blocks.arguments(0, 4, 3, 5, 6)
         out, bits, grad = _results(x, quantise_weights(weights, biases), x, 0.2, "triton")
         assert out.shape == grad.shape == x.shape
         assert bits.shape == (4, 0, 5, 6, 1)
 
-    def test_two_runs_give_the_same_bits() -> None:
+    def test_is_deterministic() -> None:
         x, weights, biases = fp8_blocks.arguments(1, 8, 8, 4, 5)
         quantised = quantise_weights(weights, biases)
         once, again = (_results(x, quantised, x, 0.2, "triton") for _ in range(2))
         assert all(map(torch.equal, once, again))
 
     @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
-    def test_quantise_rounds_as_torch_does(dtype: torch.dtype) -> None:
-        """Every fp16 number there is; what is too large becomes the largest."""
+    def test_quantise_matches_torch(dtype: torch.dtype) -> None:
+        """All fp16 values; conversion saturates."""
         values = torch.arange(-(2**15), 2**15, dtype=torch.int16).view(torch.float16)
         x = values.reshape(1, 64, 32, 32).contiguous(memory_format=torch.channels_last)
-        found = kernels.quantise(x, dtype).permute(0, 3, 1, 2).float()
+        actual = kernels.quantise(x, dtype).permute(0, 3, 1, 2).float()
         largest = torch.finfo(dtype).max
         right = x.float().clamp(-largest, largest).to(dtype).float()
-        torch.testing.assert_close(found, right, rtol=0, atol=0, equal_nan=True)
+        torch.testing.assert_close(actual, right, rtol=0, atol=0, equal_nan=True)

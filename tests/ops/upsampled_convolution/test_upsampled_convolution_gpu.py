@@ -20,7 +20,7 @@ SLOPE = 0.2
 def make(
     dtype: torch.dtype, n: int = 2, c_in: int = 64, c_out: int = 64, height: int = 64, width: int = 64
 ) -> list[Tensor]:
-    """x, weight and bias; a summand of 2 or -2 keeps every result clear of zero, where its gradient jumps."""
+    """x, weight and bias; a term of 2 or -2 keeps pre-activations away from zero, where the gradient jumps."""
 
     def signs(*shape: int) -> Tensor:
         return torch.where(torch.rand(shape, device="cuda") < 0.5, 1.0, -1.0)
@@ -30,18 +30,20 @@ def make(
     weight = torch.randn(c_out, c_in, 3, 3, device="cuda") / (18 * c_in**0.5)
     weight[:, 0, 1, 1] = signs(c_out)
     bias = torch.randn(c_out, device="cuda") / 10
-    return [one.to(dtype).requires_grad_() for one in (x.contiguous(memory_format=torch.channels_last), weight, bias)]
+    return [
+        tensor.to(dtype).requires_grad_() for tensor in (x.contiguous(memory_format=torch.channels_last), weight, bias)
+    ]
 
 
 def run(arguments: list[Tensor], grad: Tensor, frozen: bool, factor: int, slope: float = SLOPE) -> list[Tensor]:
-    """The result and the gradients: to x alone with frozen weights, else to everything."""
-    parameters = [one.detach() for one in arguments[1:]] if frozen else arguments[1:]
+    """The result and the gradients: to x only with frozen weights, else to all arguments."""
+    parameters = [tensor.detach() for tensor in arguments[1:]] if frozen else arguments[1:]
     out = upsampled_convolution(arguments[0], *parameters, factor=factor, slope=slope, impl="triton")
     return [out, *torch.autograd.grad(out, arguments[:1] if frozen else arguments, grad)]
 
 
 def exact(arguments: list[Tensor], grad: Tensor, factor: int, slope: float = SLOPE) -> list[Tensor]:
-    leaves = [one.detach().double().requires_grad_() for one in arguments]
+    leaves = [tensor.detach().double().requires_grad_() for tensor in arguments]
     out = upsampled_convolution_reference(*leaves, factor=factor, slope=slope)
     return [out, *torch.autograd.grad(out, leaves, grad.double())]
 
@@ -60,37 +62,39 @@ def incoming(arguments: list[Tensor], factor: int) -> Tensor:
 def test_on_a_gpu(
     dtype: torch.dtype, sizes: tuple[int, ...], factor: int, frozen: bool, warps: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With 4 and with 8 warps, against float64, with and without an activation; and two runs give the same bits."""
+    """With 4 and 8 warps, with and without an activation, against float64; two runs give the same bits."""
     for entries in TABLE.values():
         for key, config in entries.items():
             monkeypatch.setitem(entries, key, config._replace(warps=warps, registers=MAX_REGISTERS))
     arguments = make(dtype, 2, *sizes)
     grad = incoming(arguments, factor)
     for slope in (SLOPE, 1.0):
-        found, again = (run(arguments, grad, frozen, factor, slope) for _ in range(2))
+        actual, again = (run(arguments, grad, frozen, factor, slope) for _ in range(2))
         right = exact(arguments, grad, factor, slope)
-        for one, other, wanted, name in zip(found, again, right, NAMES, strict=False):
-            if name != "weight":  # that is PyTorch's, which promises nothing
-                assert torch.equal(one, other), name
-            assert_near(one, wanted, TOLERANCES[dtype], f"{name}, {sizes}, x{factor}, frozen {frozen}, slope {slope}")
+        for tensor, other, expected, name in zip(actual, again, right, NAMES, strict=False):
+            if name != "weight":  # PyTorch's gradient to weight is not deterministic
+                assert torch.equal(tensor, other), name
+            assert_near(
+                tensor, expected, TOLERANCES[dtype], f"{name}, {sizes}, x{factor}, frozen {frozen}, slope {slope}"
+            )
 
 
 @pytest.mark.parametrize("frozen", [False, True])
 @pytest.mark.parametrize(("factor", "side"), [(2, 64), (2, 128), (1, 256)])
-def test_at_the_size_of_training_on_a_gpu(factor: int, side: int, frozen: bool) -> None:
-    """The three layers of G's tail, with the table's own configurations."""
+def test_training_size_on_a_gpu(factor: int, side: int, frozen: bool) -> None:
+    """The three layers of G's tail, with the configurations of the table."""
     arguments = make(torch.bfloat16, 8, 64, 64, side, side)
     grad = incoming(arguments, factor)
-    found, right = run(arguments, grad, frozen, factor), exact(arguments, grad, factor)
-    for one, wanted, name in zip(found, right, NAMES, strict=False):
-        assert_near(one, wanted, TOLERANCES[torch.bfloat16], f"{name}, frozen {frozen}")
+    actual, right = run(arguments, grad, frozen, factor), exact(arguments, grad, factor)
+    for tensor, expected, name in zip(actual, right, NAMES, strict=False):
+        assert_near(tensor, expected, TOLERANCES[torch.bfloat16], f"{name}, frozen {frozen}")
 
 
 @pytest.mark.parametrize("frozen", [False, True])
-def test_memory_between_the_passes_on_a_gpu(frozen: bool) -> None:
-    """Beyond x and the result, a bit an element of it with frozen weights and an activation, else nothing."""
+def test_saved_memory_on_a_gpu(frozen: bool) -> None:
+    """Besides x and the result, one bit per element is saved with frozen weights and an activation, else nothing."""
     arguments = make(torch.bfloat16, 16)
-    parameters = [one.detach() for one in arguments[1:]] if frozen else arguments[1:]
+    parameters = [tensor.detach() for tensor in arguments[1:]] if frozen else arguments[1:]
     for slope, bits in ((SLOPE, 64 if frozen else 0), (1.0, 0)):
         for measured in (False, True):  # the first call compiles
             torch.cuda.synchronize()
@@ -102,7 +106,7 @@ def test_memory_between_the_passes_on_a_gpu(frozen: bool) -> None:
 
 
 @pytest.mark.parametrize("frozen", [False, True])
-def test_a_captured_graph_replays_on_a_gpu(frozen: bool) -> None:
+def test_cuda_graph_on_a_gpu(frozen: bool) -> None:
     arguments = make(torch.bfloat16, 2, 64, 64, 24, 40)
     grad = incoming(arguments, 2)
     side = torch.cuda.Stream()
@@ -116,11 +120,11 @@ def test_a_captured_graph_replays_on_a_gpu(frozen: bool) -> None:
     with torch.no_grad():
         arguments[0].copy_(torch.randn_like(arguments[0]))
     graph.replay()
-    for one, right in zip(captured, run(arguments, grad, frozen, 2), strict=True):
-        torch.testing.assert_close(one, right, rtol=1e-2, atol=1e-2)
+    for tensor, right in zip(captured, run(arguments, grad, frozen, 2), strict=True):
+        torch.testing.assert_close(tensor, right, rtol=1e-2, atol=1e-2)
 
 
-def test_one_node_under_torch_compile_and_autocast_on_a_gpu() -> None:
+def test_compile_under_autocast_on_a_gpu() -> None:
     arguments = make(torch.float32, 2, 16, 8, 16, 24)
 
     def loss(*inputs: Tensor) -> Tensor:
