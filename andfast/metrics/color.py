@@ -44,6 +44,11 @@ def luma(images: Tensor, *, y_range: YRange = "studio", rounded: bool = False) -
     return (y + 0.5).floor() if rounded else y
 
 
+def levels(images: Tensor) -> Tensor:
+    """Images, uint8 or floating point in [0, 1], on a scale of 0 to 255 in float64; floats are not quantized."""
+    return images.double() if images.dtype == torch.uint8 else images.double() * PEAK
+
+
 def image_pair(sr: Tensor, hr: Tensor, *, crop_border: int, min_size: int) -> tuple[Tensor, Tensor]:
     """Validate SR and HR and crop the border; each becomes (N, 3, h, w) in its own dtype.
 

@@ -1,8 +1,8 @@
-"""PSNR on the Y channel."""
+"""PSNR on the Y channel and in RGB."""
 
 from torch import Tensor
 
-from andfast.metrics.color import PEAK, YRange, luma_pair
+from andfast.metrics.color import PEAK, YRange, image_pair, levels, luma_pair
 
 
 def psnr_y(
@@ -27,5 +27,24 @@ def psnr_y(
         TypeError, ValueError: invalid images, mismatched shapes or devices.
     """
     a, b = luma_pair(sr, hr, crop_border=crop_border, y_range=y_range, rounded=rounded, min_size=1)
+    mse = (a - b).square().mean(dim=(1, 2, 3))
+    return 10 * (PEAK**2 / mse).log10()
+
+
+def psnr_rgb(sr: Tensor, hr: Tensor, *, crop_border: int = 0) -> Tensor:
+    """PSNR in dB over all three RGB channels, per image: 10 log10(255^2 / MSE); infinite for equal images.
+
+    Unlike `psnr_y`, it sees color shifts of equal luma.
+
+    Args:
+        sr, hr, crop_border: as for `psnr_y`.
+
+    Returns:
+        (N,), float64, on the inputs' device; (1,) for a single image.
+
+    Raises:
+        TypeError, ValueError: invalid images, mismatched shapes or devices.
+    """
+    a, b = (levels(image) for image in image_pair(sr, hr, crop_border=crop_border, min_size=1))
     mse = (a - b).square().mean(dim=(1, 2, 3))
     return 10 * (PEAK**2 / mse).log10()
