@@ -124,16 +124,16 @@ def test_builds_and_fits_both_architectures(tmp_path):
     environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment["PATH"]])  # ninja
     command = [sys.executable, "setup.py", "build_ext", "--inplace"]
     done = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True, check=False)
-    said = done.stdout + done.stderr
-    if "asks for the CUDA part: " in said:
-        pytest.skip(said.strip().splitlines()[-1])  # a toolkit of another version
-    assert done.returncode == 0, said[-5000:]
-    found = [kernel for kernel in KERNEL.findall(said) if "convolution" not in kernel[0]]
-    assert {arch for _, arch, *_ in found} == {"sm_80", "sm_90"}
-    assert len(found) == 2 * KERNELS
-    for name, arch, stack, spilled, registers in found:
+    output = done.stdout + done.stderr
+    if "asks for the CUDA part: " in output:
+        pytest.skip(output.strip().splitlines()[-1])  # toolkit of another version
+    assert done.returncode == 0, output[-5000:]
+    kernels = [kernel for kernel in KERNEL.findall(output) if "convolution" not in kernel[0]]
+    assert {arch for _, arch, *_ in kernels} == {"sm_80", "sm_90"}
+    assert len(kernels) == 2 * KERNELS
+    for name, arch, stack, spilled, registers in kernels:
         assert (int(stack), int(spilled)) == (0, 0), (name, arch, stack, spilled)
-        # 65,536 registers for 3 blocks of 288 threads; where a chunk's values have columns of their own, for 1 or 2.
+        # 65,536 registers for 3 blocks of 288 threads; 1 or 2 blocks where each value of a chunk has its own column.
         narrow = "any_kernel" not in name and ("LayoutE0" in name or ("7Forward" in name and "LayoutE1" in name))
         assert int(registers) <= (72 if narrow else 112), (name, arch, registers)
     environment["PYTHONPATH"] = str(tree)

@@ -23,7 +23,7 @@ from andfast.functional.residual_dense_block import backward_op, forward_op, res
 from andfast.functional.selftest import self_test
 from andfast.kernels.common.config import KernelConfig
 
-CASES = 72
+CASES = 48
 PARTS = 2
 NAMES = ("out", "x", *(f"weight {k}" for k in range(5)), *(f"bias {k}" for k in range(5)))
 
