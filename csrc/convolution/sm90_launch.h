@@ -2,6 +2,8 @@
 // Without CUDA, so that the emulator has the same.
 #pragma once
 
+#include <type_traits>
+
 #include "pack.h"
 #include "sm90_layout.h"
 
@@ -25,12 +27,12 @@ struct TensorView {
 // Even and odd columns of a block lie apart where the width is even.
 inline bool rows_in_pairs(const Problem& problem) { return problem.width % 2 == 0; }
 
-inline TensorView rows_view(const Problem& problem, const Channels& source) {
+inline TensorView rows_view(const Problem& problem, const Channels& source, bool pairs) {
   const int64_t pixel = 2 * source.pixel_stride;
   const int64_t row = pixel * problem.width;
   TensorView view{source.data};
   view.add(source.count, 2, kChunkChannels);
-  if (rows_in_pairs(problem)) {
+  if (pairs) {
     view.add(problem.width / 2, 2 * pixel, 8);
     view.add(2, pixel, 2);
   } else {
@@ -119,41 +121,43 @@ void fill_launch(Launch& launch, const Problem& problem) {
 
 // ---- packed weights: (stage, tap, row of outputs, 32 channels), swizzled
 
-ANDFAST_HOST_DEVICE int64_t packed_elements(const Shape& shape) {
+template <bool kRows, Resampling kResampling>
+using Tile = std::conditional_t<kRows, Rows, Taps<kResampling>>;
+
+ANDFAST_HOST_DEVICE int packed_elements(const Shape& shape) {
   return with_kernel(shape, [&]<bool kRows, Resampling kResampling>() {
-    const int weight_bytes = kRows ? Rows::kWeightBytes : Taps<kResampling>::kWeightBytes;
-    return static_cast<int64_t>(plan<kRows, kResampling>(shape).chunks) * weight_bytes / 2;
+    using T = Tile<kRows, kResampling>;
+    return (source_chunks(shape, 0, T::kChunkPhases) + source_chunks(shape, 1, T::kChunkPhases)) * T::kWeightBytes / 2;
   });
 }
 
 template <bool kRows, Resampling kResampling>
-ANDFAST_HOST_DEVICE PackedElement packed_element(const Plan& plan, int index) {
-  using T = Taps<kResampling>;
-  constexpr int kSlots = kRows ? Rows::kSlots : T::kSlots;
-  constexpr int kOutputs = kRows ? Rows::kOutputs : T::kOutputs;
+ANDFAST_HOST_DEVICE PackedElement packed_element(const Shape& shape, int index) {
+  using T = Tile<kRows, kResampling>;
   const int position = index % kChunkChannels;
-  const int row = index / kChunkChannels % (kSlots * kOutputs);
-  const int slot = row / kOutputs;
-  int chunk = index / kChunkChannels / (kSlots * kOutputs);
+  const int row = index / kChunkChannels % (T::kSlots * T::kOutputs);
+  const int slot = row / T::kOutputs;
+  int chunk = index / kChunkChannels / (T::kSlots * T::kOutputs);
+  const int of_first = source_chunks(shape, 0, T::kChunkPhases);
 
   PackedElement e;
-  e.output = kRows ? Rows::output_of_row(row % kOutputs) : T::output_of_row(row % kOutputs);
-  e.source = chunk >= plan.source_chunks[0] ? 1 : 0;
-  chunk -= e.source == 1 ? plan.source_chunks[0] : 0;
+  e.output = T::output_of_row(row % T::kOutputs);
+  e.source = chunk >= of_first ? 1 : 0;
+  chunk -= e.source == 1 ? of_first : 0;
   const int unit = position / kUnitChannels ^ (row >> 1 & 3);
   e.channel = chunk / T::kChunkPhases * kChunkChannels + unit * kUnitChannels + position % kUnitChannels;
-  if (kResampling == Resampling::kNone) {
+  if constexpr (kResampling == Resampling::kNone) {
     e.row_taps[0] = e.row_taps[1] = slot / 3;
     e.column_taps[0] = e.column_taps[1] = slot % 3;
-    return e;
-  }
-  const int phase = T::kDown ? chunk % T::kChunkPhases : slot / T::kTaps;
-  const int starts[2] = {mma::window_start(kResampling, phase / 2), mma::window_start(kResampling, phase % 2)};
-  const int which[2] = {slot % T::kTaps / 2, slot % 2};
-  int* const taps[2] = {e.row_taps, e.column_taps};
-  for (int axis = 0; axis < 2; ++axis) {  // mma_tile.h, window_start
-    taps[axis][0] = which[axis] == 0 ? 0 : starts[axis] + 1;
-    taps[axis][1] = which[axis] == 0 ? starts[axis] : 2;
+  } else {
+    const int phase = T::kDown ? chunk % T::kChunkPhases : slot / T::kTaps;
+    const int starts[2] = {mma::window_start(kResampling, phase / 2), mma::window_start(kResampling, phase % 2)};
+    const int which[2] = {slot % T::kTaps / 2, slot % 2};
+    int* const taps[2] = {e.row_taps, e.column_taps};
+    for (int axis = 0; axis < 2; ++axis) {  // mma_tile.h, window_start
+      taps[axis][0] = which[axis] == 0 ? 0 : starts[axis] + 1;
+      taps[axis][1] = which[axis] == 0 ? starts[axis] : 2;
+    }
   }
   return e;
 }

@@ -32,6 +32,7 @@ struct Rows {
   static constexpr int kBlocks = 4;                      // blocks of 16 columns, each brought by a TMA copy of its own
   static constexpr int kBlockBytes = kHaloHeight * 16 * kRowBytes;
   static constexpr int kStageBytes = kBlocks * kBlockBytes;
+  static constexpr int kChunkPhases = 1;
   static constexpr int kSlots = 9;                       // taps of a chunk of weights
   static constexpr int kWeightBytes = kSlots * kOutputs * kRowBytes;
   static constexpr int kConsumers = 2;                   // warpgroups
@@ -91,11 +92,16 @@ ANDFAST_HOST_DEVICE constexpr int shared_bytes(int stages, int stage_bytes, int 
          kBarrierBytes;
 }
 
+// Stages that a source's channels take.
+ANDFAST_HOST_DEVICE constexpr int source_chunks(const Shape& shape, int source, int chunk_phases) {
+  return ceil_div(shape.source_channels[source], kChunkChannels) * chunk_phases;
+}
+
 // With resident weights, as many stages as fit, at least `min_stages`; else weights are streamed with the tiles, if they may.
 ANDFAST_HOST_DEVICE constexpr Plan make_plan(
     const Shape& shape, int stage_bytes, int weight_bytes, int chunk_phases, int min_stages, bool may_stream) {
   Plan plan{};
-  for (int s = 0; s < 2; ++s) plan.source_chunks[s] = ceil_div(shape.source_channels[s], kChunkChannels) * chunk_phases;
+  for (int s = 0; s < 2; ++s) plan.source_chunks[s] = source_chunks(shape, s, chunk_phases);
   plan.chunks = plan.source_chunks[0] + plan.source_chunks[1];
   for (int way = 0; way < (may_stream ? 2 : 1); ++way) {
     const bool resident = way == 0;
@@ -121,8 +127,8 @@ ANDFAST_HOST_DEVICE constexpr Plan plan_taps(const Shape& shape) {
   using T = Taps<kResampling>;
   // Three stages where weights could be streamed instead; upsampling keeps a tile's chunks for all four phases, so that it
   // needs them twice for the next tile to arrive meanwhile.
-  const int channels = ceil_div(shape.source_channels[0], 32) + ceil_div(shape.source_channels[1], 32);
-  const int min_stages = T::kUp ? (channels > 1 ? 2 * channels : 2) : T::kDown ? 2 : 3;
+  const int chunks = source_chunks(shape, 0, 1) + source_chunks(shape, 1, 1);
+  const int min_stages = T::kUp ? 2 * chunks : T::kDown ? 2 : 3;
   return make_plan(shape, T::kStageBytes, T::kWeightBytes, T::kChunkPhases, min_stages, !T::kUp && !T::kDown);
 }
 

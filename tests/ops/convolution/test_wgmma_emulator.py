@@ -89,6 +89,15 @@ def test_sizes_of_growth(height, width):
     check(Case((40, 32), 32, height, width, images=2, multiprocessors=1))
 
 
+def test_even_widths_by_the_kernel_for_odd_ones():
+    library = compiled(DRIVER)
+    library.set_without_pairs(ctypes.c_bool(True))
+    try:
+        check(Case((64, 32), 32, 9, 66, images=2, in_place=True, multiprocessors=2))
+    finally:
+        library.set_without_pairs(ctypes.c_bool(False))
+
+
 @pytest.mark.parametrize("resampling", [NO_RESAMPLING, UPSAMPLE, UPSAMPLE_ADJOINT], ids=["none", "up", "adjoint"])
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 33), (16, 16), (32, 16), (33, 17)])
 def test_sizes_of_64_outputs(height, width, resampling):

@@ -10,6 +10,9 @@ namespace {
 
 using namespace andfast::convolution::sm90;
 
+// Whether even widths take the kernel for odd ones, as they do if the driver does not encode their maps.
+bool without_pairs = false;
+
 emulator::Map map_of(const TensorView& view) {
   emulator::Map map;
   map.data = static_cast<const uint8_t*>(view.data);
@@ -23,17 +26,18 @@ emulator::Map map_of(const TensorView& view) {
 template <Dtype kDtype, bool kRows, Resampling kResampling>
 int64_t launch_kernel(const Problem& problem, int multiprocessors) {
   Launch l;
+  const bool pairs = kRows && rows_in_pairs(problem) && !without_pairs;
   for (int s = 0; s < 2; ++s) {
     const Channels& source = problem.sources[problem.sources[1].count > 0 ? s : 0];
-    l.maps[s] = map_of(kRows ? rows_view(problem, source) : taps_view<kResampling>(problem, source));
+    l.maps[s] = map_of(kRows ? rows_view(problem, source, pairs) : taps_view<kResampling>(problem, source));
   }
   fill_launch<kRows, kResampling>(l, problem);
   const int blocks = std::min(l.tiles, multiprocessors);
   const int threads = kRows ? Rows::kThreads : Taps<kResampling>::kThreads;
-  emulator::launch_sm90(blocks, threads, l.plan.shared_bytes, 65536 / threads / 8 * 8, [&l] {
+  emulator::launch_sm90(blocks, threads, l.plan.shared_bytes, 65536 / threads / 8 * 8, [&l, pairs] {
     if constexpr (!kRows) {
       convolve_taps<kDtype, kResampling>(l);
-    } else if (rows_in_pairs(l.problem)) {
+    } else if (pairs) {
       convolve_rows<kDtype, true>(l);
     } else {
       convolve_rows<kDtype, false>(l);
@@ -46,7 +50,7 @@ int64_t packed_count(const Shape& shape) { return sm90::packed_elements(shape); 
 
 PackedElement packed_element_at(const Shape& shape, int at) {
   return with_kernel(shape, [&]<bool kRows, Resampling kResampling>() {
-    return packed_element<kRows, kResampling>(plan<kRows, kResampling>(shape), at);
+    return packed_element<kRows, kResampling>(shape, at);
   });
 }
 
@@ -82,6 +86,8 @@ extern "C" void plan_of(const Shape* shape, int64_t* numbers) {
   const int64_t all[4] = {p.resident, p.stages, p.chunks, p.shared_bytes};
   std::copy(std::begin(all), std::end(all), numbers);
 }
+
+extern "C" void set_without_pairs(bool value) { without_pairs = value; }
 
 // How asynchronous work is scheduled from here on.
 extern "C" void set_schedule(int completion, bool strict) {
