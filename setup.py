@@ -1,4 +1,9 @@
-"""Builds andfast's compiled extension, ``andfast._C`` (csrc/). The metadata is pyproject.toml's.
+"""Builds andfast's compiled parts (csrc/); the metadata is in pyproject.toml.
+
+``andfast._C``
+    blur_pool for the CPU and, with CUDA, for the GPU; built for one version of torch.
+``andfast._ops``
+    With CUDA: the convolution ops (csrc/convolution), registered with torch's stable ABI and without Python symbols.
 
 torch must be installed first, and pip must use it: ``pip install --no-build-isolation .`` (or ``-e .``), which is what
 the Makefile does. Under build isolation pip hides torch from this file, and installs the pure-Python package.
@@ -7,10 +12,11 @@ Environment variables:
 
 ``ANDFAST_CPU_ONLY=1``
     Build the CPU part only, CUDA toolkit or not.
-``ANDFAST_CUDA_ARCHS="8.0;9.0"``
-    Build the CUDA part (csrc/*.cu) for these compute capabilities; no GPU need be present. It is an error if it cannot
-    be built. Unset: built for 8.0, 9.0 and what comes after them ("8.0;9.0+PTX") if there is a toolkit that works and
-    whose major version is that of torch's CUDA; else a printed line, and the CPU part only.
+``ANDFAST_CUDA_ARCHS="8.0;9.0a"``
+    Build the CUDA part (csrc/**/*.cu) for these compute capabilities; no GPU need be present. It is an error if it
+    cannot be built. 9.0 is built as 9.0a, which its matrix instructions (wgmma) need. Unset: built for 8.0, 9.0a and,
+    by PTX of 8.0, what comes after them ("8.0+PTX;9.0a") if there is a toolkit that works and whose major version is
+    that of torch's CUDA; else a printed line, and the CPU part only.
 ``ANDFAST_REQUIRE_EXT=1``
     A missing torch or compiler is an error. Unset: a printed warning and an install without the extension; the ops then
     run their reference implementations, and tell on request (``impl="cpp"``) why.
@@ -30,7 +36,8 @@ from typing import Any
 from setuptools import setup
 
 ROOT = Path(__file__).resolve().parent
-DEFAULT_ARCHS = "8.0;9.0+PTX"
+DEFAULT_ARCHS = "8.0+PTX;9.0a"
+STABLE_ABI = "0x020b000000000000"  # of torch 2.11, the oldest that andfast._ops loads into
 ARCH = r"\d+\.\d+[a-z]?(\+PTX)?"
 NVCC_FLAGS = ["-O3", "-std=c++20", "--expt-relaxed-constexpr", "-Xfatbin=-compress-all"]
 METADATA_COMMANDS = {"egg_info", "dist_info", "sdist", "--version", "--name"}
@@ -62,7 +69,7 @@ def asked_archs() -> str:
     if asked and switched_on("ANDFAST_CPU_ONLY"):
         sys.exit("andfast: ANDFAST_CPU_ONLY=1 and ANDFAST_CUDA_ARCHS contradict each other; unset one of them")
     if asked and not re.fullmatch(rf"{ARCH}(;{ARCH})*", asked):
-        sys.exit(f"andfast: ANDFAST_CUDA_ARCHS must be compute capabilities like 8.0;9.0, was {asked!r}")
+        sys.exit(f"andfast: ANDFAST_CUDA_ARCHS must be compute capabilities like 8.0;9.0a, was {asked!r}")
     if asked and not sources("*.cu"):
         sys.exit(f"andfast: ANDFAST_CUDA_ARCHS={asked!r} asks for the CUDA part, but csrc/ has no .cu files")
     return asked
@@ -148,7 +155,28 @@ def cuda_archs() -> str | None:
     if lacking:
         print(f"andfast: building the CPU part only: {lacking}", file=sys.stderr)
         return None
-    return asked or DEFAULT_ARCHS
+    if re.search(r"9\.0(?!a)", asked):
+        print("andfast: building for 9.0a in place of 9.0", file=sys.stderr)
+    # PTX of 9.0 stays, as there is none of 9.0a that newer devices would take.
+    return re.sub(r"9\.0(?!a)(?!\+PTX)", "9.0a", asked.replace("9.0+PTX", "9.0a;9.0+PTX")) or DEFAULT_ARCHS
+
+
+def stable_extension(kind: Any, nvcc_flags: list[str]) -> Any:
+    """andfast._ops, a shared library that torch.ops.load_library loads."""
+    folder = "csrc/convolution/"
+    files = [name for name in sources("*.cpp") + sources("*.cu") if name.startswith(folder)]
+    macros = [f"-DTORCH_TARGET_VERSION={STABLE_ABI}", "-DUSE_CUDA"]
+    return kind(
+        "andfast._ops",
+        files,
+        depends=sources("*.h") + sources("*.cuh"),
+        py_limited_api=True,  # no symbol of Python's is used at all
+        extra_compile_args={
+            "cxx": ["-O3", "-std=c++20", "-fvisibility=hidden", "-Wall", *macros],
+            "nvcc": [*nvcc_flags, *macros],
+        },
+        extra_link_args=["-s"],
+    )
 
 
 def extension() -> dict[str, Any]:
@@ -164,7 +192,7 @@ def extension() -> dict[str, Any]:
     if archs is not None:
         flags["nvcc"] = [*NVCC_FLAGS]
         os.environ["TORCH_CUDA_ARCH_LIST"] = archs
-    files = sources("*.cpp") + sources("*.cu")
+    files = [name for name in sources("*.cpp") + sources("*.cu") if not name.startswith("csrc/convolution/")]
     if archs is None:
         files = [name for name in files if not name.endswith(("cuda_host.cpp", ".cu"))]
     built = (CppExtension if archs is None else CUDAExtension)(
@@ -176,7 +204,7 @@ def extension() -> dict[str, Any]:
         extra_link_args=["-fopenmp", "-s"],
     )
     return {
-        "ext_modules": [built],
+        "ext_modules": [built] if archs is None else [built, stable_extension(CUDAExtension, NVCC_FLAGS)],
         "cmdclass": {"build_ext": BuildExtension},
         # Objects compiled against one torch must not be linked for another.
         "options": {"build": {"build_base": f"build/torch-{torch.__version__}"}},

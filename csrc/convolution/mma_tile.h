@@ -129,7 +129,7 @@ ANDFAST_HOST_DEVICE int packed_elements(const Shape& shape) {
   return reduction_of<kKernel>(shape).blocks() * Tile<kKernel>::kWeightBytes / 2;
 }
 
-inline Kernel kernel_for(const Shape& shape) {
+ANDFAST_HOST_DEVICE Kernel kernel_for(const Shape& shape) {
   if (shape.resampling != Resampling::kNone) {
     return Kernel::kResampled;
   }

@@ -42,6 +42,6 @@ struct PackJob {
 };
 
 // Values of a packed bias.
-inline int64_t padded_bias(const Shape& shape) { return (int64_t{shape.out_channels} + 63) / 64 * 64; }
+constexpr int64_t padded_bias(const Shape& shape) { return (int64_t{shape.out_channels} + 63) / 64 * 64; }
 
 }  // namespace andfast::convolution
