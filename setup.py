@@ -161,19 +161,24 @@ def cuda_archs() -> str | None:
     return re.sub(r"9\.0(?!a)(?!\+PTX)", "9.0a", asked.replace("9.0+PTX", "9.0a;9.0+PTX")) or DEFAULT_ARCHS
 
 
-def stable_extension(kind: Any, nvcc_flags: list[str]) -> Any:
+def arch_macro(archs: str) -> tuple[str, str]:
+    """The definition that tells the sources what they are compiled for; semicolons would end a shell command."""
+    return "ANDFAST_CUDA_ARCHS", archs.replace(";", ":")
+
+
+def stable_extension(kind: Any, archs: str) -> Any:
     """andfast._ops, a shared library that torch.ops.load_library loads."""
     folder = "csrc/convolution/"
     files = [name for name in sources("*.cpp") + sources("*.cu") if name.startswith(folder)]
-    macros = [f"-DTORCH_TARGET_VERSION={STABLE_ABI}", "-DUSE_CUDA"]
     return kind(
         "andfast._ops",
         files,
         depends=sources("*.h") + sources("*.cuh"),
+        define_macros=[arch_macro(archs), ("TORCH_TARGET_VERSION", STABLE_ABI), ("USE_CUDA", None)],
         py_limited_api=True,  # no symbol of Python's is used at all
         extra_compile_args={
-            "cxx": ["-O3", "-std=c++20", "-fvisibility=hidden", "-Wall", *macros],
-            "nvcc": [*nvcc_flags, *macros],
+            "cxx": ["-O3", "-std=c++20", "-fvisibility=hidden", "-Wall"],
+            "nvcc": [*NVCC_FLAGS],
         },
         extra_link_args=["-s"],
     )
@@ -199,12 +204,12 @@ def extension() -> dict[str, Any]:
         "andfast._C",
         files,
         depends=sources("*.h") + sources("*.cuh"),
-        define_macros=[] if archs is None else [("ANDFAST_CUDA_ARCHS", archs.replace(";", ":"))],
+        define_macros=[] if archs is None else [arch_macro(archs)],
         extra_compile_args=flags,
         extra_link_args=["-fopenmp", "-s"],
     )
     return {
-        "ext_modules": [built] if archs is None else [built, stable_extension(CUDAExtension, NVCC_FLAGS)],
+        "ext_modules": [built] if archs is None else [built, stable_extension(CUDAExtension, archs)],
         "cmdclass": {"build_ext": BuildExtension},
         # Objects compiled against one torch must not be linked for another.
         "options": {"build": {"build_base": f"build/torch-{torch.__version__}"}},

@@ -29,6 +29,9 @@ struct Family {
 // mma.sync and cp.async, for compute capability 8.0 and newer; supports every valid shape.
 extern const Family kMmaFamily;
 
+// TMA and wgmma, for compute capability 9.0 where 9.0a was built; G's shapes.
+extern const Family kWgmmaFamily;
+
 // The first of the families, fastest first, that runs on the device and supports the shape.
 const Family& choose_family(const Shape& shape, int capability);
 

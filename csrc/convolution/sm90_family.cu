@@ -197,7 +197,6 @@ cudaError_t pack(const PackJob* jobs, int n_jobs, cudaStream_t stream) {
 
 namespace andfast::convolution {
 
-extern const Family kWgmmaFamily;
 const Family kWgmmaFamily = {"wgmma", sm90::runs_on, sm90::supports, sm90::elements_of, sm90::pack, sm90::launch};
 
 }  // namespace andfast::convolution

@@ -147,7 +147,11 @@ NO_COMPILER = {"CXX": "no-such-compiler"}
             "ANDFAST_REQUIRE_EXT=1, and the extension cannot be built: no C",
         ),
         (0, {"ANDFAST_CPU_ONLY": "1", "ANDFAST_CUDA_ARCHS": "8.0"}, "ANDFAST_CPU_ONLY=1 and ANDFAST_CUDA_ARCHS cont"),
-        (0, {"ANDFAST_CUDA_ARCHS": "A100"}, "ANDFAST_CUDA_ARCHS must be compute capabilities like 8.0;9.0a, was 'A100'"),
+        (
+            0,
+            {"ANDFAST_CUDA_ARCHS": "A100"},
+            "ANDFAST_CUDA_ARCHS must be compute capabilities like 8.0;9.0a, was 'A100'",
+        ),
         (0, {"ANDFAST_CUDA_ARCHS": "8.0;9.0"}, "'8.0;9.0' asks for the CUDA part, but csrc/ has no .cu files"),
         (
             1,

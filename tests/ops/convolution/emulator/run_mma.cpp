@@ -61,3 +61,12 @@ void fill_counts(Report& report) {
 }
 
 }  // namespace
+
+// Threads, CTAs per multiprocessor that are intended, and bytes of shared memory of the kernel that a shape gets.
+extern "C" void tile_numbers(const Shape* shape, int64_t* numbers) {
+  with_kernel(*shape, [&]<Dtype kDtype, Kernel kKernel>() {
+    using T = Tile<kKernel>;
+    const int64_t of_tile[] = {T::kThreads, T::kCtas, T::kSharedBytes};
+    std::copy(std::begin(of_tile), std::end(of_tile), numbers);
+  });
+}
