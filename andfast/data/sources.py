@@ -56,42 +56,57 @@ def resolve_source(source: str | Path) -> Path:
 
 
 def find_images(
-    sources: Sequence[str | Path], *, include: Sequence[str] = (), exclude: Sequence[str] = ()
+    sources: Sequence[str | Path],
+    *,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    unique: bool = True,
 ) -> list[SourceFile]:
     """List the image files of the sources, in the order of the sources, sorted by name within a folder.
 
     Folders are searched recursively, linked folders included, for the suffixes in ``images.SUFFIXES``
     (case-insensitive); names that start with a dot are skipped. A source that is a file is listed whatever its suffix.
-    A file reached twice, for instance through a link, is listed once.
+    With ``unique`` a file reached twice, for instance through a link, is listed once, as training requires; otherwise
+    each name is listed.
 
     Args:
         sources: See :func:`resolve_source`.
         include: Keep only files whose name or path relative to the source matches one of these glob patterns
             (case-sensitive, ``*`` also matches slashes); empty keeps all.
         exclude: Then drop files that match one of these patterns.
+        unique: List each real file once.
     """
-    relative_paths: dict[str, str] = {}  # by real path
+    files: list[tuple[str, str, str]] = []  # relative, absolute and real path
+    seen: set[str] = set()
     for source in sources:
         root = resolve_source(source)
-        for relative in [root.name] if root.is_file() else sorted(_walk(root)):
+        for relative in [root.name] if root.is_file() else sorted(_walk(root, unique)):
             file = root if root.is_file() else root / relative
             if include and not _matches(relative, include):
                 continue
-            if not _matches(relative, exclude):
-                relative_paths.setdefault(os.path.realpath(file), relative)
-    count = Counter(relative_paths.values())
-    return [SourceFile(name if count[name] == 1 else path, path) for path, name in relative_paths.items()]
+            real = os.path.realpath(file)
+            if not _matches(relative, exclude) and not (unique and real in seen):
+                seen.add(real)
+                files.append((relative, real if unique else os.path.abspath(file), real))
+    count = Counter(relative for relative, _, _ in files)
+    return [SourceFile(name if count[name] == 1 else path, real) for name, path, real in files]
 
 
-def _walk(root: Path) -> Iterator[str]:
-    """Paths of image files below a folder, relative to it, in POSIX form."""
-    seen = {os.path.realpath(root)}  # links may form a cycle
+def _walk(root: Path, unique: bool) -> Iterator[str]:
+    """Paths of image files below a folder, relative to it, in POSIX form; a folder is visited once if ``unique``."""
+    visited = {str(root): {os.path.realpath(root)}}  # links may form a cycle: folders visited on the way to each
     for folder, subfolders, files in os.walk(root, followlinks=True, onerror=_raise):
+        seen = visited.pop(folder)
         unvisited = []
         for name in sorted(subfolders):
-            real = os.path.realpath(os.path.join(folder, name))
+            path = os.path.join(folder, name)
+            real = os.path.realpath(path)
             if not name.startswith(".") and real not in seen:
-                seen.add(real)
+                if unique:
+                    seen.add(real)
+                    visited[path] = seen
+                else:
+                    visited[path] = seen | {real}
                 unvisited.append(name)
         subfolders[:] = unvisited
         below = Path(folder).relative_to(root)

@@ -159,7 +159,7 @@ def find_pairs(folder: str | Path, *, layout: str = "auto", scale: int | None = 
         raise ValueError(f"layout must be one of auto, {', '.join(LAYOUTS)}, was {layout!r}")
     if not folder.is_dir():
         raise FileNotFoundError(f"data must be an existing folder of pairs, was {folder}")
-    files = [PurePosixPath(file.name) for file in find_images([folder])]
+    files = [PurePosixPath(file.name) for file in find_images([folder], unique=False)]
     candidates = list(LAYOUTS.values()) if layout == "auto" else [LAYOUTS[layout]]
     for candidate in candidates:
         listing = _list_pairs(candidate, candidate.default_scale if scale is None else scale, folder, files)

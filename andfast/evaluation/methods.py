@@ -93,7 +93,7 @@ def match_outputs(folder: Path, pairs: Sequence[PairFiles], *, name: str) -> tup
     Raises:
         ValueError: the folder contains no image.
     """
-    images = [PurePosixPath(file.name) for file in find_images([folder])]
+    images = [PurePosixPath(file.name) for file in find_images([folder], unique=False)]
     if not images:
         raise ValueError(f"outputs must be a folder with images, {folder} contains none")
     aliases = {pair.name: {pair.name, pair.hr.stem, pair.lr.stem} for pair in pairs}

@@ -123,6 +123,15 @@ def test_duplicate_candidates_are_reported(tmp_path):
     assert listing.problems == {"b": "multiple HR images: HR/b.jpg, HR/b.png"}
 
 
+def test_linked_files_are_pairs(tmp_path):
+    make(tmp_path, ["HR/a.png", "LR/a.png", "LR/a_noise.png"])
+    (tmp_path / "HR" / "a_noise.png").symlink_to("a.png")
+    listing = find_pairs(tmp_path)
+    assert [pair.name for pair in listing.pairs] == ["a", "a_noise"]
+    assert listing.pairs[1].hr == tmp_path / "HR" / "a_noise.png"
+    assert not listing.problems
+
+
 def test_equal_basenames_keep_their_folders(tmp_path):
     make(tmp_path, ["one/HR/a.png", "one/LR/a.png", "two/HR/a.png", "two/LR/a.png"])
     assert [pair.name for pair in find_pairs(tmp_path).pairs] == ["one/a", "two/a"]

@@ -31,6 +31,20 @@ def test_finds_files_folders_and_links(photos, tmp_path):
     assert build([folder, single, other], tmp_path / "pack").packed == 6
 
 
+def test_lists_every_name_of_linked_files_and_folders(tmp_path):
+    save_noise(tmp_path / "HR" / "a.png", seed=1)
+    (tmp_path / "HR" / "b.png").symlink_to("a.png")
+    (tmp_path / "LR").symlink_to(tmp_path / "HR")
+    (tmp_path / "HR" / "circle").symlink_to(tmp_path)
+    files = find_images([tmp_path], unique=False)
+    assert [file.name for file in files] == ["HR/a.png", "HR/b.png", "LR/a.png", "LR/b.png"]
+    assert {file.path for file in files} == {str(tmp_path / "HR" / "a.png")}
+    assert [file.name for file in find_images([tmp_path])] == ["HR/a.png"]
+    # Equal names of several sources get their paths.
+    names = [file.name for file in find_images([tmp_path / "HR", tmp_path / "LR"], unique=False)]
+    assert names == [str(tmp_path / folder / name) for folder in ("HR", "LR") for name in ("a.png", "b.png")]
+
+
 def test_package_sources():
     files = find_images(["package:skimage/data"], include=["astronaut.png", "chelsea.png"])
     assert [file.name for file in files] == ["astronaut.png", "chelsea.png"]
