@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from andfast.files import atomic_file
+from andfast.files import atomic_file, check_output_path
 
 DESCRIPTION = """\
 Report versions, devices, the implementation of each op, a self-test of the ops, and weight files. With --config, or any
@@ -38,9 +38,12 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns 0 if training would run, 1 if not, 2 on a command line error."""
     options, settings = parser().parse_known_args(argv)
-    if options.json is not None and not options.json.absolute().parent.is_dir():
-        print(f"error: --json must be a file in an existing folder, was {options.json}", file=sys.stderr)
-        return 2
+    if options.json is not None:
+        try:
+            check_output_path("--json", options.json)
+        except OSError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
     import torch  # noqa: PLC0415 - imports take seconds, which --help can skip
 
     from andfast.config.machine import resolve_device  # noqa: PLC0415

@@ -10,11 +10,11 @@ from andfast.evaluation.fit import fit_niqe_to_folder
 from andfast.evaluation.layouts import find_pairs
 from andfast.evaluation.methods import build_methods, load_restorers
 from andfast.evaluation.options import parse
-from andfast.evaluation.report import images_table, remove_invalid, table, write_json
+from andfast.evaluation.report import color_warnings, images_table, remove_invalid, table, write_json
 from andfast.evaluation.run import Evaluation, check_pairs, score_pairs
 from andfast.evaluation.scores import Scorer
 from andfast.evaluation.sheet import Sheet
-from andfast.files import printable
+from andfast.files import check_output_path, printable
 from andfast.inference.models import find_device
 from andfast.metrics.lpips import LPIPS
 from andfast.metrics.niqe import NIQE
@@ -22,13 +22,13 @@ from andfast.metrics.niqe import NIQE
 
 def evaluate(options: argparse.Namespace) -> None:
     """Run an evaluation with the options returned by `andfast.evaluation.options.parse`."""
+    for name, path in (("--json", options.json), ("--sheet", options.sheet)):
+        if path is not None:
+            check_output_path(name, path)
     if options.fit_niqe is not None:
         print(fit_niqe_to_folder(options.fit_niqe, options.niqe_parameters, protocol=options.protocol))
         if options.data is None:
             return
-    for name, path in (("--json", options.json), ("--sheet", options.sheet)):
-        if path is not None and not path.parent.is_dir():
-            raise FileNotFoundError(f"{name} must be in an existing folder, was {path}")
     device = str(find_device(options.device))
     restorers = load_restorers(options.sources, device=device, precision=options.precision)
     scale = options.scale or next((restorer.scale for restorer in restorers.values()), None)
@@ -49,20 +49,28 @@ def evaluate(options: argparse.Namespace) -> None:
     methods, missing = build_methods(
         options.sources, restorers, listing, device=device, tile=options.tile, overlap=options.overlap
     )
-    invalid, downscaled = check_pairs(listing, methods, max_shift=options.max_shift, progress=not options.quiet)
-    evaluation = Evaluation(listing, scorer, methods, listing.problems | missing | invalid, downscaled)
+    check = check_pairs(
+        listing, methods, max_shift=options.max_shift, modcrop=options.modcrop, progress=not options.quiet
+    )
+    evaluation = Evaluation(listing, scorer, methods, listing.problems | missing | check.problems, check)
     remove_invalid(listing, evaluation.skipped, allowed=options.skip_invalid)
-    if downscaled:
-        print(f"{downscaled} LR images have HR's size and are downscaled by {listing.scale} (antialiased bicubic)")
+    if check.downscaled:
+        print(
+            f"{check.downscaled} LR images have HR's size and are downscaled by {listing.scale} (antialiased bicubic)"
+        )
+    if check.cropped:
+        print(f"{check.cropped} HR images are cropped to a multiple of {listing.scale}")
 
     sheet = Sheet(rows=options.sheet_rows, scale=listing.scale) if options.sheet else None
     evaluation.results = score_pairs(
-        listing.pairs, listing.scale, methods, scorer, sheet=sheet, progress=not options.quiet
+        listing, methods, scorer, modcrop=options.modcrop, sheet=sheet, progress=not options.quiet
     )
     if options.images:
         print(images_table(evaluation.results, scorer.metrics))
     print(table(evaluation.results, evaluation.summaries, scorer.metrics))
     print(scorer.summary())
+    for warning in color_warnings(evaluation.results, evaluation.summaries):
+        print(printable(warning), file=sys.stderr)
     if options.json:
         write_json(options.json, evaluation.record(str(options.data), device))
     if sheet is not None:

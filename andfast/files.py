@@ -1,6 +1,7 @@
-"""Atomic file writes (temporary file in the same folder, fsync, rename) and printable file names."""
+"""Atomic file writes (temporary file in the same folder, fsync, rename), write checks and printable file names."""
 
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -39,6 +40,25 @@ def atomic_path(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def check_output_path(name: str, path: Path) -> None:
+    """Raise if a file cannot be written, before the work whose result it is; ``name`` begins the message.
+
+    Raises:
+        FileNotFoundError: its folder does not exist.
+        IsADirectoryError: the path is a folder.
+        OSError: its folder is not writable.
+    """
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{name} must be in an existing folder, was {path}")
+    if path.is_dir():
+        raise IsADirectoryError(f"{name} must be a file, was the folder {path}")
+    try:
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise OSError(f"{name} must be in a writable folder, was {path}: {error.strerror}") from error
 
 
 def sync_file(path: Path) -> None:

@@ -8,7 +8,7 @@ from torch import Tensor
 from andfast.data.sources import find_images
 from andfast.evaluation.pairs import InvalidPairError, read_image
 from andfast.evaluation.scores import PROTOCOLS
-from andfast.files import printable
+from andfast.files import check_output_path, printable
 from andfast.metrics.niqe import fit_niqe
 from andfast.metrics.niqe_parameters import write_niqe_parameters
 
@@ -21,12 +21,14 @@ def fit_niqe_to_folder(folder: str | Path, path: Path, *, protocol: str = "studi
     Raises:
         FileExistsError: the .npz exists.
         FileNotFoundError: the folder does not exist.
+        OSError: the .npz cannot be written.
         ValueError: too few photographs.
     """
     if path.exists():
         raise FileExistsError(f"--fit-niqe does not overwrite an existing file, was {path}")
-    if path.suffix.lower() != ".npz" or not path.parent.is_dir():
-        raise ValueError(f"--fit-niqe output must be a .npz in an existing folder, was {path}")
+    if path.suffix.lower() != ".npz":
+        raise ValueError(f"--niqe-parameters must end in .npz with --fit-niqe, was {path}")
+    check_output_path("--niqe-parameters", path)
     files = find_images([folder])
     unreadable = 0
 

@@ -1,8 +1,8 @@
 """Dataset layouts: find the LR/HR pairs of a folder, by a named layout or the first one that matches.
 
 A layout is a rule that classifies one file as HR, LR or neither and returns the key it shares with its counterpart.
-Matching is case-insensitive and ignores file extensions. Files under a folder named ``Train`` (``Train_x4`` ...) belong
-to the benchmark's training split and are ignored.
+Matching is case-insensitive and ignores file extensions. Files under a folder named ``Train`` (``Train_x4``,
+``DIV2K_train_HR`` ...) belong to the benchmark's training split and are ignored.
 """
 
 import re
@@ -120,6 +120,37 @@ def _super(path: PurePosixPath, scale: int) -> Match | None:
     return None
 
 
+def _div2k(path: PurePosixPath, scale: int) -> Match | None:
+    """DIV2K_valid_HR/0801 and DIV2K_valid_LR_bicubic/X4/0801x4; EDSR's Set5/HR/baby and Set5/LR_bicubic/X4/babyx4."""
+    for index, part in enumerate(path.parts[:-1]):
+        if not (match := re.fullmatch(r"(?:(.+)_)?(?:(hr)|lr_bicubic)", part, re.IGNORECASE)):
+            continue
+        folders = [*path.parts[:index], match[1] or ""]
+        below = list(path.parts[index + 1 : -1])
+        if match[2]:
+            return Match("hr", "/".join(filter(None, [*folders, *below, path.name])))
+        scales = {int(number[1]) for folder in below if (number := re.fullmatch(r"x(\d)", folder, re.IGNORECASE))}
+        below = [folder for folder in below if not re.fullmatch(r"x\d", folder, re.IGNORECASE)]
+        stem = path.name
+        suffix = re.fullmatch(r"(.+)x(\d)", stem, re.IGNORECASE)
+        if suffix and (not scales or int(suffix[2]) in scales):
+            stem = suffix[1]
+            scales.add(int(suffix[2]))
+        return Match("lr" if scales <= {scale} else "other", "/".join(filter(None, [*folders, *below, stem])))
+    return None
+
+
+def _basicsr(path: PurePosixPath, scale: int) -> Match | None:
+    """Set5/GTmod12/baby and Set5/LRbicx4/baby."""
+    for index, part in enumerate(path.parts[:-1]):
+        if match := re.fullmatch(r"gt(?:mod\d+)?|lrbicx(\d)", part, re.IGNORECASE):
+            key = "/".join(path.parts[:index] + path.parts[index + 1 :])
+            if match[1] is None:
+                return Match("hr", key)
+            return Match("lr" if int(match[1]) == scale else "other", key)
+    return None
+
+
 def _imagepairs(path: PurePosixPath, scale: int) -> Match | None:
     """0001_gt (HR) and 0001; or 0001_HR and 0001_LR."""
     match = re.fullmatch(r"(\d+)(?:_(gt|hr|lr))?", path.name, re.IGNORECASE)
@@ -136,6 +167,14 @@ LAYOUTS: Final[dict[str, Layout]] = {
         Layout("super", "SCENE/MOTION/Bin1/NAME.png (HR) and SCENE/MOTION/Bin4/NAME.png", 4, _super),
         Layout("realsr", "Canon/Test/4/NAME_HR.png and NAME_LR4.png; LR at HR size or downscaled", 4, _realsr),
         Layout("folders", "HR/NAME.png and LR/NAME.png (or LR/x4/NAME.png)", 4, _folders),
+        Layout(
+            "div2k",
+            "DIV2K_valid_HR/0801.png and DIV2K_valid_LR_bicubic/X4/0801x4.png; EDSR's HR/NAME.png and "
+            "LR_bicubic/X4/NAMEx4.png",
+            4,
+            _div2k,
+        ),
+        Layout("basicsr", "GTmod12/NAME.png (HR) and LRbicx4/NAME.png", 4, _basicsr),
         Layout("imagepairs", "NUMBER_gt.png (HR) and NUMBER.png, or NUMBER_HR.png and NUMBER_LR.png", 2, _imagepairs),
     )
 }
@@ -182,7 +221,7 @@ def _list_pairs(layout: Layout, scale: int, folder: Path, files: list[PurePosixP
     }
     listing = Listing(layout, scale)
     for file in files:
-        training = any(re.fullmatch(r"train(ing)?([_x\d].*)?", part, re.IGNORECASE) for part in file.parts[:-1])
+        training = any(re.fullmatch(r"(.+_)?train(ing)?([_x\d].*)?", part, re.IGNORECASE) for part in file.parts[:-1])
         match = None if training else layout.match(file.with_suffix(""), scale)
         if match is None:
             listing.ignored += 1

@@ -75,9 +75,9 @@ class OutputFolder:
 
 
 def _fits_after_crop(sr: Tensor, pair: Pair) -> bool:
-    """Whether SR only has the extra rows and columns that HR of a downscaled pair was cropped by."""
+    """Whether SR only has the extra rows and columns that HR was cropped by."""
     extra = [a - b for a, b in zip(sr.shape[1:], pair.hr.shape[1:], strict=True)]
-    return pair.downscaled and all(0 <= side < pair.hr.shape[1] // pair.lr.shape[1] for side in extra)
+    return (pair.downscaled or pair.cropped) and all(0 <= side < pair.hr.shape[1] // pair.lr.shape[1] for side in extra)
 
 
 def match_outputs(folder: Path, pairs: Sequence[PairFiles], *, name: str) -> tuple[OutputFolder, dict[str, str]]:

@@ -9,8 +9,8 @@ from andfast.evaluation.scores import METRICS, PROTOCOLS
 from andfast.inference.models import PRECISIONS
 
 DESCRIPTION = """\
-Evaluate super-resolution on LR/HR pairs: PSNR, SSIM, LPIPS and NIQE of a network, or of images produced by any other
-method, compared with bicubic interpolation.
+Evaluate super-resolution on LR/HR pairs: PSNR, SSIM, color shift, LPIPS and NIQE of a network, or of images produced by
+any other method, compared with bicubic interpolation.
 
   python -m andfast.evaluate --data DRealSR --weights andnet.safetensors
   python -m andfast.evaluate --data RealSR --outputs results/ --metrics psnr ssim lpips niqe \\
@@ -26,7 +26,8 @@ EPILOG = (
 protocols: PSNR and SSIM are computed on BT.601 Y. "studio" is the SR convention, MATLAB's rgb2ycbcr: Y spans 16 to 235
 with a peak of 255, so its PSNR is 20 log10(255 / 219) = 1.32 dB above "full", where Y spans 0 to 255. Do not compare
 numbers across protocols. "-rounded" rounds Y to integers, as MATLAB does for uint8 images. SR is always clamped and
-rounded to 8 bits first, like a saved image.
+rounded to 8 bits first, like a saved image. psnr_rgb is computed on R, G and B; color_shift (SHIFT) is the largest mean
+offset of a channel in levels of 255, with a warning above 2.
 
 exit codes: 0 success, 1 error or invalid pairs, 2 command line error, 130 interrupted."""
 )
@@ -58,6 +59,11 @@ def parser() -> argparse.ArgumentParser:
         metavar="PIXELS",
         help="pairs shifted by this many HR pixels or more are invalid; inf allows any (default: %(default)g)",
     )
+    data.add_argument(
+        "--modcrop",
+        action="store_true",
+        help="crop HR to a multiple of the scale where its size does not divide, at the bottom and right",
+    )
     data.add_argument("--skip-invalid", action="store_true", help="skip invalid pairs instead of stopping")
 
     methods = result.add_argument_group("methods (bicubic is always included)")
@@ -87,10 +93,10 @@ def parser() -> argparse.ArgumentParser:
     metrics.add_argument(
         "--metrics",
         nargs="+",
-        default=["psnr", "ssim"],
+        default=["psnr", "ssim", "psnr_rgb", "color_shift"],
         choices=METRICS,
         metavar="METRIC",
-        help=f"any of {', '.join(METRICS)} (default: psnr ssim)",
+        help=f"any of {', '.join(METRICS)} (default: psnr ssim psnr_rgb color_shift)",
     )
     metrics.add_argument(
         "--protocol", default="studio", choices=PROTOCOLS, help="Y conversion, see below (default: %(default)s)"

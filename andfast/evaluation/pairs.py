@@ -30,17 +30,23 @@ class Pair:
     Attributes:
         hr: (3, H, W), uint8.
         lr: (3, H / scale, W / scale), uint8; the restorers' input.
-        downscaled: LR was stored at HR size (RealSR versions 1 and 2) and has been downscaled by the scale; HR was
-            cropped to a multiple of the scale.
+        downscaled: LR was stored at HR size (RealSR versions 1 and 2) and has been downscaled by the scale.
+        cropped: HR was cropped to a multiple of the scale, at the bottom and right.
     """
 
     hr: Tensor
     lr: Tensor
     downscaled: bool
+    cropped: bool = False
 
 
-def read_pair(files: PairFiles, scale: int) -> Pair:
+def read_pair(files: PairFiles, scale: int, *, modcrop: bool = False) -> Pair:
     """Decode a pair.
+
+    Args:
+        files: the two files.
+        scale: HR size over LR size.
+        modcrop: crop HR to a multiple of the scale if LR has the rounded-down size. LR at HR size is always cropped.
 
     Raises:
         InvalidPairError: an image cannot be read, or HR has neither scale times LR's size nor LR's size.
@@ -48,13 +54,19 @@ def read_pair(files: PairFiles, scale: int) -> Pair:
     hr, lr = (read_image(path, role) for path, role in ((files.hr, "HR"), (files.lr, "LR")))
     if hr.shape[1:] == tuple(scale * side for side in lr.shape[1:]):
         return Pair(hr, lr, downscaled=False)
+    height, width = (side // scale * scale for side in hr.shape[1:])
+    cropped = hr[:, :height, :width].contiguous()
+    rounded_down = lr.shape[1:] == (height // scale, width // scale)
+    if rounded_down and modcrop and min(height, width) > 0:
+        return Pair(cropped, lr, downscaled=False, cropped=True)
     if hr.shape != lr.shape or min(hr.shape[1:]) < scale:
+        hint = "; --modcrop crops HR" if rounded_down else ""
         raise InvalidPairError(
             f"HR must have {scale} times LR's size (or LR's size), was {hr.shape[2]}x{hr.shape[1]} "
-            f"and {lr.shape[2]}x{lr.shape[1]}"
+            f"and {lr.shape[2]}x{lr.shape[1]}{hint}"
         )
-    height, width = (side // scale * scale for side in hr.shape[1:])
-    return Pair(hr[:, :height, :width].contiguous(), downscale(lr[:, :height, :width], scale), downscaled=scale > 1)
+    small = downscale(lr[:, :height, :width], scale)
+    return Pair(cropped, small, downscaled=scale > 1, cropped=cropped.shape != hr.shape)
 
 
 def read_image(path: Path, role: str) -> Tensor:

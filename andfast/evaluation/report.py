@@ -5,11 +5,14 @@ import sys
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from andfast.evaluation.layouts import Listing
-from andfast.evaluation.scores import DECIMALS, HIGHER_IS_BETTER, Score, Summary
+from andfast.evaluation.methods import BICUBIC
+from andfast.evaluation.scores import DECIMALS, HIGHER_IS_BETTER, LABELS, Score, Summary
 from andfast.files import atomic_file, printable
+from andfast.metrics import MAX_COLOR_SHIFT
 from andfast.provenance import versions
 
 
@@ -30,7 +33,7 @@ def remove_invalid(listing: Listing, problems: Mapping[str, str], *, allowed: bo
 
 def table(results: Mapping[str, Sequence[Score]], summaries: Mapping[str, Summary], metrics: Sequence[str]) -> str:
     """One row per method with the mean of each metric; the best of a column is starred. Excluded images follow."""
-    header = ["mean", *(f"{metric.upper()} " for metric in metrics)]
+    header = ["mean", *(f"{LABELS[metric]} " for metric in metrics)]
     best = {}
     for metric in metrics:
         means = [mean for summary in summaries.values() if (mean := summary.mean[metric]) is not None]
@@ -48,15 +51,31 @@ def table(results: Mapping[str, Sequence[Score]], summaries: Mapping[str, Summar
         "  ".join([row[0].ljust(widths[0])] + [c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True)]).rstrip()
         for row in rows
     ]
-    lower = [metric.upper() for metric in metrics if not HIGHER_IS_BETTER[metric]]
+    lower = [LABELS[metric] for metric in metrics if not HIGHER_IS_BETTER[metric]]
     if lower:
         lines.append(f"{' and '.join(lower)}: lower is better")
     for name, summary in summaries.items():
         for metric, count in summary.left_out.items():
             if count:
                 reason = next(score.reasons[metric] for score in results[name] if score.values[metric] is None)
-                lines.append(f"{name}: {metric.upper()} excludes {count} of {len(results[name])} ({reason})")
+                lines.append(f"{name}: {LABELS[metric]} excludes {count} of {len(results[name])} ({reason})")
     return "\n".join(lines)
+
+
+def color_warnings(results: Mapping[str, Sequence[Score]], summaries: Mapping[str, Summary]) -> list[str]:
+    """One warning per method other than bicubic whose mean color shift exceeds MAX_COLOR_SHIFT."""
+    shifts = {name: summary.mean.get("color_shift") for name, summary in summaries.items()}
+    baseline = shifts.get(BICUBIC)
+    reference = "" if baseline is None else f"; bicubic: {baseline:.1f}"
+    warnings = []
+    for name, shift in shifts.items():
+        if name != BICUBIC and shift is not None and shift > MAX_COLOR_SHIFT:
+            offsets = [score.color_offset for score in results[name] if score.color_offset is not None]
+            mean = ", ".join(f"{label} {fmean(offset[i] for offset in offsets):+.1f}" for i, label in enumerate("RGB"))
+            warnings.append(
+                f"warning: {name} shifts colors by {shift:.1f} levels of 255 on average (mean {mean}{reference})"
+            )
+    return warnings
 
 
 def images_table(results: Mapping[str, Sequence[Score]], metrics: Sequence[str]) -> str:
@@ -78,6 +97,8 @@ def method_record(name: str, source: str, scores: Sequence[Score], summary: Summ
     images = []
     for score in scores:
         record: dict[str, Any] = {"name": score.name, **score.values}
+        if score.color_offset is not None:
+            record["color_offset"] = score.color_offset
         if score.reasons:
             record["reasons"] = score.reasons
         images.append(record)

@@ -7,12 +7,27 @@ from typing import Any
 from torch import Tensor
 from tqdm import tqdm
 
-from andfast.evaluation.layouts import Listing, PairFiles
+from andfast.evaluation.layouts import Listing
 from andfast.evaluation.methods import BICUBIC, Method, OutputFolder
 from andfast.evaluation.pairs import InvalidPairError, check_shift, read_pair
 from andfast.evaluation.report import evaluation_versions, method_record
 from andfast.evaluation.scores import Score, Scorer, Summary, summarize
 from andfast.evaluation.sheet import Sheet
+
+
+@dataclass
+class PairCheck:
+    """Result of `check_pairs`.
+
+    Attributes:
+        problems: {name: reason} of invalid pairs.
+        downscaled: number of LR images stored at HR size, which are downscaled.
+        cropped: number of HR images that are cropped to a multiple of the scale.
+    """
+
+    problems: dict[str, str] = field(default_factory=dict)
+    downscaled: int = 0
+    cropped: int = 0
 
 
 @dataclass
@@ -24,7 +39,7 @@ class Evaluation:
         scorer: holds metrics and protocol.
         methods: in report order, bicubic first.
         skipped: {name: reason} of invalid pairs.
-        downscaled: number of LR images stored at HR size.
+        check: the pairs' validation.
         results: scores by method, in the order of the pairs.
     """
 
@@ -32,7 +47,7 @@ class Evaluation:
     scorer: Scorer
     methods: Sequence[Method]
     skipped: dict[str, str] = field(default_factory=dict)
-    downscaled: int = 0
+    check: PairCheck = field(default_factory=PairCheck)
     results: dict[str, list[Score]] = field(default_factory=dict)
 
     @property
@@ -45,16 +60,18 @@ class Evaluation:
         summaries = self.summaries
         methods = [method_record(m.name, m.source, self.results[m.name], summaries[m.name]) for m in self.methods]
         first = next((method for method in methods if method["method"] != BICUBIC), methods[0])
-        lr = "as stored"
-        if self.downscaled:
-            lr = f"{self.downscaled} at HR size, downscaled: antialiased bicubic, a = -0.5, rounded to 8 bits"
+        lr = hr = "as stored"
+        if self.check.downscaled:
+            lr = f"{self.check.downscaled} at HR size, downscaled: antialiased bicubic, a = -0.5, rounded to 8 bits"
+        if self.check.cropped:
+            hr = f"{self.check.cropped} cropped to a multiple of the scale at the bottom and right"
         return {
             "data": data,
             "layout": self.listing.layout.name,
             "scale": self.listing.scale,
             "pairs": len(self.listing.pairs),
             "left_out_pairs": self.skipped,
-            "protocol": {**self.scorer.describe(), "lr": lr},
+            "protocol": {**self.scorer.describe(), "lr": lr, "hr": hr},
             **first,
             "methods": methods,
             "versions": evaluation_versions(device),
@@ -62,31 +79,31 @@ class Evaluation:
 
 
 def check_pairs(
-    listing: Listing, methods: Sequence[Method], *, max_shift: float, progress: bool
-) -> tuple[dict[str, str], int]:
-    """Read every image once; returns {name: reason} of invalid pairs and the number of LR images at HR size."""
-    problems: dict[str, str] = {}
-    downscaled = 0
+    listing: Listing, methods: Sequence[Method], *, max_shift: float, modcrop: bool = False, progress: bool
+) -> PairCheck:
+    """Read and validate every image once; for ``modcrop`` see `read_pair`."""
+    check = PairCheck()
     for files in tqdm(listing.pairs, desc="checking", unit="pair", disable=not progress, leave=False):
         try:
-            pair = read_pair(files, listing.scale)
+            pair = read_pair(files, listing.scale, modcrop=modcrop)
             check_shift(pair, listing.scale, max_shift)
             for method in methods:
                 if isinstance(method, OutputFolder) and files.name in method.files:
                     method.sr(files, pair)
         except InvalidPairError as error:
-            problems[files.name] = str(error)
+            check.problems[files.name] = str(error)
         else:
-            downscaled += pair.downscaled
-    return problems, downscaled
+            check.downscaled += pair.downscaled
+            check.cropped += pair.cropped
+    return check
 
 
 def score_pairs(
-    pairs: Sequence[PairFiles],
-    scale: int,
+    listing: Listing,
     methods: Sequence[Method],
     scorer: Scorer,
     *,
+    modcrop: bool = False,
     sheet: Sheet | None = None,
     progress: bool = True,
 ) -> dict[str, list[Score]]:
@@ -97,9 +114,9 @@ def score_pairs(
         ValueError: a restorer's output is not finite.
     """
     results: dict[str, list[Score]] = {method.name: [] for method in methods}
-    with tqdm(total=len(pairs) * len(methods), unit="image", disable=not progress, leave=False) as bar:
-        for files in pairs:
-            pair = read_pair(files, scale)
+    with tqdm(total=len(listing.pairs) * len(methods), unit="image", disable=not progress, leave=False) as bar:
+        for files in listing.pairs:
+            pair = read_pair(files, listing.scale, modcrop=modcrop)
             images: dict[str, Tensor] = {}
             scores: dict[str, Score] = {}
             for method in methods:

@@ -1,4 +1,4 @@
-"""The paper's four metrics (section 4.2) on one image, under a protocol that every result states."""
+"""Metrics of one image, the paper's four (section 4.2) and two of color, under a protocol that every result states."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -8,14 +8,29 @@ from typing import Any, Final
 
 from torch import Tensor
 
-from andfast.metrics import protocol, psnr_y, ssim_y
+from andfast.metrics import color_shift, protocol, psnr_rgb, psnr_y, ssim_y
 from andfast.metrics.color import YRange
 from andfast.metrics.lpips import LPIPS
 from andfast.metrics.niqe import BLOCK, NIQE
 
-METRICS: Final = ("psnr", "ssim", "lpips", "niqe")
-HIGHER_IS_BETTER: Final = {"psnr": True, "ssim": True, "lpips": False, "niqe": False}
-DECIMALS: Final = {"psnr": 2, "ssim": 4, "lpips": 4, "niqe": 3}
+METRICS: Final = ("psnr", "ssim", "psnr_rgb", "color_shift", "lpips", "niqe")
+LABELS: Final = {
+    "psnr": "PSNR",
+    "ssim": "SSIM",
+    "psnr_rgb": "PSNR-RGB",
+    "color_shift": "SHIFT",
+    "lpips": "LPIPS",
+    "niqe": "NIQE",
+}
+HIGHER_IS_BETTER: Final = {
+    "psnr": True,
+    "ssim": True,
+    "psnr_rgb": True,
+    "color_shift": False,
+    "lpips": False,
+    "niqe": False,
+}
+DECIMALS: Final = {"psnr": 2, "ssim": 4, "psnr_rgb": 2, "color_shift": 2, "lpips": 4, "niqe": 3}
 
 PROTOCOLS: Final[dict[str, tuple[YRange, bool]]] = {
     "studio": ("studio", False),
@@ -34,11 +49,13 @@ class Score:
         name: of the pair.
         values: by metric; None if undefined.
         reasons: by metric, why it is undefined.
+        color_offset: mean SR - HR of R, G and B in levels of 255, if "color_shift" is among the metrics.
     """
 
     name: str
     values: dict[str, float | None]
     reasons: dict[str, str] = field(default_factory=dict)
+    color_offset: list[float] | None = None
 
 
 class Scorer:
@@ -81,6 +98,10 @@ class Scorer:
         }
         if "ssim" in self.metrics:
             record["ssim"] = "11x11 Gaussian window, sigma 1.5, valid windows, K 0.01 and 0.03"
+        if "psnr_rgb" in self.metrics:
+            record["psnr_rgb"] = "R, G and B, peak 255, float64"
+        if "color_shift" in self.metrics:
+            record["color_shift"] = "largest absolute mean of SR - HR over R, G and B, in levels of 255"
         if self._lpips is not None:
             record["lpips"] = {"version": self._lpips.version, "net": self._lpips.net, "weights": self._lpips.weights}
         if self._niqe is not None:
@@ -118,13 +139,22 @@ class Scorer:
                     values[metric] = value
                 else:
                     reasons[metric] = "infinite: SR equals HR" if value > 0 else "not a number"
-        return Score(name, values, reasons)
+        offset = None
+        if values.get("color_shift") is not None:
+            offset = color_shift(sr, hr, crop_border=self.crop_border)[0].tolist()
+        return Score(name, values, reasons, offset)
 
     def _psnr_value(self, sr: Tensor, hr: Tensor) -> float:
         return psnr_y(sr, hr, crop_border=self.crop_border, y_range=self.y_range, rounded=self.rounded).item()
 
     def _ssim_value(self, sr: Tensor, hr: Tensor) -> float:
         return ssim_y(sr, hr, crop_border=self.crop_border, y_range=self.y_range, rounded=self.rounded).item()
+
+    def _psnr_rgb_value(self, sr: Tensor, hr: Tensor) -> float:
+        return psnr_rgb(sr, hr, crop_border=self.crop_border).item()
+
+    def _color_shift_value(self, sr: Tensor, hr: Tensor) -> float:
+        return color_shift(sr, hr, crop_border=self.crop_border).abs().max().item()
 
     def _lpips_value(self, sr: Tensor, hr: Tensor) -> float:
         assert self._lpips is not None

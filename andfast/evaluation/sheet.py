@@ -12,7 +12,7 @@ from torch import Tensor
 from andfast.drawing import sample_sheet
 from andfast.evaluation.methods import BICUBIC
 from andfast.evaluation.pairs import Pair
-from andfast.evaluation.scores import DECIMALS, Score
+from andfast.evaluation.scores import DECIMALS, LABELS, Score
 from andfast.metrics import luma
 
 CROP = 128
@@ -92,9 +92,11 @@ class Sheet:
 
 
 def _caption(score: Score) -> str:
+    """The first metric and LPIPS, or the first two metrics."""
+    metrics = [metric for metric, value in score.values.items() if value is not None]
+    shown = [metrics[0], "lpips"] if "lpips" in metrics[1:] else metrics[:2]
     parts = []
-    for metric, value in score.values.items():
-        if value is not None:
-            text = f"{value:.{DECIMALS[metric]}f}"
-            parts.append(f"{text} dB" if metric == "psnr" else f"{metric.upper()} {text}")
-    return "  ".join(parts[:1] + parts[2:3] if "lpips" in score.values else parts[:2])
+    for metric in shown:
+        text = f"{score.values[metric]:.{DECIMALS[metric]}f}"
+        parts.append(f"{text} dB" if metric == "psnr" else f"{LABELS[metric]} {text}")
+    return "  ".join(parts)

@@ -233,7 +233,7 @@ def test_failed_estimate_is_reported(
 
 def test_json_in_a_missing_folder(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert doctor.main(["--json", str(tmp_path / "no" / "folder.json")]) == 2
-    assert capsys.readouterr().err.startswith("error: --json must be a file in an existing folder, was ")
+    assert capsys.readouterr().err.startswith("error: --json must be in an existing folder, was ")
 
 
 def test_unreachable_url() -> None:

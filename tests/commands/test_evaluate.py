@@ -95,13 +95,72 @@ def test_studio_psnr_is_1_32_db_above_full(pairs, outputs, tmp_path, capsys):
     assert means["studio"] - means["full"] == pytest.approx(1.3220, abs=1e-4)
 
 
+def test_color_shift_is_reported_with_a_warning(pairs, tmp_path, capsys):
+    offset = torch.tensor([10, 0, -6]).view(3, 1, 1)
+    offsets = []
+    for name in NAMES:
+        hr = photograph(name)
+        sr = (hr + offset).clamp(0, 255).byte()
+        offsets.append((sr.double() - hr).mean((1, 2)))
+        save(sr, tmp_path / "tinted" / f"{name}.png")
+    target = tmp_path / "scores.json"
+    code, out, err = run(capsys, "--data", pairs, "--outputs", tmp_path / "tinted", "--json", target)
+    assert code == 0
+    record = json.loads(target.read_text())
+    for image, expected in zip(record["images"], offsets, strict=True):
+        assert image["color_offset"] == pytest.approx(expected.tolist(), rel=1e-9)
+        assert image["color_shift"] == pytest.approx(expected.abs().max().item(), rel=1e-9)
+        hr, sr = read(pairs / "HR" / f"{image['name']}.png"), read(tmp_path / "tinted" / f"{image['name']}.png")
+        assert image["psnr_rgb"] == pytest.approx(peak_signal_noise_ratio(hr, sr, data_range=255), rel=1e-9)
+    mean = torch.stack(offsets).mean(0)
+    shift = record["mean"]["color_shift"]
+    assert shift == pytest.approx(fmean(offset.abs().max().item() for offset in offsets))
+    assert 9 < shift <= 10
+    assert err.startswith(
+        f"warning: tinted shifts colors by {shift:.1f} levels of 255 on average "
+        f"(mean R {mean[0]:+.1f}, G {mean[1]:+.1f}, B {mean[2]:+.1f}; bicubic: 0."
+    )
+    assert len(err.splitlines()) == 1
+    assert "SHIFT: lower is better" in out
+    assert record["protocol"]["color_shift"] == "largest absolute mean of SR - HR over R, G and B, in levels of 255"
+
+
+def test_modcrop_is_stated_in_the_protocol(tmp_path, capsys):
+    hr = photograph("coffee", 203, 201)
+    save(hr, tmp_path / "pairs" / "HR" / "a.png")
+    save(downscale(hr[:, :200, :200], 4), tmp_path / "pairs" / "LR" / "a.png")
+    save(hr, tmp_path / "out" / "a.png")
+    target = tmp_path / "scores.json"
+    arguments = ("--data", tmp_path / "pairs", "--outputs", tmp_path / "out", "--json", target)
+    code, _, err = run(capsys, *arguments)
+    assert code == 1
+    assert "--modcrop crops HR" in err
+    code, out, _ = run(capsys, *arguments, "--modcrop")
+    assert code == 0
+    assert "1 HR images are cropped to a multiple of 4" in out
+    record = json.loads(target.read_text())
+    assert record["protocol"]["hr"] == "1 cropped to a multiple of the scale at the bottom and right"
+    assert record["images"][0]["reasons"]["psnr"] == "infinite: SR equals HR"  # outputs are cropped like HR
+
+
+def test_hr_may_be_a_link(tmp_path, capsys):
+    save(photograph("coffee"), tmp_path / "HR" / "a.png")
+    (tmp_path / "HR" / "a_noise.png").symlink_to("a.png")
+    lr = downscale(photograph("coffee"), 4)
+    save(lr, tmp_path / "LR" / "a.png")
+    save((lr + 8 * torch.randn(lr.shape)).clamp(0, 255).byte(), tmp_path / "LR" / "a_noise.png")
+    code, out, err = run(capsys, "--data", tmp_path, "--weights", "bicubic", "--images")
+    assert (code, err) == (0, "")
+    assert "2 pairs" in out
+
+
 def test_weights_whole_and_tiled(pairs, tmp_path, capsys):
     file = weights(tmp_path / "net.safetensors")
     records = []
     for extra in ((), ("--tile", 40, "--overlap", 20)):
         target = tmp_path / "scores.json"
-        code, _, err = run(capsys, "--data", pairs, "--weights", file, "--json", target, *extra)
-        assert (code, err) == (0, "")
+        code, _, _ = run(capsys, "--data", pairs, "--weights", file, "--json", target, *extra)
+        assert code == 0
         records.append(json.loads(target.read_text()))
     whole, tiled = records
     assert whole["method"] == "net"
@@ -139,14 +198,15 @@ def test_compare_networks_and_folders(pairs, outputs, tmp_path, capsys):
         "--json",
         target,
     )
-    assert (code, err) == (0, "")
+    assert code == 0
+    assert all(line.startswith("warning: ") for line in err.splitlines())  # untrained networks shift colors
     names = [method["method"] for method in json.loads(target.read_text())["methods"]]
     assert names == ["bicubic", "net", "b/net", "external"]
     lines = out.splitlines()
     assert [line.split()[0] for line in lines[2:6]] == names
-    assert lines[1].split() == ["mean", "PSNR", "SSIM"]
-    assert lines[5].count("*") == 2  # HR plus noise is by far the best
-    assert not any("*" in line for line in lines[2:5])
+    assert lines[1].split() == ["mean", "PSNR", "SSIM", "PSNR-RGB", "SHIFT"]
+    assert lines[5].count("*") == 3  # HR plus noise is by far the best
+    assert [line.count("*") for line in lines[2:5]] == [1, 0, 0]  # but bicubic shifts colors least
     with Image.open(sheet) as picture:
         assert picture.format == "PNG"
         width, height = picture.size

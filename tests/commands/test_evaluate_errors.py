@@ -121,6 +121,8 @@ def test_errors_are_one_line_and_exit_with_code_1(pairs, outputs, tmp_path, caps
         (("--data", pairs, "--weights", wrong_scale, "--scale", 4), "weights must be for scale 4, was 2"),
         (("--data", pairs, "--outputs", tmp_path / "empty"), "empty contains none"),
         ((*bicubic, "--json", tmp_path / "no" / "scores.json"), "--json must be in an existing folder"),
+        ((*bicubic, "--sheet", tmp_path / "no" / "sheet.png"), "--sheet must be in an existing folder"),
+        ((*bicubic, "--json", tmp_path), "--json must be a file, was the folder"),
         ((*bicubic, "--layout", "super"), "no pairs found (super: SCENE"),
         ((*bicubic, "--metrics", "niqe", "--niqe-parameters", damaged), "must end in .npz or .mat"),
         ((*bicubic, "--metrics", "lpips", "--lpips-weights", damaged), "cannot be read as a file of weights"),
@@ -132,6 +134,21 @@ def test_errors_are_one_line_and_exit_with_code_1(pairs, outputs, tmp_path, caps
         assert len(err.splitlines()) == 1, err
         assert err.startswith("error: "), err
         assert message in err
+
+
+def test_unwritable_outputs_are_found_before_the_work(pairs, tmp_path, capsys, monkeypatch):
+    def fail(*_, **__):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr("andfast.files.tempfile.TemporaryFile", fail)
+    for option, name in (("--json", "s.json"), ("--sheet", "s.png")):
+        code, out, err = run(capsys, "--data", pairs, "--weights", "bicubic", option, tmp_path / name)
+        assert code == 1
+        assert err == f"error: {option} must be in a writable folder, was {tmp_path / name}: Read-only file system\n"
+        assert not out
+    code, _, err = run(capsys, "--fit-niqe", pairs / "HR", "--niqe-parameters", tmp_path / "n.npz")
+    assert code == 1
+    assert "--niqe-parameters must be in a writable folder" in err
 
 
 def test_non_finite_output_is_an_error(pairs, tmp_path, capsys):

@@ -25,6 +25,16 @@ TREES = {
         ["books/local/0000", "coffee/local/0000"],
     ),
     "folders": (["HR/a.png", "HR/sub/b.jpg"], ["LR/a.png", "LR/sub/b.png"], ["a", "b"]),
+    "div2k": (
+        ["DIV2K_valid_HR/0801.png", "DIV2K_valid_HR/0802.png"],
+        ["DIV2K_valid_LR_bicubic/X4/0801x4.png", "DIV2K_valid_LR_bicubic/X4/0802x4.png"],
+        ["0801", "0802"],
+    ),
+    "basicsr": (
+        ["Set5/GTmod12/baby.png", "Set5/GTmod12/bird.png"],
+        ["Set5/LRbicx4/baby.png", "Set5/LRbicx4/bird.png"],
+        ["baby", "bird"],
+    ),
     "imagepairs": (["0001_gt.png", "0002_GT.png"], ["0001.png", "0002.png"], ["0001", "0002"]),
 }
 
@@ -121,6 +131,44 @@ def test_duplicate_candidates_are_reported(tmp_path):
     listing = find_pairs(tmp_path)
     assert [pair.name for pair in listing.pairs] == ["a"]
     assert listing.problems == {"b": "multiple HR images: HR/b.jpg, HR/b.png"}
+
+
+@pytest.mark.parametrize("scale", [2, 3, 4])
+def test_div2k_scales_training_split_and_other_tracks(scale, tmp_path):
+    for split in ("train", "valid"):
+        make(tmp_path, [f"DIV2K_{split}_HR/0801.png"])
+        for factor in (2, 3, 4):
+            make(tmp_path, [f"DIV2K_{split}_LR_bicubic/X{factor}/0801x{factor}.png"])
+            make(tmp_path, [f"DIV2K_{split}_LR_unknown/X{factor}/0801x{factor}.png"])
+    listing = find_pairs(tmp_path, scale=scale)
+    (pair,) = listing.pairs
+    assert listing.layout.name == "div2k"
+    assert pair.hr == tmp_path / "DIV2K_valid_HR/0801.png"
+    assert pair.lr == tmp_path / f"DIV2K_valid_LR_bicubic/X{scale}/0801x{scale}.png"
+    assert not listing.problems
+
+
+def test_edsr_benchmark_folders(tmp_path):
+    for dataset, name in (("Set5", "baby"), ("B100", "3096"), ("Urban100", "img_001x4")):
+        make(tmp_path, [f"benchmark/{dataset}/HR/{name}.png"])
+        make(tmp_path, [f"benchmark/{dataset}/LR_bicubic/X{scale}/{name}x{scale}.png" for scale in (2, 4)])
+    for scale in (2, 4):
+        listing = find_pairs(tmp_path, scale=scale)
+        assert [pair.name for pair in listing.pairs] == ["3096", "baby", "img_001x4"]
+        assert all(pair.lr.name == f"{pair.name}x{scale}.png" for pair in listing.pairs)
+        assert not listing.problems
+    # Without the suffix and without a folder for the scale.
+    make(tmp_path / "plain", ["HR/a.png", "LR_bicubic/a.png"])
+    (pair,) = find_pairs(tmp_path / "plain").pairs
+    assert pair.lr == tmp_path / "plain/LR_bicubic/a.png"
+
+
+def test_basicsr_scales(tmp_path):
+    make(tmp_path, ["Set14/original/a.png", "Set14/GTmod12/a.png", "Set14/LRbicx2/a.png", "Set14/LRbicx4/a.png"])
+    for scale in (2, 4):
+        listing = find_pairs(tmp_path, scale=scale)
+        assert [pair.lr for pair in listing.pairs] == [tmp_path / f"Set14/LRbicx{scale}/a.png"]
+        assert not listing.problems
 
 
 def test_linked_files_are_pairs(tmp_path):

@@ -72,6 +72,21 @@ def test_rejects_mismatched_sizes(tmp_path):
         read_pair(write(tmp_path, hr, downscale(hr, 4)), 3)
 
 
+def test_modcrop_crops_hr_to_a_multiple(tmp_path):
+    hr = photograph("coffee")[:, :203, :301]
+    files = write(tmp_path, hr, downscale(hr[:, :200, :300], 4))
+    with pytest.raises(InvalidPairError, match=r"was 301x203 and 75x50; --modcrop crops HR"):
+        read_pair(files, 4)
+    pair = read_pair(files, 4, modcrop=True)
+    assert torch.equal(pair.hr, hr[:, :200, :300])
+    assert (pair.cropped, pair.downscaled) == (True, False)
+    rounded_up = write(tmp_path, hr, photograph("coffee")[:, :51, :76])
+    with pytest.raises(InvalidPairError, match=r"was 301x203 and 76x51$"):
+        read_pair(rounded_up, 4, modcrop=True)
+    whole = write(tmp_path, hr[:, :200, :300], downscale(hr[:, :200, :300], 4))
+    assert not read_pair(whole, 4, modcrop=True).cropped
+
+
 def test_unreadable_image_is_named(tmp_path):
     files = write(tmp_path, photograph("chelsea")[:, :80, :80], photograph("chelsea")[:, :20, :20])
     whole = files.lr.read_bytes()
