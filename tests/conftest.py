@@ -48,9 +48,3 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def _seeded() -> None:
     """Every test starts from the same random state, whichever ran before it."""
     torch.manual_seed(0)
-
-
-@pytest.fixture
-def fresh_triton_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a test compiles is not in Triton's cache."""
-    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))

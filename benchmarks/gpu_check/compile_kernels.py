@@ -1,9 +1,9 @@
-"""Compile every Triton kernel that the launchers can ask for, in parallel, into Triton's cache; needs no GPU.
+"""Compile every Triton kernel variant, in parallel, into Triton's cache; needs no GPU.
 
     python -m benchmarks.gpu_check.compile_kernels --architecture 9.0
 
-A launch of the same architecture then finds its kernel compiled: tests and benchmarks do not wait for the compiler one
-kernel at a time. Fails where a kernel spills or takes too much shared memory.
+Later launches on the same architecture load the kernels from the cache. Fails if a kernel spills registers or exceeds
+shared memory.
 """
 
 import argparse
@@ -11,42 +11,20 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from importlib import import_module
-from pathlib import Path
-from typing import Any
 
+from andfast.kernels.common.compilation import KernelVariant, Resources, compile_variant, excess, resources
 from andfast.kernels.degradation_block.configs import TABLE
-from benchmarks.tuning.candidates import compilers, in_parallel
-
-ROOT = Path(__file__).resolve().parents[2]
-
-Task = tuple[str, Any]
-"""A test module's name and one of its variants."""
+from andfast.kernels.variants import all_variants
+from benchmarks.tuning.candidates import in_parallel
 
 
-def tasks(architecture: str) -> list[Task]:
-    """All variants of an architecture, of all files of tests that compile kernels."""
-    compilers()  # puts tests/ on the path
-    found = []
-    for file in sorted((ROOT / "tests" / "ops").rglob("test_*_compile.py")):
-        if str(file.parent) not in sys.path:  # pytest, which puts it there itself, is not running
-            sys.path.append(str(file.parent))
-        every = import_module(file.stem).RESOURCES.variants()
-        found += [(file.stem, one) for one in every if one.name().split()[0] == architecture]
-    return found
-
-
-def compile_one(task: Task) -> tuple[str, dict[str, int] | None, str | None]:
-    """The variant's name and resources, or why there are none."""
-    _, kernel_resources = compilers()
-    module, variant = task
+def compile_one(variant: KernelVariant) -> tuple[str, Resources | None, str | None]:
+    """The variant's name, its resources, and why it cannot be used, if so."""
     try:
-        found = import_module(module).resources(variant)
-    except Exception as error:  # one that does not compile must not hide what the others take
+        used = resources(compile_variant(variant))
+    except Exception as error:  # a failure must not hide the other results
         return variant.name(), None, f"does not compile: {error!r}"
-    if found["spilled"] or found["shared"] > kernel_resources.SHARED_LIMIT[variant.architecture]:
-        return variant.name(), found, "spills, or takes too much shared memory"
-    return variant.name(), found, None
+    return variant.name(), used, excess(used, variant.architecture)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -56,13 +34,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=float("inf"), help="what is not compiled then is left out")
     parser.add_argument("--match", default="", help="only kernels with this in their name")
     given = parser.parse_args(arguments)
-    some = [one for one in tasks(given.architecture) if given.match in one[1].name()]
+    variants = [variant for variant in all_variants(given.architecture) if given.match in variant.name()]
     bad = done = 0
-    for name, found, why in in_parallel(compile_one, some, time.monotonic() + given.seconds, given.processes):
+    for name, used, why in in_parallel(compile_one, variants, time.monotonic() + given.seconds, given.processes):
         done += 1
-        print(f"{name}: {why or 'fits'} {found or ''}", flush=True)
+        print(f"{name}: {why or 'fits'} {used or ''}", flush=True)
         bad += why is not None
-    print(f"{done} of {len(some)} kernels compiled, {bad} of them of no use")
+    print(f"{done} of {len(variants)} kernels compiled, {bad} of them unusable")
     return 1 if bad else 0
 
 

@@ -2,15 +2,14 @@
 
 import itertools
 import multiprocessing
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from importlib import import_module
-from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+from andfast.kernels.common.compilation import Resources, compile_variant, excess, resources
 from andfast.kernels.common.config import MAX_REGISTERS, KernelConfig, channel_block
 from andfast.kernels.degradation_block.configs import TABLE
+from andfast.kernels.degradation_block.variants import Variant, variants_of
 from benchmarks.tuning import config_table
 
 KERNELS: Final = ("forward", "grad_input", "grad_weight")
@@ -85,19 +84,8 @@ def layers(kernel: str) -> dict[tuple[int, int, str], int]:
 # --------------------------------------------------------------------------------------------------------- compiling
 
 
-def compilers() -> tuple[Any, Any]:
-    """The modules in tests/ that know how to compile the kernels: the block's compile test, and kernel_resources."""
-    tests = Path(__file__).resolve().parents[2] / "tests"
-    for folder in (tests / "helpers", tests / "ops" / "degradation_block"):
-        if str(folder) not in sys.path:
-            sys.path.append(str(folder))
-    return import_module("test_degradation_block_compile"), import_module("kernel_resources")
-
-
 def compiled(candidate: Candidate) -> tuple[Candidate, dict[str, Any] | None, str | None]:
     """Largest resource use over F's layers, or the reason to reject the candidate; runs in its own process."""
-    kernels, _ = compilers()
-
     config = candidate.config
     channels = sorted({(c_in, c_out) for c_in, c_out, _ in layers(candidate.kernel)})
     dtype = "bf16" if candidate.precision == "half" else "fp32"
@@ -110,54 +98,37 @@ def compiled(candidate: Candidate) -> tuple[Candidate, dict[str, Any] | None, st
         elif candidate.kernel == "grad_weight":
             limits = [channel_block(c_in, config.block_k), channel_block(c_out, config.block_k)]
         layout = "aligned" if c_in % 16 == c_out % 16 == 0 else "odd"
-        variant = kernels.Variant(
-            candidate.architecture, candidate.kernel, candidate.precision, dtype, *limits, True, layout
+        variant = Variant(
+            candidate.architecture, candidate.kernel, candidate.precision, dtype, *limits, layout, config=config
         )
-        resources, why = _compile(variant, config)
-        if resources is None:
+        used, why = _compile(variant)
+        if used is None:
             return candidate, None, why
-        registers[layout] = max(registers.get(layout, 0), resources["registers"])
-        shared = max(shared, resources["shared"])
+        registers[layout] = max(registers.get(layout, 0), used.registers)
+        shared = max(shared, used.shared)
     return candidate, {"registers": registers, "shared": shared}, None
 
 
-def _compile(variant: Any, config: KernelConfig) -> tuple[dict[str, int] | None, str | None]:
-    """A variant's resources, or why it is of no use."""
-    kernels, kernel_resources = compilers()
-
-    options = kernel_resources.launch_options(config, variant.layout)
+def _compile(variant: Variant) -> tuple[Resources | None, str | None]:
+    """A variant's resources, or why it cannot be used."""
     try:
-        resources = kernel_resources.resources(kernels.source(variant, config), variant.architecture, **options)
-    except Exception as error:  # of many kinds; the candidate is out and says why
+        used = resources(compile_variant(variant))
+    except Exception as error:  # of many kinds
         return None, f"does not compile: {str(error).strip().splitlines()[0] if str(error).strip() else error!r}"
-    if resources["spilled"]:
-        return None, f"spills {resources['spilled']} bytes"
-    limit = kernel_resources.SHARED_LIMIT[variant.architecture]
-    if resources["shared"] > limit:
-        return None, f"takes {resources['shared']} bytes of shared memory of {limit}"
-    return resources, None
+    why = excess(used, variant.architecture)
+    return (None, why) if why is not None else (used, None)
 
 
 def everywhere(candidate: Candidate) -> tuple[Candidate, str | None]:
-    """Whether every kernel that the launchers can ask of the configuration compiles; None, or what does not."""
-    kernels, _ = compilers()
-
-    architecture, kernel, precision, config, _ = candidate
-    before = TABLE[architecture][kernel, precision]
-    TABLE[architecture][kernel, precision] = config  # variants() reads it; this process has a table of its own
-    try:
-        for variant in kernels.variants(architecture, kernel, precision):
-            _, why = _compile(variant, config)
-            if why is not None:
-                return candidate, f"{variant.name()}: {why}"
-    finally:
-        TABLE[architecture][kernel, precision] = before
+    """Whether all variants of the configuration compile: None, or the first that does not and why."""
+    for variant in variants_of(candidate.architecture, candidate.kernel, candidate.precision, candidate.config):
+        _, why = _compile(variant)
+        if why is not None:
+            return candidate, f"{variant.name()}: {why}"
     return candidate, None
 
 
-def in_parallel(
-    call: Callable[[Candidate], Any], items: Sequence[Candidate], deadline: float, processes: int
-) -> Iterator[Any]:
+def in_parallel(call: Callable[[Any], Any], items: Sequence[Any], deadline: float, processes: int) -> Iterator[Any]:
     """Results as they come, in processes of their own, until all are there or the deadline has passed."""
     if processes == 1:
         for candidate in items:

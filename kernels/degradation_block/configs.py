@@ -1,9 +1,8 @@
-"""Launch configurations of the degradation block's kernels, per architecture. Plain data: needs no triton, no GPU.
+"""Launch configurations of the degradation block's kernels, per architecture. Plain data: needs no Triton, no GPU.
 
-``TABLE[architecture][kernel, precision]`` is what a benchmark regenerates. Channel blocks follow from the channel
-counts (:func:`channel_block`), so one entry serves every shape. Chosen by counts, registers and occupancy
-(docs/kernels.md); not measured yet. tests/test_kernels_compile_degradation_block.py holds each against spills and
-shared memory.
+``TABLE[architecture][kernel, precision]``, as ``python -m benchmarks.tuning.degradation_block`` regenerates it. Channel
+blocks follow from the channel counts (:func:`~..common.config.channel_block`), so one entry serves every shape. The
+entries were chosen by counts, registers and occupancy (docs/kernels.md), not yet by measurement.
 """
 
 from typing import Final
