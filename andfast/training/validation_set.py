@@ -103,8 +103,10 @@ class ValidationSet:
         hr_names = _image_files("hr_folder", Path(hr_folder))
         lr_names = _image_files("lr_folder", Path(lr_folder))
         for name in sorted(hr_names ^ lr_names):
-            folder, other = (hr_folder, lr_folder) if name in hr_names else (lr_folder, hr_folder)
-            raise ValueError(f"every image needs its pair under the same name: {name} is in {folder}, not in {other}")
+            folder, counterpart = (hr_folder, lr_folder) if name in hr_names else (lr_folder, hr_folder)
+            raise ValueError(
+                f"every image needs its pair under the same name: {name} is in {folder}, not in {counterpart}"
+            )
         if not hr_names:
             raise ValueError(f"hr_folder must hold images ({', '.join(sorted(SUFFIXES))}), {hr_folder} holds none")
         names, hr, lr = tuple(sorted(hr_names)), [], []

@@ -18,9 +18,9 @@ def test_digest_and_differences_ignore_free_settings() -> None:
     free = config_of("--output=y", "--data.workers=1", "--net.steps=7", "--validation.every=3", "--log_every=1")
     assert digest(free) == digest(config)
     assert differences(config, free) == {}
-    other = config_of("--net.lr=1", "--batch_size=24", "--loss.perceptual_layers={conv5_4: 1}")
-    assert digest(other) != digest(config)
-    assert differences(config, other) == {
+    changed = config_of("--net.lr=1", "--batch_size=24", "--loss.perceptual_layers={conv5_4: 1}")
+    assert digest(changed) != digest(config)
+    assert differences(config, changed) == {
         "batch_size": (48, 24),
         "loss.perceptual_layers": (config.loss.perceptual_layers, {"conv5_4": 1.0}),
         "net.lr": (1e-4, 1.0),

@@ -51,8 +51,8 @@ def lines(axis):
 
 def test_curve_has_a_column_per_stage(tmp_path, drawn):
     net, gan = records("net", 200), records("gan", 100)
-    other = [{"stage": "net", "step": 200, "psnr_y": 25.0}, {"event": "start"}]
-    loss_curve(write(tmp_path / "metrics.jsonl", net + other + gan), tmp_path / "curve.png")
+    ignored = [{"stage": "net", "step": 200, "psnr_y": 25.0}, {"event": "start"}]
+    loss_curve(write(tmp_path / "metrics.jsonl", net + ignored + gan), tmp_path / "curve.png")
     with Image.open(tmp_path / "curve.png") as image:
         assert image.width > image.height > 500
     (figure,) = drawn

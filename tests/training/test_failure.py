@@ -35,9 +35,9 @@ def test_dump_round_trips(tmp_path: Path) -> None:
     assert (contents["stage"], contents["step"], contents["name"], contents["rank"]) == ("net", 3, "l1", 0)
     assert contents["state"]["hr"].view(torch.int32).equal(hr.view(torch.int32))
     assert contents["state"]["theta"][1][0].shape == (2,)
-    other = dump_failure(tmp_path, stage="net", step=3, name="l1", state={}, rank=1)
-    assert other.name == "net-00000003-l1-rank1.pt"
-    assert load_failure(other)["rank"] == 1
+    second = dump_failure(tmp_path, stage="net", step=3, name="l1", state={}, rank=1)
+    assert second.name == "net-00000003-l1-rank1.pt"
+    assert load_failure(second)["rank"] == 1
 
 
 def test_dump_rejects_invalid_arguments_and_files(tmp_path: Path) -> None:
@@ -64,7 +64,7 @@ def test_failed_dump_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_first_signal_requests_and_second_interrupts(number: signal.Signals, capfd: pytest.CaptureFixture[str]) -> None:
-    earlier = [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)]
+    earlier = [signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)]
     with GracefulStop() as stop:
         assert not stop
         assert not stop.requested
@@ -74,7 +74,7 @@ def test_first_signal_requests_and_second_interrupts(number: signal.Signals, cap
         assert stop.signal_name == number.name
         with pytest.raises(KeyboardInterrupt, match=f"{number.name} after {number.name}"):
             os.kill(os.getpid(), number)
-    assert [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)] == earlier
+    assert [signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)] == earlier
     assert f"{number.name}: finishing this step, then saving; send it again" in capfd.readouterr().err
 
 

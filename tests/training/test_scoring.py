@@ -149,9 +149,9 @@ def test_bicubic_equals_pillow(scale):
         # Pillow also clips between its passes; with less contrast nothing needs it.
         lr = Image.fromarray(image // 2 + 64).resize((90, 70), Image.Resampling.BOX)
         expected = np.asarray(lr.resize((90 * scale, 70 * scale), Image.Resampling.BICUBIC)).astype(float)
-        found = bicubic(torch.from_numpy(np.asarray(lr).copy()).permute(2, 0, 1)[None], scale)
-        assert found.shape == (1, 3, 70 * scale, 90 * scale)
-        error = np.abs((found[0].permute(1, 2, 0) * 255).numpy() - expected)
+        upscaled = bicubic(torch.from_numpy(np.asarray(lr).copy()).permute(2, 0, 1)[None], scale)
+        assert upscaled.shape == (1, 3, 70 * scale, 90 * scale)
+        error = np.abs((upscaled[0].permute(1, 2, 0) * 255).numpy() - expected)
         assert error.max() <= 2
         assert error.mean() < 0.4
 

@@ -31,9 +31,9 @@ def test_first_crops_are_centers_and_further_ones_are_seeded():
     top, left = (chelsea.shape[0] - 64) // 2, (chelsea.shape[1] - 64) // 2
     np.testing.assert_array_equal(validation.hr[1].permute(1, 2, 0), chelsea[top : top + 64, left : left + 64])
     assert torch.equal(validation.hr, crops().hr)
-    other = crops(seed=1).hr
-    assert torch.equal(validation.hr[:3], other[:3])
-    assert not torch.equal(validation.hr[3:], other[3:])
+    seeded = crops(seed=1).hr
+    assert torch.equal(validation.hr[:3], seeded[:3])
+    assert not torch.equal(validation.hr[3:], seeded[3:])
 
 
 def test_more_crops_extend_fewer():
