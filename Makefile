@@ -1,7 +1,7 @@
 # make help lists the targets. PYTHON=/path/to/python3.11 selects the interpreter, JOBS the number of test processes.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-newest demo check test test-newest bench gpu-check roofline docs-results clean
+.PHONY: help setup setup-newest demo check test test-newest bench gpu-check roofline docs-results wheel clean
 
 JOBS ?= 2
 PYTEST_ARGS ?=
@@ -54,6 +54,9 @@ roofline: ## floors of the ops and of a step for this GPU or a named one; ROOFLI
 
 docs-results: ## docs/results.md and README's table from benchmarks/results/
 	@python=.venv/bin/python; [ -x $$python ] || python=$${PYTHON:-python3}; $$python -m benchmarks.report --docs
+
+wheel: setup ## build a wheel for the environment's Python and torch into dist/
+	.venv/bin/python -m build --wheel --no-isolation --outdir dist .
 
 clean: ## remove build products and environments; keeps runs/
 	rm -rf .venv .venv-newest build dist *.egg-info andfast/_C.*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis
