@@ -219,8 +219,8 @@ def vgg_discriminator(n: int, size: int, *, features: int = 64) -> list[Layer]:
 # ------------------------------------------------------------------------------------------------------------ step
 
 STAGES: Final = ("net", "gan")
-PARTS: Final = ("identity", "ascent", "restoration", "discrimination")
-"""The sub-steps, by the names that the step's stopwatch gives them."""
+PARTS: Final = ("identity", "ascent", "degradation", "generator", "discriminator")
+"""The phases of a step, by the names of its spans."""
 
 
 class Entry(NamedTuple):
@@ -268,7 +268,7 @@ def step(
             work = layer.backward(size, x=x or not layer.image, weights=weights)
             entries.append(Entry(part, network, layer, work, times))
 
-    features_part = "ascent" if adversarial else "restoration"
+    features_part = "ascent" if adversarial else "generator"
     if judges:
         forward(features_part, "VGG", judges["VGG"], keep=False)
     if adversarial:
@@ -276,15 +276,15 @@ def step(
         for network, layers in {"F": f, "G": g, **judges}.items():
             forward("ascent", network, layers, k)
             backward("ascent", network, layers, k, x=network != "F", weights=network == "F")
-        forward("restoration", "F", f, keep=False)
-    forward("restoration", "G", g)
-    backward("restoration", "G", g, x=False, weights=True)
+        forward("degradation", "F", f, keep=False)
+    forward("generator", "G", g)
+    backward("generator", "G", g, x=False, weights=True)
     for network, layers in judges.items():
-        forward("restoration", network, layers)
-        backward("restoration", network, layers)
+        forward("generator", network, layers)
+        backward("generator", network, layers)
     if judges:
-        forward("discrimination", "D", judges["D"], 2)
-        backward("discrimination", "D", judges["D"], 2, x=False, weights=True)
+        forward("discriminator", "D", judges["D"], 2)
+        backward("discriminator", "D", judges["D"], 2, x=False, weights=True)
     return entries
 
 

@@ -18,7 +18,6 @@ import torch
 from triton.runtime.jit import JITFunction
 
 from andfast.functional import dispatch
-from andfast.nn import frozen
 from benchmarks.machine import cpu_name
 from benchmarks.suites.step_variants import FULL, Size, Step, Variant
 
@@ -36,7 +35,7 @@ def ascent(chunk_size: int, size: Size = NARROW, rounds: int = ROUNDS) -> tuple[
     """Median seconds and Triton launches of the host's part of an ascent of stage net, under bf16."""
     step = Step(Variant("andfast", 4, bf16=True, degradation_fp32=True), size, "net", "cpu").ours
     step.generator.to(memory_format=torch.channels_last)
-    step.adversary = replace(step.adversary, chunk_size=chunk_size)
+    attack = replace(step.attack, settings=replace(step.attack.settings, chunk_size=chunk_size))
     hr = torch.rand(size.batch, 3, size.hr, size.hr).contiguous(memory_format=torch.channels_last)
     launches = 0
 
@@ -48,10 +47,9 @@ def ascent(chunk_size: int, size: Size = NARROW, rounds: int = ROUNDS) -> tuple[
     with patch.object(dispatch, "resolve", resolve), patch.object(JITFunction, "run", launch):
         for _ in range(rounds + 1):  # the first one warms up
             launches, begun = 0, time.perf_counter()
-            for images in step.adversary.groups(size.batch):
-                part = hr[images.start : images.stop]
-                with frozen(step.generator):
-                    step.find(part, step.draw_identity(hr, 0, images=images))
+            for chunk in attack.settings.chunks(size.batch):
+                identity = attack.sample(hr, step.rank_info.generator(hr.device, 0), chunk=chunk)
+                attack.search(hr[chunk.start : chunk.stop], identity)
             seconds.append(time.perf_counter() - begun)
     return statistics.median(seconds[1:]), launches
 

@@ -1,4 +1,4 @@
-"""Launches, bytes and peak memory of a training step by part, counted from the code on tensors without contents.
+"""Launches, bytes and peak memory of a training step by phase, counted from the code on tensors without contents.
 
     python -m benchmarks.step_launches                    the paper's size: batch 48, HR 256, 23 blocks, bf16
     python -m benchmarks.step_launches --batch 8 --json
@@ -26,12 +26,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
+from andfast.adversary import ReuseOptions
 from andfast.diagnosis.memory import Alive, fake_weights
 from andfast.functional import dispatch
 from andfast.kernels.ascent_step import kernels as ascent_kernels
 from andfast.kernels.ascent_step import launch as _ascent_step_triton
 from andfast.kernels.ascent_step.kernels import Batch
-from andfast.training.step_settings import ReuseOptions
 from benchmarks.suites.step_variants import FULL, VARIANTS, Size, Step
 
 NO_LAUNCH = (
@@ -50,17 +50,17 @@ ROW = {"launches": 0, "casts": 0, "andfast": 0, "bytes": 0, "peak": 0}
 NOTHING = ReuseOptions(closed_form_first_step=False, hr_features=False, cast_weights=False, discriminator_pass=False)
 
 
-class Parts:
-    """In place of a stopwatch: knows the sub-step that runs, and tells the watch of memory."""
+class Phases:
+    """A step's timer that knows the current phase, and passes it on to the count of memory."""
 
     def __init__(self) -> None:
         self.now = ""
         self.alive = Alive()
 
     @contextmanager
-    def part(self, name: str) -> Iterator[None]:
+    def span(self, name: str) -> Iterator[None]:
         before, self.now = self.now, name
-        with self.alive.part(name):
+        with self.alive.span(name):
             yield
         self.now = before
 
@@ -87,11 +87,11 @@ def as_on_a_gpu(count_step: Callable[[list[Batch]], None]) -> Iterator[None]:
 
 
 class Launches(TorchDispatchMode):
-    """Adds up launches and bytes by part."""
+    """Adds up launches and bytes by phase."""
 
-    def __init__(self, parts: Parts) -> None:
+    def __init__(self, phases: Phases) -> None:
         super().__init__()
-        self.parts = parts
+        self.phases = phases
         self.found: dict[str, dict[str, int]] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -99,9 +99,9 @@ class Launches(TorchDispatchMode):
         name = func.overloadpacket.__name__
         returns = [one.alias_info for one in func._schema.returns]
         view = any(one is not None and not one.is_write for one in returns)
-        if view or name in NO_LAUNCH or func.namespace == "prim":
+        if view or name in NO_LAUNCH or func.namespace in ("prim", "profiler"):
             return out
-        row = self.found.setdefault(self.parts.now, dict(ROW))
+        row = self.found.setdefault(self.phases.now, dict(ROW))
         row["launches"] += 1
         row["casts"] += name in ("_to_copy", "_foreach_copy_")
         row["andfast"] += func.namespace == "andfast"
@@ -111,7 +111,7 @@ class Launches(TorchDispatchMode):
 
     def ascent_step(self, batches: list[Batch]) -> None:
         """The kernels that one step of the ascent launches: two passes over theta, and one small one between."""
-        row = self.found.setdefault(self.parts.now, dict(ROW))
+        row = self.found.setdefault(self.phases.now, dict(ROW))
         parts = [part for batch in batches for part in batch.parts()]
         row["launches"] += 2 * len(parts) + 1
         row["andfast"] += 2 * len(parts) + 1
@@ -128,16 +128,12 @@ def _bytes(x: Tensor) -> int:
     return elements * x.element_size() if x.numel() else 0
 
 
-def count(
-    variant: str, kind: str, stage: str, size: Size = FULL, sharing: ReuseOptions | None = None
-) -> dict[str, Any]:
-    """Launches, casts, andfast's ops and bytes of a step by part; ``variant`` is a name of VARIANTS."""
-    parts = Parts()
+def count(variant: str, kind: str, stage: str, size: Size = FULL, reuse: ReuseOptions | None = None) -> dict[str, Any]:
+    """Launches, casts, andfast's ops and bytes of a step by phase; ``variant`` is a name of VARIANTS."""
+    phases = Phases()
     chosen = next(one for one in VARIANTS if one.name == variant)
     with torch.device("meta"):
-        step = Step(replace(chosen, compiled=False, graph=False), size, stage, "meta", stopwatch=parts)
-    if sharing is not None:
-        step.ours.sharing = sharing
+        step = Step(replace(chosen, compiled=False, graph=False), size, stage, "meta", timer=phases, reuse=reuse)
     owner = step.naive or step.ours
     vgg = owner.vgg if step.naive is not None else owner.objective.vgg
     with FakeTensorMode(allow_non_fake_inputs=True):
@@ -145,11 +141,11 @@ def count(
             if network is not None:
                 fake_weights(network, torch.device("cpu"))
         step.hr = torch.empty_strided(step.hr.shape, step.hr.stride(), device="cpu")
-        launches = Launches(parts)
-        with as_on_a_gpu(launches.ascent_step), parts.alive, launches:
+        launches = Launches(phases)
+        with as_on_a_gpu(launches.ascent_step), phases.alive, launches:
             step.gradients(kind)
     for name, row in launches.found.items():
-        row["peak"] = parts.alive.peaks.get(name, 0)
+        row["peak"] = phases.alive.peaks.get(name, 0)
     return launches.found
 
 
@@ -162,23 +158,23 @@ def main() -> None:
     size = replace(FULL, batch=given.batch)
     rows = []
     for stage in ("net", "gan"):
-        for name, variant, kind, sharing in (
+        for name, variant, kind, reuse in (
             ("naive", "naive bf16", "and", None),
             ("best plain PyTorch, uncompiled", "best plain PyTorch", "and", None),
-            ("andfast, nothing shared", "andfast bf16", "and", NOTHING),
+            ("andfast, nothing reused", "andfast bf16", "and", NOTHING),
             ("andfast", "andfast bf16", "and", None),
             ("andfast, F in fp32", "andfast bf16, F in fp32", "and", None),
             ("andfast, plain ESRGAN step", "andfast bf16", "plain", None),
         ):
-            for part, row in count(variant, kind, stage, size, sharing).items():
-                rows.append({"stage": stage, "step": name, "part": part, **row})
+            for phase, row in count(variant, kind, stage, size, reuse).items():
+                rows.append({"stage": stage, "step": name, "phase": phase, **row})
     if given.json:
         print(json.dumps({"batch": given.batch, "torch": torch.__version__, "rows": rows}, indent=1))
         return
-    print("| stage | step | part | launches | of them casts | andfast's ops | GB moved | peak GB |")
+    print("| stage | step | phase | launches | of them casts | andfast's ops | GB moved | peak GB |")
     print("|---|---|---|---|---|---|---|---|")
     for row in rows:
-        cells = [row["stage"], row["step"], row["part"], row["launches"], row["casts"], row["andfast"]]
+        cells = [row["stage"], row["step"], row["phase"], row["launches"], row["casts"], row["andfast"]]
         print("|", " | ".join(map(str, cells)), f"| {row['bytes'] / 1e9:.1f} | {row['peak'] / 1e9:.1f} |")
 
 

@@ -1,8 +1,27 @@
-"""The adversary: identity networks, how far they may go, and the search for the worst of them."""
+"""The adversary: identity networks, the ball around them, and the attack that searches it."""
 
+from andfast.adversary.attack import AdversarialBatch, Attack, AttackSettings, ReuseOptions
 from andfast.adversary.ball import GROUPS, Ball, project
-from andfast.adversary.identity import sample_identity
+from andfast.adversary.identity import sample_identity, seeded_generator
+from andfast.adversary.objective import Objective, Targets
 from andfast.adversary.pgd import Ascent, ascend
 from andfast.adversary.presets import PRESETS, Preset, resized
 
-__all__ = ["GROUPS", "PRESETS", "Ascent", "Ball", "Preset", "ascend", "project", "resized", "sample_identity"]
+__all__ = [
+    "GROUPS",
+    "PRESETS",
+    "AdversarialBatch",
+    "Ascent",
+    "Attack",
+    "AttackSettings",
+    "Ball",
+    "Objective",
+    "Preset",
+    "ReuseOptions",
+    "Targets",
+    "ascend",
+    "project",
+    "resized",
+    "sample_identity",
+    "seeded_generator",
+]

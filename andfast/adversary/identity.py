@@ -8,6 +8,7 @@ the inverse of a 3x3 matrix an image. Everything is batched on the device in flo
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -73,6 +74,14 @@ def sample_identity(
         noises=tuple(zero.expand(n, maps, *pixels) for pixels in sizes),
         slopes=tuple(torch.ones(slope_shape, device=device, dtype=dtype) for _ in range(_LAYERS)),
     )
+
+
+def seeded_generator(device: torch.device, *numbers: int) -> torch.Generator | None:
+    """A generator on the device, seeded by a hash of the numbers; None on the meta device, which has no generator."""
+    if device.type == "meta":
+        return None
+    seed = int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
+    return torch.Generator(device).manual_seed(seed)
 
 
 def _check(

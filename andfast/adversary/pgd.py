@@ -12,7 +12,7 @@ from andfast.nn.degradation_network import Theta
 
 
 class Ascent(NamedTuple):
-    """What an adversary found.
+    """Result of an ascent.
 
     Attributes:
         theta: N networks inside the ball, detached.
@@ -32,24 +32,26 @@ def ascend(
     step_size: float = 0.3,
     loss_scale: float = 1.0,
     first: Callable[[Theta], Tensor] | None = None,
+    callback: Callable[[Theta], None] | None = None,
     impl: str = "auto",
 ) -> Ascent:
     """Push identity networks up the objective, inside the ball, by ``steps`` projected gradient steps.
 
-    Each step normalises the gradient to unit length, a network and (unless the ball is joint) a group at a time, goes
-    ``step_size`` radii along it and projects. Gradients are taken with respect to theta only: whatever parameters the
-    objective uses should be frozen (see :func:`andfast.nn.frozen`), so that nothing is kept for gradients nobody asks
-    for. The host never waits for the device. Theta keeps the identity's dtypes, which may differ from tensor to tensor:
-    noises in a half type halve the bytes of every pass over them (docs/kernels.md).
+    Each step normalises the gradient to unit length, per network and (unless the ball is joint) per group, goes
+    ``step_size`` radii along it and projects. Gradients are taken with respect to theta only: freeze the parameters
+    that the objective uses (see :func:`andfast.nn.frozen`), so that nothing is saved for gradients to them. The host
+    never waits for the device. Theta keeps the identity's dtypes, which may differ between tensors: noises in a half
+    type halve the bytes of every pass over them (docs/kernels.md).
 
     Args:
         objective: maps theta to a loss to be raised, a scalar or (N,), finite.
         identity: where to start, from :func:`andfast.adversary.sample_identity`.
         ball: how far theta may go.
-        steps: number of ascent passes K, 0 or more.
+        steps: number of ascent steps K, 0 or more.
         step_size: length of a step as a fraction of the radius (paper: 6 of 20).
-        loss_scale: factor on the objective's gradient against underflow in float16; the normalisation removes it.
-        first: the same objective, for the first pass alone: it may rely on theta being the identity.
+        loss_scale: factor on the objective against underflow of float16 gradients; the normalisation removes it.
+        first: the objective of the first step alone, which may rely on theta being the identity.
+        callback: called with theta after each step.
         impl: implementation of the step, see :func:`andfast.functional.ascent_step`.
 
     Raises:
@@ -62,18 +64,20 @@ def ascend(
     theta = identity.detach()
     losses = []
     for number in range(steps):
-        loss, gradient = _raise(objective if number or first is None else first, theta, loss_scale)
+        loss, gradient = _loss_and_gradient(objective if number or first is None else first, theta, loss_scale)
         losses.append(loss)
         theta = ball.step(theta, gradient, identity, step_size, impl=impl)
-        del gradient  # as large as theta, and else alive through the next pass
+        del gradient  # as large as theta: free it before the next step
+        if callback is not None:
+            callback(theta)
     return Ascent(theta, torch.stack(losses) if losses else identity.weights[0].new_empty(0))
 
 
-def _raise(objective: Callable[[Theta], Tensor], theta: Theta, loss_scale: float) -> tuple[Tensor, Theta]:
-    """The mean objective at theta, and its gradient; with this function goes the graph, which holds theta."""
-    leaves = theta.rebuild(one.detach().requires_grad_() for one in theta.tensors())
+def _loss_and_gradient(objective: Callable[[Theta], Tensor], theta: Theta, loss_scale: float) -> tuple[Tensor, Theta]:
+    """The mean objective at theta, and its gradient. The graph, which holds theta, is freed on return."""
+    leaves = theta.rebuild(tensor.detach().requires_grad_() for tensor in theta.tensors())
     with torch.enable_grad():
         # Views, because torch's flop counter cannot follow autograd.grad where a module's inputs are leaves.
-        loss = objective(leaves.rebuild(one.view_as(one) for one in leaves.tensors()))
+        loss = objective(leaves.rebuild(leaf.view_as(leaf) for leaf in leaves.tensors()))
         gradients = torch.autograd.grad(loss.sum() * loss_scale, tuple(leaves.tensors()))
     return loss.detach().mean(), theta.rebuild(iter(gradients))

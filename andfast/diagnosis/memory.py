@@ -23,7 +23,7 @@ from andfast.config.machine import resolve_device
 from andfast.config.schema import Stage, TrainConfig
 from andfast.data.images import FORMATS
 from andfast.data.sources import SourceFile
-from andfast.training.build import build_generator, build_step, records_ascent
+from andfast.training.build import build_generator, build_step, captures_ascent
 from andfast.training.distributed import ProcessGroup
 
 _ADAM_STATES: Final = 2
@@ -64,14 +64,15 @@ def step_memory(config: TrainConfig, stage: Stage) -> StepMemory:
         config,
         init_weights=None,
         compile=False,
-        cuda_graph=records_ascent(config, stage, device.type),
+        cuda_graph=captures_ascent(config, stage, device.type),
         # All passes of the ascent have the same peak except the first, which may be in closed form.
         adversary=replace(config.adversary, steps=min(config.adversary.steps, 2)),
         loss=replace(config.loss, vgg_weights="random"),
     )
+    alive = Alive()
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
-        step = build_step(bare, stage, build_generator(bare), ProcessGroup(0, 1, torch.device("meta")))
-    step.capture = None
+        step = build_step(bare, stage, build_generator(bare), ProcessGroup(0, 1, torch.device("meta")), timer=alive)
+    step = replace(step, search=None)  # eager, though chunked as for a CUDA graph
     networks = [one for one in (step.generator, step.discriminator) if one is not None]
     # The meta device does not support autocast, fake tensors of the right device do.
     with ExitStack() as stack:
@@ -84,7 +85,6 @@ def step_memory(config: TrainConfig, stage: Stage) -> StepMemory:
         vgg = 0 if step.objective.vgg is None else _bytes(step.objective.vgg)
         side = config.data.patch_size
         batches = [torch.empty((config.batch_size, 3, side, side), device=device) for _ in range(config.accumulate)]
-        step.stopwatch = alive = Alive()  # type: ignore[assignment]
         stack.enter_context(alive)
         step.gradients(batches, 0)
     saved = weights * (1 + _ADAM_STATES) + average
@@ -131,7 +131,7 @@ class Alive(TorchDispatchMode):
         self._known: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
 
     @contextmanager
-    def part(self, name: str) -> Iterator[None]:
+    def span(self, name: str) -> Iterator[None]:
         """Same interface as the step's timer."""
         outer, self._part = self._part, name
         self._update_peak()

@@ -5,20 +5,18 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from andfast.adversary import GROUPS, Ball, ascend, project, resized
+from andfast.adversary import GROUPS, Attack, Ball, project, seeded_generator
 from andfast.adversary.calibration import Calibration, find_factor, scaled
-from andfast.adversary.objective import Objective
 from andfast.losses import l1_loss
-from andfast.nn import DegradationNetwork, Theta, frozen
+from andfast.metrics.psnr import mean_psnr
+from andfast.nn import Theta
 from andfast.training.scoring import values
-from andfast.training.step import FP16_ASCENT_SCALE, TrainingStep, psnr, seeded_generator
-from andfast.training.step_settings import AttackSettings, RankInfo
 
-_DRAW, _RANDOM = 0, 1
 _SEED = 2**30
-"""Draws of the gallery are apart from those of training."""
+"""A step that no training reaches, so that the gallery's draws are its own."""
+_RANDOM = 1
 
 
 class Case(NamedTuple):
@@ -53,29 +51,20 @@ class Case(NamedTuple):
         }
 
 
-@dataclass
+@dataclass(frozen=True)
 class Degrader:
-    """A generator, the adversary against it, and one photograph.
+    """An attack on one photograph.
 
     Attributes:
-        generator: G, in eval mode, on the device that is used.
-        hr: (1, 3, H, W) in [0, 1], on the same device; H and W multiples of the scale.
-        adversary: of a run; its ball is meant for HR of ``patch_size``.
-        patch_size: side of HR for which the ball's radii are given.
-        scale, padding: of F.
+        attack: of any batch size; its generator is in eval mode.
+        hr: (1, 3, H, W) in [0, 1], on the generator's device; H and W multiples of the scale.
         seed: of the identity networks and of the random perturbation.
-        autocast: dtype of G's passes; None for fp32. F runs in fp32.
         networks: identity networks over which calibrations average.
     """
 
-    generator: nn.Module
+    attack: Attack
     hr: Tensor
-    adversary: AttackSettings
-    patch_size: int
-    scale: int
-    padding: str = "replicate"
     seed: int = 0
-    autocast: torch.dtype | None = None
     networks: int = 4
 
     def __post_init__(self) -> None:
@@ -83,21 +72,11 @@ class Degrader:
             raise ValueError(f"hr must have shape (1, 3, H, W), was {tuple(self.hr.shape)}")
         if self.networks < 1:
             raise ValueError(f"networks must be at least 1, was {self.networks}")
-        self._step = TrainingStep(
-            degradation=DegradationNetwork(self.scale, padding=self.padding),
-            generator=self.generator,
-            objective=Objective(l1=1.0),
-            adversary=replace(self.adversary, images_per_network=1),
-            patch_size=self.patch_size,
-            place=RankInfo(self.seed, 0),
-            autocast=self.autocast,
-        )
 
     @property
     def ball(self) -> Ball:
-        """The adversary's ball at the photograph's size."""
-        ball, (height, width) = self.adversary.ball, self.hr.shape[2:]
-        return ball if ball.joint else resized(ball, (self.patch_size, self.patch_size), (height, width))
+        """The attack's ball at the photograph's size."""
+        return self.attack.settings.for_size(self.hr.shape[2], self.hr.shape[3]).ball
 
     def cases(self, factors: Sequence[float] = (0.25, 0.5, 2.0, 4.0)) -> Iterator[Case]:
         """All cases, one after the other: the identity network first, always of the same identity network.
@@ -124,38 +103,21 @@ class Degrader:
         """A random perturbation: every group goes its radius in a direction of its own; a joint ball's all together."""
         generator = seeded_generator(self.hr.device, self.seed, _SEED, _RANDOM)
         direction = identity.rebuild(
-            torch.randn(one.shape, generator=generator, device=one.device, dtype=one.dtype)
-            for one in identity.tensors()
+            torch.randn(tensor.shape, generator=generator, device=tensor.device, dtype=tensor.dtype)
+            for tensor in identity.tensors()
         )
         return project(self.ball.move(identity, direction, 1.0), identity, self.ball)
 
     def path(self, identity: Theta) -> list[Theta]:
-        """Theta after every step of one ascent."""
-        seen: list[Theta] = []
-        last = self.search(identity, self.ball, seen.append)
-        return [*seen[1:], last] if seen else []
+        """Theta after each step of one ascent."""
+        thetas: list[Theta] = []
+        self.search(identity, self.ball, thetas.append)
+        return thetas
 
-    def search(self, identity: Theta, ball: Ball, before: Callable[[Theta], None] = lambda theta: None) -> Theta:
-        """The network that the adversary finds in a ball; ``before`` is shown theta at the begin of every step."""
-        hr, settings = self.hr, self.adversary
-
-        def objective(theta: Theta) -> Tensor:
-            before(theta.detach())
-            lr = self._step.degradation(hr, theta)
-            with self._step.mixed(hr):
-                sr = self.generator(lr)
-            return l1_loss(sr, hr)
-
-        scale = FP16_ASCENT_SCALE if self.autocast is torch.float16 else 1.0
-        with frozen(self.generator):
-            return ascend(
-                objective,
-                identity,
-                ball=ball,
-                steps=settings.steps,
-                step_size=settings.step_size,
-                loss_scale=scale,
-            ).theta
+    def search(self, identity: Theta, ball: Ball, callback: Callable[[Theta], None] | None = None) -> Theta:
+        """The network that the attack finds in a ball; ``callback`` is called with theta after each step."""
+        attack = replace(self.attack, settings=replace(self.attack.settings, ball=ball))
+        return attack.search(self.hr, identity, callback)[1].theta
 
     def calibrate(
         self,
@@ -184,22 +146,24 @@ class Degrader:
 
         def quality(factor: float) -> float:
             ball = scaled(self.ball, factor, groups)
-            found = [psnr(*self._step.degrade(self.hr, self.search(one, ball))) for one in identities]
-            return float(torch.stack(found).mean())
+            lr_psnr = [mean_psnr(*self.attack.degrade(self.hr, self.search(one, ball))) for one in identities]
+            return float(torch.stack(lr_psnr).mean())
 
-        found = find_factor(quality, target, tolerance=tolerance, report=report)
-        return scaled(self.adversary.ball, found.factor, groups), found
+        calibration = find_factor(quality, target, tolerance=tolerance, report=report)
+        return scaled(self.attack.settings.ball, calibration.factor, groups), calibration
 
     def _identity(self, networks: int) -> Theta:
-        return self._step.draw_identity(self.hr.expand(networks, -1, -1, -1), _SEED)
+        generator = seeded_generator(self.hr.device, self.seed, 0, _SEED)
+        return self.attack.sample(self.hr.expand(networks, -1, -1, -1), generator)
 
     @torch.no_grad()
     def _case(self, section: str, name: str, ball: Ball, theta: Theta, clean_loss: float | None) -> Case:
-        lr, clean = self._step.degrade(self.hr, theta)
-        with self._step.mixed(lr):
-            sr = self.generator(lr).float()
+        lr, clean = self.attack.degrade(self.hr, theta)
+        with self.attack.autocast_context(lr):
+            sr = self.attack.generator(lr).float()
         loss = float(l1_loss(sr, self.hr))
-        border = self.scale if min(self.hr.shape[2:]) > 2 * self.scale + 11 else 0
+        scale = self.attack.degradation.scale
+        border = scale if min(self.hr.shape[2:]) > 2 * scale + 11 else 0
         quality = values(sr[0], self.hr[0], crop_border=border)["psnr_y"]
         return Case(
             section,
@@ -207,7 +171,7 @@ class Degrader:
             ball.radii,
             lr[0].cpu(),
             sr[0].cpu(),
-            float(psnr(lr, clean)),
+            float(mean_psnr(lr, clean)),
             loss,
             0.0 if clean_loss is None else loss - clean_loss,
             quality,

@@ -12,7 +12,7 @@ import torch
 from tqdm import tqdm
 
 from andfast import __version__
-from andfast.adversary import GROUPS, Ball
+from andfast.adversary import GROUPS, Attack, Ball, Objective, ReuseOptions
 from andfast.config.command_line import read_command_line
 from andfast.config.machine import resolve_device
 from andfast.config.schema import TrainConfig
@@ -21,10 +21,10 @@ from andfast.diagnosis.machine import gigabytes, host_memory
 from andfast.files import atomic_file
 from andfast.gallery.cases import Case, Degrader, configuration_lines, cut
 from andfast.gallery.sheet import Cell, gallery_sheet
-from andfast.nn import RRDBNet
+from andfast.nn import DegradationNetwork, RRDBNet
 from andfast.nn.interpolation_start import start_as_interpolation
 from andfast.nn.weights import generator_from_weights
-from andfast.training.build import AUTOCAST, build_adversary
+from andfast.training.build import AUTOCAST, build_attack_settings
 
 _FILES = ("gallery.png", "gallery.json")
 _BYTES_A_PIXEL = 260  # of HR and for a channel of F, as measured on crops of 64 to 256 with 64 channels
@@ -44,6 +44,7 @@ def run(options: argparse.Namespace, settings: Sequence[str]) -> str:
     generator, origin = _generator(options.weights)
     config = _configuration(options, settings, generator.scale)
     degrader = _degrader(options, config, generator)
+    adversary = degrader.attack.settings
     cases = list(_with_progress(degrader, options))
     found: dict[str, Any] = {
         "image": str(options.image),
@@ -54,12 +55,12 @@ def run(options: argparse.Namespace, settings: Sequence[str]) -> str:
         "precision": options.precision,
         "device": str(degrader.hr.device),
         "adversary": {
-            "radii": dict(zip(GROUPS, degrader.adversary.ball.radii, strict=True)),
-            "patch_size": degrader.patch_size,
-            "joint": degrader.adversary.ball.joint,
-            "steps": degrader.adversary.steps,
-            "step_size": degrader.adversary.step_size,
-            "channels": degrader.adversary.channels,
+            "radii": dict(zip(GROUPS, adversary.ball.radii, strict=True)),
+            "patch_size": adversary.patch_size,
+            "joint": adversary.ball.joint,
+            "steps": adversary.steps,
+            "step_size": adversary.step_size,
+            "channels": adversary.channels,
         },
         "cases": [_finite(one.numbers()) for one in cases],
     }
@@ -123,17 +124,15 @@ def _degrader(options: argparse.Namespace, config: TrainConfig, generator: RRDBN
         raise ValueError(f"{options.weights}: weights must be for scale 2 or 4, are for scale 1")
     hr = cut(torch.from_numpy(picture.copy()).permute(2, 0, 1)[None], options.crop, max(scale, 4), options.at)
     _check_memory(hr.shape[2] * hr.shape[3] * config.degradation.channels * _BYTES_A_PIXEL, device)
-    return Degrader(
+    attack = Attack(
+        degradation=DegradationNetwork(scale, padding=config.degradation.padding),
         generator=generator.to(device).eval(),
-        hr=hr.to(device).float() / 255,
-        adversary=build_adversary(config, "net"),
-        patch_size=config.data.patch_size,
-        scale=scale,
-        padding=config.degradation.padding,
-        seed=options.seed,
+        objective=Objective(l1=1.0),
+        settings=replace(build_attack_settings(config, "net"), images_per_network=1, precision="same"),
+        reuse=ReuseOptions(closed_form_first_step=False, cast_weights=False),
         autocast=AUTOCAST[options.precision],
-        networks=options.networks,
     )
+    return Degrader(attack, hr.to(device).float() / 255, options.seed, options.networks)
 
 
 def _check_memory(needed: int, device: torch.device) -> None:
@@ -147,14 +146,14 @@ def _check_memory(needed: int, device: torch.device) -> None:
 
 
 def _with_progress(degrader: Degrader, options: argparse.Namespace) -> tqdm:
-    count = 2 + degrader.adversary.steps + len(GROUPS) + len(options.factors)
+    count = 2 + degrader.attack.settings.steps + len(GROUPS) + len(options.factors)
     return tqdm(degrader.cases(options.factors), total=count, desc="gallery", unit="case", disable=options.quiet)
 
 
 def _calibrate(degrader: Degrader, options: argparse.Namespace, text: list[str]) -> dict[str, Any]:
     """Find radii; adds what to print."""
     found: dict[str, Any] = {"target_psnr": options.target_psnr, "networks": options.networks}
-    before = degrader.adversary.ball
+    before = degrader.attack.settings.ball
 
     def find(name: str, groups: Sequence[str]) -> Ball:
         with tqdm(desc=f"radii, {name}", unit="try", disable=options.quiet) as bar:
@@ -168,19 +167,19 @@ def _calibrate(degrader: Degrader, options: argparse.Namespace, text: list[str])
             "factor": calibration.factor,
             "lr_psnr": calibration.quality,
             "radii": dict(zip(GROUPS, ball.radii, strict=True)),
-            "patch_size": degrader.patch_size,
+            "patch_size": degrader.attack.settings.patch_size,
         }
         text.append(f"# {name}: LR PSNR {calibration.quality:.2f} dB at the radii times {calibration.factor:.4g}")
         return ball
 
-    text.append(configuration_lines(find("all groups together", GROUPS), degrader.patch_size))
+    text.append(configuration_lines(find("all groups together", GROUPS), degrader.attack.settings.patch_size))
     if options.each_group:
         radii = {group: getattr(find(f"{group} alone", [group]), group) for group in GROUPS}
         if before.joint:
             rows = ", ".join(f"{group} {radius:.4g}" for group, radius in radii.items())
             text.append(f"# radii alone, for the size of the photograph: {rows}; a joint ball takes them together only")
         else:
-            text.append(configuration_lines(replace(before, **radii), degrader.patch_size))
+            text.append(configuration_lines(replace(before, **radii), degrader.attack.settings.patch_size))
     return found
 
 
@@ -202,11 +201,11 @@ def _finite(numbers: dict[str, Any]) -> dict[str, Any]:
 
 
 def _draw(path: Path, cases: Sequence[Case], degrader: Degrader, options: argparse.Namespace) -> None:
-    ball = degrader.adversary
+    steps = degrader.attack.settings.steps
     titles = {
-        "ascent": f"From the identity network, F's parameters are pushed up G's loss in {ball.steps} steps "
+        "ascent": f"From the identity network, F's parameters are pushed up G's loss in {steps} steps "
         "(above: LR with its PSNR against the clean LR; below: what G makes of it, with its PSNR-Y against HR)",
-        "one group alone": f"One group of F's parameters alone, and the same {ball.steps} steps within other radii",
+        "one group alone": f"One group of F's parameters alone, and the same {steps} steps within other radii",
     }
     sections: dict[str, list[Cell]] = {title: [] for title in titles.values()}
     sections[titles["ascent"]].append(Cell("HR", (degrader.hr[0],), (options.image.name,)))
@@ -216,5 +215,5 @@ def _draw(path: Path, cases: Sequence[Case], degrader: Degrader, options: argpar
         cell = Cell(one.name, (one.lr, one.sr), captions)
         sections[titles.get(one.section, titles["one group alone"])].append(cell)
     against = "interpolation" if options.weights is None else options.weights.name
-    heading = f"{options.image.name}, x{degrader.scale}, against {against}"
+    heading = f"{options.image.name}, x{degrader.attack.degradation.scale}, against {against}"
     gallery_sheet(path, heading, [(title, cells) for title, cells in sections.items() if cells])

@@ -1,15 +1,14 @@
-"""From a configuration to the networks, the objective and the step of a stage."""
+"""Builds a stage's networks, objective, attack and training step from a configuration."""
 
-import logging
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import torch
 import torch._dynamo
-from torch import nn
+from torch import Tensor, nn
 
-from andfast.adversary import GROUPS, PRESETS, Ball
-from andfast.adversary.objective import Objective
+from andfast.adversary import GROUPS, PRESETS, Attack, AttackSettings, Ball, Objective, ReuseOptions
 from andfast.config.schema import STAGES, DiscriminatorConfig, Stage, TrainConfig
 from andfast.losses import GANLoss, PerceptualLoss
 from andfast.nn import DegradationNetwork, RRDBNet, UNetDiscriminator, VGGDiscriminator
@@ -17,21 +16,18 @@ from andfast.nn.interpolation_start import start_as_interpolation
 from andfast.nn.weights import generator_from_weights
 from andfast.training.cuda_graph import CUDAGraphBackend, CUDAGraphCallable
 from andfast.training.distributed import ProcessGroup
-from andfast.training.profiling import StepTimer
-from andfast.training.step import TrainingStep
-from andfast.training.step_settings import AttackSettings, RankInfo, ReuseOptions
-
-logger = logging.getLogger(__name__)
+from andfast.training.profiling import Spans
+from andfast.training.step import RankInfo, TrainingStep, unscaled
 
 NOISE_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def build_generator(config: TrainConfig) -> RRDBNet:
-    """G, from ``init_weights`` if there are any, else drawn from the global generator.
+    """G: loaded from ``init_weights`` if set, else initialised from the global generator.
 
     Raises:
-        ValueError: the weights are of another architecture than the configuration's.
+        ValueError: the architecture of the weights is not the configuration's.
     """
     sizes = config.generator
     if config.init_weights is None:
@@ -41,53 +37,53 @@ def build_generator(config: TrainConfig) -> RRDBNet:
         if sizes.start == "interpolation":
             start_as_interpolation(generator)
         return generator
-    wanted = {"scale": config.scale, "features": sizes.features, "blocks": sizes.blocks, "growth": sizes.growth}
-    found = generator_from_weights(config.init_weights, impl=config.ops)
-    for name, value in wanted.items():
-        field = name if name == "scale" else f"generator.{name}"
-        if (was := getattr(found, name)) != value:
-            raise ValueError(f"{field} must be that of init_weights {config.init_weights}, {was}, was {value}")
-    return found
+    generator = generator_from_weights(config.init_weights, impl=config.ops)
+    architecture = {"scale": config.scale, "features": sizes.features, "blocks": sizes.blocks, "growth": sizes.growth}
+    for name, value in architecture.items():
+        setting = name if name == "scale" else f"generator.{name}"
+        if (loaded := getattr(generator, name)) != value:
+            raise ValueError(f"{setting} must be that of init_weights {config.init_weights}, {loaded}, was {value}")
+    return generator
 
 
 def build_discriminator(config: DiscriminatorConfig, patch_size: int) -> nn.Module:
-    """D, drawn from the global generator."""
+    """D, initialised from the global generator."""
     if config.kind == "vgg":
         return VGGDiscriminator(patch_size, features=config.features)
     return UNetDiscriminator(features=config.features)
 
 
 CHUNK_SIZE = 24
-"""Of 256x256: the ascent then needs no more memory than the training pass, and each launch still fills a GPU."""
-IMAGES_IN_A_GRAPH = 8
-"""A graph keeps its memory from the training pass, and more launches cost it nothing."""
+"""Images of 256x256 per chunk: the ascent then needs no more memory than training, and launches still fill a GPU."""
+CUDA_GRAPH_CHUNK_SIZE = 8
+"""The same where the ascent is a CUDA graph, which keeps its memory and for which more launches cost no host time."""
 
 
-def records_ascent(config: TrainConfig, stage: Stage, device: str) -> bool:
-    """Whether a stage's ascent is replayed as a CUDA graph on this kind of device; by default where that is cheap.
+def captures_ascent(config: TrainConfig, stage: Stage, device: str) -> bool:
+    """Whether a stage's ascent runs as CUDA graphs on this type of device.
 
-    In stage gan the ascent takes more memory than the training pass, and a graph would keep it.
+    By default not in stage gan, where the ascent takes more memory than the training pass, and a graph would keep it.
     """
     return device == "cuda" and stage == "net" if config.cuda_graph is None else config.cuda_graph
 
 
-def default_chunk_size(stage: Stage, side: int, cuda_graph: bool) -> int:
-    """How many images of ``side`` pixels square have their ascent together by default; 0: all of a micro batch.
+def default_chunk_size(stage: Stage, patch_size: int, cuda_graph: bool) -> int:
+    """Number of patches attacked per chunk by default; 0 for the whole micro batch.
 
-    In stage gan all of them, as D would see batches of so many: another loss.
+    0 in stage gan, where D's batch statistics would be those of a chunk: another loss.
     """
     if stage == "gan":
         return 0
-    return max((IMAGES_IN_A_GRAPH if cuda_graph else CHUNK_SIZE) * 256**2 // side**2, 1)
+    return max((CUDA_GRAPH_CHUNK_SIZE if cuda_graph else CHUNK_SIZE) * 256**2 // patch_size**2, 1)
 
 
-def build_adversary(config: TrainConfig, stage: Stage, *, recorded: bool = False) -> AttackSettings:
-    """The search of the worst case: the preset, with the radii that the configuration replaces.
+def build_attack_settings(config: TrainConfig, stage: Stage, *, cuda_graph: bool = False) -> AttackSettings:
+    """Hyperparameters of the attack: the preset, with the radii and steps that the configuration overrides.
 
     Args:
         config: of the run.
         stage: "net" or "gan".
-        recorded: whether it is replayed as a CUDA graph.
+        cuda_graph: whether the ascent runs as CUDA graphs, on which the default chunk size depends.
     """
     settings = config.adversary
     preset = PRESETS[settings.preset]
@@ -100,28 +96,88 @@ def build_adversary(config: TrainConfig, stage: Stage, *, recorded: bool = False
         radius = getattr(settings, f"radius_{group}")
         if radius is not None:
             ball = replace(ball, **{group: radius})
-    at_once = settings.chunk_size
+    chunk_size = settings.chunk_size
     return AttackSettings(
         ball=ball,
         steps=settings.steps,
         step_size=preset.step_size if settings.step_size is None else settings.step_size,
+        patch_size=size,
         channels=config.degradation.channels,
         noise=config.degradation.noise,
         noise_dtype=NOISE_DTYPES[config.degradation.noise_dtype],
         slope=config.degradation.slope,
         images_per_network=config.degradation.images_per_network,
-        chunk_size=default_chunk_size(stage, size, recorded) if at_once is None else at_once,
+        chunk_size=default_chunk_size(stage, size, cuda_graph) if chunk_size is None else chunk_size,
         precision=settings.precision,
     )
 
 
-def compile_networks(generator: nn.Module, discriminator: nn.Module | None, **options: Any) -> None:
-    """Run G's blocks and D through torch.compile, with its options.
+def build_reuse(config: TrainConfig) -> ReuseOptions:
+    """What a step reuses; by default D's pass only where that is exact."""
+    settings = config.reuse
+    shared = settings.discriminator_pass
+    if shared is None:
+        shared = config.discriminator.kind == "vgg" and not config.compile
+    return ReuseOptions(settings.closed_form_first_step, settings.hr_features, settings.cast_weights, shared)
 
-    A compiled block serves all 23: G as a whole takes minutes, and has no more to fuse, as its dense blocks are ops.
+
+def build_objective(config: TrainConfig, stage: Stage, device: torch.device) -> Objective:
+    """G's loss in a stage, with VGG and D on ``device``; D is initialised from the global generator."""
+    loss = config.loss
+    if stage == "net":
+        return Objective(l1=loss.l1, impl=config.ops)
+    vgg = discriminator = None
+    if loss.perceptual > 0:
+        vgg = PerceptualLoss(
+            loss.perceptual_layers,
+            weights=loss.vgg_weights,
+            criterion=loss.perceptual_criterion,
+            impl=config.ops,
+        ).to(device=device, memory_format=_memory_format(config))  # type: ignore[call-overload]
+    if loss.gan > 0:
+        discriminator = build_discriminator(config.discriminator, config.data.patch_size)
+        discriminator = discriminator.to(device=device, memory_format=_memory_format(config))  # type: ignore[call-overload]
+    return Objective(
+        l1=loss.l1,
+        perceptual=loss.perceptual,
+        gan=loss.gan,
+        vgg=vgg,
+        discriminator=discriminator,
+        gan_loss=GANLoss(loss.gan_kind) if discriminator is not None else None,
+        impl=config.ops,
+    )
+
+
+def build_attack(
+    config: TrainConfig, stage: Stage, generator: nn.Module, objective: Objective, *, cuda_graph: bool = False
+) -> Attack:
+    """The attack on G in a stage; ``cuda_graph`` as of :func:`build_attack_settings`."""
+    settings = build_attack_settings(config, stage, cuda_graph=cuda_graph)
+    return Attack(
+        degradation=DegradationNetwork(
+            config.scale,
+            padding=config.degradation.padding,
+            smallest_slope=settings.ball.smallest_slope,
+            impl=config.ops,
+        ),
+        generator=generator,
+        objective=objective,
+        settings=settings,
+        reuse=build_reuse(config),
+        autocast=AUTOCAST[config.precision],
+        degradation_autocast=config.degradation.precision == "mixed",
+        round_lr=config.degradation.round_lr,
+    )
+
+
+def compile_networks(generator: nn.Module, discriminator: nn.Module | None, **options: Any) -> None:
+    """Compile G's blocks and D in place, with ``torch.compile``'s options.
+
+    One compiled block serves all 23. Compiling G as a whole takes minutes and has no more to fuse, as its dense blocks
+    are ops.
     """
-    # Else torch takes weights that have been frozen, or set free again, for what they were when it compiled: it looks
-    # at the dictionaries that hold them, which requires_grad does not change. In either order gradients were wrong:
+    # Otherwise dynamo takes weights for frozen, or trained, as they were at compilation: the guards that these flags
+    # skip look at the dictionaries that hold parameters, which requires_grad does not change. Gradients were then
     # computed for frozen weights, or missing for trained ones.
     for name in ("skip_tensor_guards_with_matching_dict_tags", "use_recursive_dict_tags_for_guards"):
         if hasattr(torch._dynamo.config, name):
@@ -131,77 +187,57 @@ def compile_networks(generator: nn.Module, discriminator: nn.Module | None, **op
             module.compile(**options)
 
 
-def build_sharing(config: TrainConfig) -> ReuseOptions:
-    """What a step computes once; D's pass only where that is exact, unless the configuration insists."""
-    settings = config.reuse
-    shared = settings.discriminator_pass
-    if shared is None:
-        shared = config.discriminator.kind == "vgg" and not config.compile
-    return ReuseOptions(settings.closed_form_first_step, settings.hr_features, settings.cast_weights, shared)
+def build_step(
+    config: TrainConfig,
+    stage: Stage,
+    generator: nn.Module,
+    group: ProcessGroup,
+    *,
+    scale_loss: Callable[[Tensor], Tensor] = unscaled,
+    timer: Spans | None = None,
+    shard: tuple[int, int] | None = None,
+) -> TrainingStep:
+    """The training step of a stage, on this process's device.
 
-
-def build_step(config: TrainConfig, stage: Stage, generator: nn.Module, group: ProcessGroup) -> TrainingStep:
-    """Everything that a step of this stage needs, on this process's device."""
+    Args:
+        config: of the run.
+        stage: "net" or "gan".
+        generator: G as it enters the stage.
+        group: the processes that train together.
+        scale_loss: a gradient scaler's ``scale``.
+        timer: times the step's phases.
+        shard: (rank, world size) whose part of the global batch to compute, to rerun another rank's step; the group's
+            own if None.
+    """
     device = group.device
-    memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
-    generator = generator.to(device=device, memory_format=memory_format)  # type: ignore[call-overload]
-    discriminator = None
-    objective = Objective(l1=config.loss.l1, impl=config.ops)
-    if stage == "gan":
-        loss = config.loss
-        vgg = None
-        if loss.perceptual > 0:
-            vgg = PerceptualLoss(
-                loss.perceptual_layers,
-                weights=loss.vgg_weights,
-                criterion=loss.perceptual_criterion,
-                impl=config.ops,
-            ).to(device=device, memory_format=memory_format)  # type: ignore[call-overload]
-        if loss.gan > 0:
-            discriminator = build_discriminator(config.discriminator, config.data.patch_size)
-            discriminator = discriminator.to(device=device, memory_format=memory_format)  # type: ignore[call-overload]
-        objective = Objective(
-            l1=loss.l1,
-            perceptual=loss.perceptual,
-            gan=loss.gan,
-            vgg=vgg,
-            discriminator=discriminator,
-            gan_loss=GANLoss(loss.gan_kind) if discriminator is not None else None,
-            impl=config.ops,
-        )
-    if config.compile:
+    generator = generator.to(device=device, memory_format=_memory_format(config))  # type: ignore[call-overload]
+    objective = build_objective(config, stage, device)
+    discriminator = objective.discriminator
+    if config.compile:  # before the attack may be captured
         compile_networks(generator, discriminator)
-    recorded = records_ascent(config, stage, device.type)
-    adversary = build_adversary(config, stage, recorded=recorded)
-    degradation = DegradationNetwork(
-        config.scale,
-        padding=config.degradation.padding,
-        smallest_slope=adversary.ball.smallest_slope,
-        impl=config.ops,
-    )
-    step = TrainingStep(
-        degradation=degradation,
-        generator=generator,
-        discriminator=discriminator,
-        objective=objective,
-        adversary=adversary,
-        patch_size=config.data.patch_size,
-        place=RankInfo(config.seed, STAGES.index(stage), group.rank, group.world_size, config.accumulate),
-        autocast=AUTOCAST[config.precision],
-        degradation_autocast=config.degradation.precision == "mixed",
-        round_lr=config.degradation.round_lr,
-        sharing=build_sharing(config),
-        generator_parallel=group.parallel(generator),
-        discriminator_parallel=None if discriminator is None else group.parallel(discriminator),
-        stopwatch=StepTimer(device),
-    )
-    if recorded:
-        step.capture = CUDAGraphCallable(
-            step.find,
+    cuda_graph = captures_ascent(config, stage, device.type)
+    attack = build_attack(config, stage, generator, objective, cuda_graph=cuda_graph)
+    search: Any = attack.search
+    if cuda_graph:
+        search = CUDAGraphCallable(
+            attack.search,
             CUDAGraphBackend(),
-            watch=step.frozen_tensors,
+            name=f"stage {stage}: CUDA graph of the ascent",
+            static_tensors=attack.static_tensors,
             check=True,
             required=config.cuda_graph is True,
-            tell=lambda message: logger.info(f"stage {stage}: the ascent as a CUDA graph: {message}"),
         )
-    return step
+    rank, world_size = (group.rank, group.world_size) if shard is None else shard
+    return TrainingStep(
+        attack,
+        RankInfo(config.seed, STAGES.index(stage), rank, world_size, config.accumulate),
+        generator_parallel=group.parallel(generator),
+        discriminator_parallel=None if discriminator is None else group.parallel(discriminator),
+        scale_loss=scale_loss,
+        search=search,
+        timer=timer,
+    )
+
+
+def _memory_format(config: TrainConfig) -> torch.memory_format:
+    return torch.channels_last if config.channels_last else torch.contiguous_format

@@ -1,9 +1,10 @@
-"""A function of tensors as CUDA graphs: recorded once a shape, then replayed without the host in between.
+"""A function of tensors as CUDA graphs: captured once per input shape, then replayed without CPU launch overhead.
 
-An ascent is thousands of small launches, whose cost on the host a replay does not have. The price is memory: a graph's
-buffers are its own from then on.
+An ascent is thousands of small launches, which cost a replay no host time. The price is memory: a graph keeps its
+buffers for as long as it lives.
 """
 
+import logging
 import time
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
@@ -13,44 +14,44 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
-WARM_UP: int = 3
-"""Runs before a recording, in which libraries choose algorithms, allocate workspaces and compile."""
+logger = logging.getLogger(__name__)
 
+WARMUP_RUNS: int = 3
+"""Runs before a capture, in which libraries choose algorithms, allocate workspaces and compile."""
 
-AGREEMENT: float = 0.25
-"""How far a replay's tensors may be from those without one, in the norm. Kernels whose sums have no fixed order, chosen
-anew for each run, are a few percent apart after five normalised steps; a replay that read the wrong memory, as far as
-the results are long."""
+TOLERANCE: float = 0.25
+"""Largest relative error, in the norm, of a replay. Kernels whose sums have no fixed order differ by a few percent
+after five normalised ascent steps; a bad replay has a relative error near 1."""
 
 
 class CaptureError(RuntimeError):
-    """A function could not be recorded, or a replay computes something else."""
+    """A function could not be captured, or its replay computes something else."""
 
 
 class Backend(Protocol):
-    """How a function is recorded."""
+    """How a function is captured."""
 
-    def record(self, function: Callable[[], Any]) -> tuple[Callable[[], object], Any]:
-        """Return what replays ``function``, and its results, which are filled by every replay and by the recording."""
+    def capture(self, function: Callable[[], Any]) -> tuple[Callable[[], object], Any]:
+        """Return a function that replays ``function``, and its static results, filled by capture and by each replay."""
         ...
 
 
 class CUDAGraphBackend:
-    """CUDA graphs of one memory pool: they never run at the same time, so that one may use what another has freed."""
+    """CUDA graphs that share one memory pool, as they never run at the same time."""
 
     def __init__(self) -> None:
         self._pool: Any = None
 
-    def record(self, function: Callable[[], Any]) -> tuple[Callable[[], object], Any]:
-        """Warm up on a side stream, record, and replay once, as a recording computes nothing."""
+    def capture(self, function: Callable[[], Any]) -> tuple[Callable[[], object], Any]:
+        """Warm up on a side stream, capture, and replay once, as a capture computes nothing."""
         current, side = torch.cuda.current_stream(), torch.cuda.Stream()
         side.wait_stream(current)
         with torch.cuda.stream(side):
-            for _ in range(WARM_UP):
+            for _ in range(WARMUP_RUNS):
                 function()
         current.wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        # The loader's threads go on meanwhile, and what they call must not spoil the recording: thread_local.
+        # thread_local: CUDA calls of the data loader's threads must not invalidate the capture.
         with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
             results = function()
         self._pool = graph.pool()
@@ -59,34 +60,34 @@ class CUDAGraphBackend:
 
 
 @dataclass
-class _Recording:
-    inputs: list[Tensor]
+class _Graph:
+    static_inputs: list[Tensor]
     replay: Callable[[], object]
     results: Any
 
 
 class CUDAGraphCallable:
-    """A function of tensors that runs as a recording of itself.
+    """A function of tensors that is captured at its first call per input shape, and replayed after that.
 
-    The function must be one that can be recorded: no randomness, no host synchronisation, no shapes that depend on
-    values. Tensors that it reads beside its arguments are read again at each replay, at the recording's addresses.
+    The function must be capturable: no randomness, no host synchronization, no shapes that depend on values. Tensors
+    that it reads besides its arguments are read again by each replay, at the addresses they had at capture.
 
     Args:
         function: maps nested tuples, lists and dictionaries of tensors (and constants) to such.
-        backend: how it is recorded.
-        watch: gives the tensors beside the arguments that it reads, the weights for instance. Changed in place they
-            need nothing; once one is at another address, all recordings are made anew.
-        check: compare a replay of every new recording with the function itself; the host then waits for the device.
-        required: whether a recording that fails, or whose replay is wrong, is an error; else the function runs as it
-            is from then on.
-        tell: is told what was recorded, or why not.
+        backend: how it is captured.
+        name: of the function, for log messages.
+        static_tensors: returns the tensors besides its arguments that the function reads, such as weights. They may
+            change in place; once one has another address, everything is captured again.
+        check: compare a replay of each new graph with the eager function, which waits for the device.
+        required: whether a failed capture or a wrong replay is an error; if not, it is logged as a warning and the
+            function runs eagerly from then on.
 
     Attributes:
-        recordings: number of recordings so far.
-        given_up: whether the function runs as it is.
+        captures: number of captures so far.
+        disabled: whether the function runs eagerly since a capture failed.
 
     Raises:
-        CaptureError: see ``required``; by a call.
+        CaptureError: by a call, see ``required``.
     """
 
     def __init__(
@@ -94,97 +95,97 @@ class CUDAGraphCallable:
         function: Callable[..., Any],
         backend: Backend,
         *,
-        watch: Callable[[], Iterable[Tensor]] = tuple,
+        name: str = "CUDA graph",
+        static_tensors: Callable[[], Iterable[Tensor]] = tuple,
         check: bool = False,
         required: bool = True,
-        tell: Callable[[str], None] = lambda message: None,
     ) -> None:
-        self._function, self._backend, self._watch = function, backend, watch
-        self._check, self._required, self._tell = check, required, tell
+        self._function, self._backend, self._name = function, backend, name
+        self._static_tensors, self._check, self._required = static_tensors, check, required
         self._addresses: tuple[int, ...] = ()
-        self._made: dict[Hashable, _Recording] = {}
-        self.recordings = 0
-        self.given_up = False
+        self._graphs: dict[Hashable, _Graph] = {}
+        self.captures = 0
+        self.disabled = False
 
     def __call__(self, *arguments: Any) -> Any:
-        """The function's results for these arguments; the next call of the same shapes overwrites them."""
-        if self.given_up:
+        """The function's results for these arguments; the next call with the same shapes overwrites them."""
+        if self.disabled:
             return self._function(*arguments)
         leaves, structure = tree_flatten(arguments)
-        addresses = tuple(one.data_ptr() for one in self._watch())
+        addresses = tuple(tensor.data_ptr() for tensor in self._static_tensors())
         if addresses != self._addresses:
-            self._made.clear()
+            self._graphs.clear()
             self._addresses = addresses
-        key = (structure, *(_kind(one) for one in leaves))
-        made = self._made.get(key)
-        if made is None:
+        key = (structure, *(_signature(leaf) for leaf in leaves))
+        graph = self._graphs.get(key)
+        if graph is None:
             try:
-                made = self._made[key] = self._record(leaves, structure)
-            except RuntimeError as error:  # what a CUDA graph does not like, and want of memory
-                self._give_up(error)
+                graph = self._graphs[key] = self._capture(leaves, structure)
+            except RuntimeError as error:  # an operation that cannot be captured, or out of memory
+                self._disable(error)
                 return self._function(*arguments)
         else:
-            for buffer, one in zip(made.inputs, _tensors(leaves), strict=True):
-                buffer.copy_(_without_repeats(one))
-            made.replay()
-        return made.results
+            for buffer, tensor in zip(graph.static_inputs, _tensors(leaves), strict=True):
+                buffer.copy_(_without_repeats(tensor))
+            graph.replay()
+        return graph.results
 
-    def _record(self, leaves: list[Any], structure: TreeSpec) -> _Recording:
-        begun = time.perf_counter()
-        inputs = [_without_repeats(one).clone() for one in _tensors(leaves)]
-        buffers = iter(inputs)
-        static = [next(buffers).expand(one.shape) if isinstance(one, Tensor) else one for one in leaves]
-        arguments = tree_unflatten(static, structure)
-        given = {one.untyped_storage().data_ptr() for one in inputs}
+    def _capture(self, leaves: list[Any], structure: TreeSpec) -> _Graph:
+        start = time.perf_counter()
+        static_inputs = [_without_repeats(tensor).clone() for tensor in _tensors(leaves)]
+        buffers = iter(static_inputs)
+        static_leaves = [next(buffers).expand(leaf.shape) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+        arguments = tree_unflatten(static_leaves, structure)
+        input_storages = {tensor.untyped_storage().data_ptr() for tensor in static_inputs}
 
-        def computed(results: Any) -> list[Tensor]:
-            """The results that are not the arguments themselves."""
-            made = _tensors(tree_flatten(results)[0])
-            return [one for one in made if one.untyped_storage().data_ptr() not in given]
+        def outputs(results: Any) -> list[Tensor]:
+            """The results that are not arguments passed through."""
+            tensors = _tensors(tree_flatten(results)[0])
+            return [tensor for tensor in tensors if tensor.untyped_storage().data_ptr() not in input_storages]
 
-        expected = computed(self._function(*arguments)) if self._check else []
-        replay, results = self._backend.record(lambda: self._function(*arguments))
-        apart = 0.0
+        expected = outputs(self._function(*arguments)) if self._check else []
+        replay, results = self._backend.capture(lambda: self._function(*arguments))
+        message = f"captured in {time.perf_counter() - start:.1f} s"
         if self._check:
-            found = computed(results)
-            for one in found:
-                one.zero_()  # so that it is the replay that fills them
+            actual = outputs(results)
+            for tensor in actual:
+                tensor.zero_()  # so that it is the replay that fills it
             replay()
-            apart = distance(found, expected)
-            if not apart <= AGREEMENT:  # not a number is no agreement either
-                raise CaptureError(f"a replay is {apart:.3g} times as far from what it records as that is from zero")
-        self.recordings += 1
-        self._tell(f"recorded in {time.perf_counter() - begun:.1f} s" + f", replays agree: {apart:.1g}" * self._check)
-        return _Recording(inputs, replay, results)
+            error = relative_error(actual, expected)
+            if not error <= TOLERANCE:  # NaN fails as well
+                raise CaptureError(f"a replay must be within {TOLERANCE} of the eager function, was off by {error:.3g}")
+            message = f"captured in {time.perf_counter() - start:.1f} s, relative error of a replay {error:.1g}"
+        self.captures += 1
+        logger.info("%s: %s", self._name, message)
+        return _Graph(static_inputs, replay, results)
 
-    def _give_up(self, error: RuntimeError) -> None:
-        self._made.clear()
+    def _disable(self, error: RuntimeError) -> None:
+        self._graphs.clear()
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         if self._required:
             raise error if isinstance(error, CaptureError) else CaptureError(reason) from error
-        self.given_up = True
-        self._tell(f"not recorded, runs without: {reason}")
+        self.disabled = True
+        logger.warning("%s: capture failed, running eagerly: %s", self._name, reason)
 
 
-def distance(found: Iterable[Tensor], expected: Iterable[Tensor]) -> float:
-    """The largest relative distance, in the norm, of a floating-point tensor from what was expected."""
-    apart = 0.0
-    for one, other in zip(found, expected, strict=True):
-        if one.is_floating_point() and one.numel():
-            length = torch.linalg.vector_norm(other, dtype=torch.float64)
-            away = torch.linalg.vector_norm(one - other, dtype=torch.float64)
-            # Of two numbers the larger; max() would drop one that is not a number.
-            ratio = float(away / length.clamp_min(1e-30))
-            apart = ratio if not ratio <= apart else apart
-    return apart
+def relative_error(actual: Iterable[Tensor], expected: Iterable[Tensor]) -> float:
+    """The largest relative error, in the norm, of a floating-point tensor; NaN if one is NaN."""
+    largest = 0.0
+    for ours, reference in zip(actual, expected, strict=True):
+        if ours.is_floating_point() and ours.numel():
+            norm = torch.linalg.vector_norm(reference, dtype=torch.float64)
+            difference = torch.linalg.vector_norm(ours - reference, dtype=torch.float64)
+            error = float(difference / norm.clamp_min(1e-30))
+            largest = error if not error <= largest else largest  # max() would drop NaN
+    return largest
 
 
 def _tensors(leaves: list[Any]) -> list[Tensor]:
-    return [one for one in leaves if isinstance(one, Tensor)]
+    return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
 
 
-def _kind(leaf: Any) -> Hashable:
-    """What a recording depends on: all but a tensor's values."""
+def _signature(leaf: Any) -> Hashable:
+    """All that a graph depends on: everything but a tensor's values."""
     return (leaf.shape, leaf.stride(), leaf.dtype, leaf.device) if isinstance(leaf, Tensor) else leaf
 
 

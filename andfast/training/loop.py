@@ -161,7 +161,7 @@ class Run:
         return dict(zip(local, means, strict=True)), stop > 0
 
     def _log(self, state: StageState, values: dict[str, float], log: MetricsLog, bar: Progress) -> None:
-        phases = state.step.stopwatch.take() if state.step.stopwatch is not None else {}
+        phases = state.timer.take()
         steps, seconds = state.since_last_log()
         images = steps * self.config.batch_size * self.config.accumulate * self.group.world_size
         timing = {
@@ -177,7 +177,7 @@ class Run:
         """Log the scores of the EMA; save its weights if they are the best so far."""
         scores = validate(
             self.config,
-            state.step,
+            state.step.attack,
             state.ema.module,
             validation,
             sheet=self.output / "samples" / f"{state.name}-{state.done:08d}.png",
@@ -250,7 +250,7 @@ class Run:
             self.summary.add_stage(state.name, state.done, state.seconds, state.waited)
             if self.validation is not None:
                 sheet = self.output / "sheet.png"
-                quality = held_out_quality(self.config, state.step, state.ema.module, self.validation, sheet)
+                quality = held_out_quality(self.config, state.step.attack, state.ema.module, self.validation, sheet)
                 self.summary.add_quality(state.name, quality)
             log.sync()
             loss_curve(log.path, self.output / "loss_curve.png")

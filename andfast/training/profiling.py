@@ -1,16 +1,36 @@
-"""Where a step's time goes, without making the device wait."""
+"""The phases of a training step: profiler spans, and their times without a host synchronization.
+
+The phases are, in order: identity (networks are drawn), ascent, degradation, generator, discriminator, optimizer, ema.
+``torch.profiler`` and Nsight (with ``torch.autograd.profiler.emit_nvtx``) show them as ``andfast::<phase>``. Inside a
+replayed CUDA graph there are no spans, but the events around the replay still give the phase its time.
+"""
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from typing import Protocol
 
 import torch
+from torch.profiler import record_function
+
+
+def span(name: str) -> AbstractContextManager[None]:
+    """A profiler span ``andfast::name``."""
+    return record_function(f"andfast::{name}")
+
+
+class Spans(Protocol):
+    """Called around the phases of a step."""
+
+    def span(self, name: str) -> AbstractContextManager[None]:
+        """A context manager around the phase ``name``."""
+        ...
 
 
 class StepTimer:
-    """Adds up the time of named parts: CUDA events on a GPU, the host's clock elsewhere.
+    """Sums the time of named phases: CUDA events on a GPU, the host's clock elsewhere.
 
-    Reading the totals waits for the device; measuring does not.
+    Timing does not wait for the device; reading the totals does.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -19,21 +39,22 @@ class StepTimer:
         self._events: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
 
     @contextmanager
-    def part(self, name: str) -> Iterator[None]:
-        """Time what happens inside under ``name``."""
-        if self._cuda:
-            start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-            start.record()
-            yield
-            end.record()
-            self._events.append((name, start, end))
-        else:
-            begun = time.perf_counter()
-            yield
-            self._add(name, time.perf_counter() - begun)
+    def span(self, name: str) -> Iterator[None]:
+        """A profiler span whose time is added to the phase ``name``."""
+        with span(name):
+            if self._cuda:
+                start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+                start.record()
+                yield
+                end.record()
+                self._events.append((name, start, end))
+            else:
+                start_time = time.perf_counter()
+                yield
+                self._add(name, time.perf_counter() - start_time)
 
     def take(self) -> dict[str, float]:
-        """The seconds of every part since the last call."""
+        """Seconds per phase since the last call."""
         if self._events:
             self._events[-1][2].synchronize()
         for name, start, end in self._events:

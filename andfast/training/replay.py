@@ -32,11 +32,16 @@ def replay(path: Path, device: str = "auto") -> dict[str, float]:
         config = load(file)
     config.init_weights = None  # the dump has the weights
     place = torch.device(resolve_device(device))
-    state = StageState(config, failure["stage"], build_generator(config), ProcessGroup(0, 1, place))
+    state = StageState(
+        config,
+        failure["stage"],
+        build_generator(config),
+        ProcessGroup(0, 1, place),
+        shard=(contents["rank"], contents["world_size"]),
+    )
     for name, network in state.trained().items():
         network.load_state_dict(contents["weights"][name])
     state.done = failure["step"] - 1
-    state.step.set_part(contents["rank"], contents["world_size"])
     found = state.gradients([batch.to(place) for batch in contents["batches"]])
     return {name: float(value) for name, value in found.items()}
 

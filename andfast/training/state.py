@@ -11,6 +11,7 @@ from andfast.training.build import build_step
 from andfast.training.checkpoint import Checkpoint
 from andfast.training.distributed import ProcessGroup
 from andfast.training.ema import EMA
+from andfast.training.profiling import StepTimer
 from andfast.training.rng import restore_rng_state, rng_state
 from andfast.training.step import TrainingStep
 
@@ -23,16 +24,26 @@ class StageState:
         stage: "net" or "gan".
         generator: G as it enters the stage.
         group: this process among the others.
+        shard: see :func:`andfast.training.build.build_step`.
 
     Attributes:
         step: the networks and how a step is taken with them.
         average: of G's weights; with a decay of 0 it is G's weights themselves.
+        timer: times the phases of the steps.
         best: the best validation PSNR-Y of the stage so far, dB; None before the first.
         done: optimizer steps done.
         seconds, waited: wall-clock time of these steps, and how much of it they waited for data.
     """
 
-    def __init__(self, config: TrainConfig, stage: Stage, generator: nn.Module, group: ProcessGroup) -> None:
+    def __init__(
+        self,
+        config: TrainConfig,
+        stage: Stage,
+        generator: nn.Module,
+        group: ProcessGroup,
+        *,
+        shard: tuple[int, int] | None = None,
+    ) -> None:
         settings = config.net if stage == "net" else config.gan
         self.name = stage
         self.done = 0
@@ -40,10 +51,12 @@ class StageState:
         self.seconds = 0.0
         self.waited = 0.0
         self._logged = (0, 0.0)
-        self.step: TrainingStep = build_step(config, stage, generator, group)
-        self.ema = EMA(self.step.generator, config.ema_decay)
+        self.timer = StepTimer(group.device)
         self.scaler = torch.amp.GradScaler(group.device.type, enabled=config.precision == "fp16")
-        self.step.scale_loss = self.scaler.scale
+        self.step: TrainingStep = build_step(
+            config, stage, generator, group, scale_loss=self.scaler.scale, timer=self.timer, shard=shard
+        )
+        self.ema = EMA(self.step.generator, config.ema_decay)
         fused = group.device.type == "cuda"
         self.optimizers = {
             name: torch.optim.Adam(network.parameters(), lr=settings.lr, betas=settings.betas, fused=fused)
@@ -69,10 +82,12 @@ class StageState:
 
     def update(self) -> None:
         """Apply the gradients."""
-        for optimizer in self.optimizers.values():
-            self.scaler.step(optimizer)
-        self.scaler.update()
-        self.ema.update(self.step.generator)
+        with self.timer.span("optimizer"):
+            for optimizer in self.optimizers.values():
+                self.scaler.step(optimizer)
+            self.scaler.update()
+        with self.timer.span("ema"):
+            self.ema.update(self.step.generator)
         self.done += 1
 
     def since_last_log(self) -> tuple[int, float]:

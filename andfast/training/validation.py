@@ -5,17 +5,17 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
+from andfast.adversary import Attack
 from andfast.config.schema import TrainConfig
 from andfast.drawing import sample_sheet
+from andfast.training.held_out import attack_crops, held_out_crops, input_images
 from andfast.training.scoring import Images, bicubic, restore, score, values
-from andfast.training.step import TrainingStep
 from andfast.training.validation_set import ValidationSet
-from andfast.training.worst_case import degrade_against, held_out_crops, input_images
 
 
 def validate(
     config: TrainConfig,
-    step: TrainingStep,
+    attack: Attack,
     generator: nn.Module,
     validation: ValidationSet,
     *,
@@ -30,7 +30,7 @@ def validate(
     settings = config.validation
     border = settings.border(config.scale)
     lr, hr = input_images(validation), validation.hr
-    with step.mixed(next(generator.parameters())):
+    with attack.autocast_context(next(generator.parameters())):
         sr = restore(generator, lr)
     if settings.sheet:
         write_sheet(
@@ -46,7 +46,7 @@ def validate(
 
 def held_out_quality(
     config: TrainConfig,
-    step: TrainingStep,
+    attack: Attack,
     generator: nn.Module,
     validation: ValidationSet,
     sheet: Path,
@@ -55,7 +55,7 @@ def held_out_quality(
 
     Args:
         config: of the run.
-        step: the stage's step, with the attack.
+        attack: the stage's.
         generator: G, in eval mode.
         validation: the held-out images.
         sheet: path of a sheet of the first crops, written if ``config.validation.sheet`` is above 0.
@@ -66,12 +66,12 @@ def held_out_quality(
     settings = config.validation
     border = settings.border(config.scale)
     hr = held_out_crops(validation, settings.crops, settings.crop_size, config.scale)
-    degraded, clean = degrade_against(step, generator, hr)
+    degraded, clean = attack_crops(attack, generator, hr, seed=config.seed)
     quality: dict[str, float] = {}
     outputs: dict[str, list[Tensor]] = {}
 
     def score_both(name: str, lr: Sequence[Tensor], targets: Sequence[Tensor]) -> None:
-        with step.mixed(next(generator.parameters())):
+        with attack.autocast_context(next(generator.parameters())):
             outputs[name] = restore(generator, lr)
         upscaled = [bicubic(image[None], config.scale)[0] for image in lr]
         quality[f"bicubic_{name}"] = score(upscaled, targets, crop_border=border)["psnr_y"]

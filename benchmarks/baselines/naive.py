@@ -325,7 +325,7 @@ class NaiveStep:
             theta, losses = self.ascend(hr, theta, hr_features)
             if self.frozen:
                 self.set_trainable(True, self.generator, self.discriminator)
-        with self.part("restoration"), torch.no_grad():
+        with self.part("degradation"), torch.no_grad():
             lr = wide(self.run_degradation(hr, theta)).clamp(0, 1)
         return {**self.train(hr, lr, hr_features), "loss_clean": losses[0]}
 
@@ -335,7 +335,7 @@ class NaiveStep:
 
     def train(self, hr, lr, hr_features=None):
         """G's and D's gradients on LR."""
-        with self.part("restoration"):
+        with self.part("generator"):
             self.set_trainable(False, self.discriminator)
             with self.mixed(hr):
                 sr = self.generator(lr)
@@ -344,7 +344,7 @@ class NaiveStep:
             self.set_trainable(True, self.discriminator)
         values = {"loss": loss.detach()}
         if self.discriminator is not None:
-            with self.part("discrimination"):
+            with self.part("discriminator"):
                 with self.mixed(hr):
                     real, fake = self.discriminator(hr), self.discriminator(sr.detach())
                 judged = F.softplus(-wide(real)).mean() + F.softplus(wide(fake)).mean()

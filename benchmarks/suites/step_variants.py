@@ -10,17 +10,14 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from andfast.adversary import PRESETS
-from andfast.adversary.objective import Objective
+from andfast.adversary import PRESETS, Attack, AttackSettings, Objective, ReuseOptions
 from andfast.functional import blur_pool
 from andfast.losses import REAL_ESRGAN_LAYERS, GANLoss, PerceptualLoss
-from andfast.nn import DegradationNetwork, RRDBNet, VGGDiscriminator, frozen
+from andfast.nn import DegradationNetwork, RRDBNet, VGGDiscriminator
 from andfast.nn.interpolation_start import start_as_interpolation
 from andfast.training.build import compile_networks, default_chunk_size
 from andfast.training.cuda_graph import CUDAGraphBackend, CUDAGraphCallable
-from andfast.training.profiling import StepTimer
-from andfast.training.step import TrainingStep
-from andfast.training.step_settings import AttackSettings, RankInfo, ReuseOptions
+from andfast.training.step import RankInfo, TrainingStep
 from benchmarks.baselines import naive
 
 TORCHVISION = {"conv1_1": 0, "conv1_2": 2, "conv2_2": 7, "conv3_4": 16, "conv4_4": 25, "conv5_4": 34}
@@ -107,23 +104,20 @@ class Step:
         variant, size: as above.
         stage: "net" or "gan".
         device: "cuda", "cpu" or "meta".
-        stopwatch: takes the sub-steps' times.
+        timer: times the phases of a step.
+        reuse: what andfast's step reuses; by default what the trainer does.
         seed: of weights, images and identity networks.
     """
 
-    def __init__(self, variant, size, stage, device, *, stopwatch=None, seed=0):
+    def __init__(self, variant, size, stage, device, *, timer=None, reuse=None, seed=0):
         self.variant, self.size, self.stage, self.device = variant, size, stage, device
-        self.ours = package_step(size, stage, device, seed, graph=variant.graph)
-        if stopwatch is not None:
-            self.ours.stopwatch = stopwatch
-        if variant.bf16:
-            self.ours.autocast = torch.bfloat16
-            self.ours.degradation_autocast = not variant.degradation_fp32
-        if variant.fp8:
-            self.ours.adversary = replace(self.ours.adversary, precision="fp8")
+        self.compiled = variant.compiled and device != "meta" and compile_options(device) is not None
+        if reuse is None:  # as the configuration has it: a compiled D cannot go backward twice
+            reuse = ReuseOptions(discriminator_pass=not self.compiled)
+        self.ours = package_step(variant, size, stage, device, reuse, timer=timer, seed=seed)
         self.naive = None
         if variant.baseline < 4:
-            self.naive = naive_step(self.ours, variant, size, stopwatch)
+            self.naive = naive_step(self.ours, variant, size, timer)
         owner = self.naive or self.ours
         self.networks = [one for one in (owner.generator, owner.discriminator) if one is not None]
         vgg = self.naive.vgg if self.naive is not None else self.ours.objective.vgg
@@ -131,13 +125,8 @@ class Step:
         for one in (*self.networks, vgg):
             if one is not None:
                 one.to(memory_format=memory_format)
-        self.compiled = variant.compiled and device != "meta" and compile_options(device) is not None
         if self.compiled:
-            # As the configuration has it: a compiled D cannot go backward twice.
-            self.ours.sharing = replace(self.ours.sharing, discriminator_pass=False)
             self._compile(owner, vgg)
-        if variant.graph:
-            self.ours.capture = CUDAGraphCallable(self.ours.find, CUDAGraphBackend(), watch=self.ours.frozen_tensors)
         fused = {"fused": True} if device == "cuda" else {}
         self.optimizers = [torch.optim.Adam(one.parameters(), 1e-4, (0.9, 0.99), **fused) for one in self.networks]
         generator = None if device == "meta" else torch.Generator(device).manual_seed(seed)
@@ -171,7 +160,7 @@ class Step:
     def whole(self, kind):
         """One step, optimizers included."""
         self.gradients(kind)
-        with self.ours.stopwatch.part("update"):
+        with self.ours.span("optimizer"):
             for optimizer in self.optimizers:
                 optimizer.step()
         self.done += 1
@@ -180,14 +169,14 @@ class Step:
 def plain_step(step, hr):
     """ESRGAN's step with the package's ops, on clean LR."""
     with torch.no_grad():
-        lr = blur_pool(hr, step.degradation.scale)
-    with step._part("restoration"), frozen(step.discriminator), step.mixed(hr):
-        targets = step.objective.targets(hr)
-    return step._train(hr, lr, targets, 1, True)
+        lr = blur_pool(hr, step.attack.degradation.scale)
+    with step.span("generator"):
+        targets = step.attack.targets(hr)
+    return step.train(hr, lr, targets)
 
 
-def package_step(size, stage, device, seed=0, *, graph=False):
-    """A TrainingStep with weights of that seed, and the configuration's default groups of images."""
+def package_step(variant, size, stage, device, reuse, *, timer=None, seed=0):
+    """A TrainingStep with weights of that seed, and the configuration's default chunks of images."""
     torch.manual_seed(seed)
     generator = RRDBNet(4, features=size.features, blocks=size.blocks, growth=size.growth)
     start_as_interpolation(generator)  # a random G's losses hardly depend on LR, and would compare to any
@@ -198,22 +187,29 @@ def package_step(size, stage, device, seed=0, *, graph=False):
         discriminator.to(device)
         objective = Objective(1.0, 1.0, 0.1, vgg, discriminator, GANLoss("vanilla"))
     ball = PRESETS["calibrated"].ball_for(size.hr, size.hr)
-    return TrainingStep(
+    attack = Attack(
         degradation=DegradationNetwork(smallest_slope=ball.smallest_slope),
         generator=generator.to(device),
         objective=objective,
-        adversary=AttackSettings(
-            ball, steps=size.steps, channels=size.channels, chunk_size=default_chunk_size(stage, size.hr, graph)
+        settings=AttackSettings(
+            ball,
+            steps=size.steps,
+            patch_size=size.hr,
+            channels=size.channels,
+            chunk_size=default_chunk_size(stage, size.hr, variant.graph),
+            precision="fp8" if variant.fp8 else "same",
         ),
-        patch_size=size.hr,
-        place=RankInfo(seed, int(stage == "gan")),
-        discriminator=discriminator,
-        sharing=ReuseOptions(discriminator_pass=True),
-        stopwatch=StepTimer(torch.device("cpu" if device == "meta" else device)),
+        reuse=reuse,
+        autocast=torch.bfloat16 if variant.bf16 else None,
+        degradation_autocast=variant.bf16 and not variant.degradation_fp32,
     )
+    search = attack.search
+    if variant.graph:
+        search = CUDAGraphCallable(attack.search, CUDAGraphBackend(), static_tensors=attack.static_tensors)
+    return TrainingStep(attack, RankInfo(seed, int(stage == "gan")), search=search, timer=timer)
 
 
-def naive_step(ours, variant, size, stopwatch):
+def naive_step(ours, variant, size, timer):
     """The naive step over the same weights."""
     device = next(ours.generator.parameters()).device
     generator = naive.RRDBNet(size.features, size.blocks, size.growth).to(device)
@@ -231,22 +227,23 @@ def naive_step(ours, variant, size, stopwatch):
         generator,
         discriminator,
         vgg,
-        radii=ours.adversary.ball.radii,
+        radii=ours.attack.settings.ball.radii,
         steps=size.steps,
         channels=size.channels,
         autocast=torch.bfloat16 if variant.bf16 else None,
         degradation_autocast=not variant.degradation_fp32,
         frozen=variant.baseline == 3,
-        part=stopwatch.part if stopwatch is not None else None,
+        part=ours.span,
     )
 
 
 @functools.cache
 def reference_losses(kind, stage, device):
     """What all variants have to give in fp32: the package's losses, with nothing shared; and its identity networks."""
-    step = Step(Variant("reference", 4), PARITY, stage, device, seed=PARITY_SEED)
-    step.ours.sharing = ReuseOptions(closed_form_first_step=False, hr_features=False, cast_weights=False)
-    theta = [[one.clone() for one in group] for group in step.ours.draw_identity(step.hr, 0)]
+    nothing = ReuseOptions(closed_form_first_step=False, hr_features=False, cast_weights=False)
+    step = Step(Variant("reference", 4), PARITY, stage, device, reuse=nothing, seed=PARITY_SEED)
+    generator = step.ours.rank_info.generator(step.hr.device, 0)
+    theta = [[one.clone() for one in group] for group in step.ours.attack.sample(step.hr, generator)]
     return step.gradients(kind), theta
 
 

@@ -16,7 +16,7 @@ says nothing about a GPU. A row is a whole step, zero_grad to the optimizers, on
     overhead            AND step over plain step of the same variant, per image; null in plain rows
     flops               per step, counted by torch's flop counter on the same step uncompiled; flops_per_second
     peak_memory         bytes, torch.cuda.max_memory_allocated during the rounds; null on a CPU
-    parts               seconds per step of identity, ascent, restoration, discrimination, update
+    parts               seconds per step of identity, ascent, degradation, generator, discriminator, optimizer
     loss_error          largest relative difference of its fp32 losses from the package's without reuse, at a tiny size;
                         a row fails above 1e-2 (stage net: 1e-4)
 """
@@ -84,14 +84,14 @@ def largest(variant, kind, stage, batches):
     """The step at the largest batch that fits, after its first run, and the reason if it is not the first batch."""
     note = None
     for batch in batches:
-        stopwatch = StepTimer(torch.device(DEVICE))
+        timer = StepTimer(torch.device(DEVICE))
         size = SIZE.__class__(**{**vars(SIZE), "batch": batch})
         try:
-            step = Step(variant, size, stage, DEVICE, stopwatch=stopwatch)
+            step = Step(variant, size, stage, DEVICE, timer=timer)
             step.whole(kind)
             if CUDA:
                 torch.cuda.synchronize()
-            return step, stopwatch, note
+            return step, timer, note
         except torch.OutOfMemoryError:
             note = f"out of memory at batch {batch}"
         step = None
@@ -122,7 +122,7 @@ def test_step(benchmark, variant, stage, share, kind):
     error = loss_error(variant, kind, stage, DEVICE)
     assert error < TOLERANCE[stage]
     use_tf32(CUDA)
-    step, stopwatch, note = largest(variant, kind, stage, [SHARE] if share else BATCHES)
+    step, timer, note = largest(variant, kind, stage, [SHARE] if share else BATCHES)
     batch = step.size.batch
 
     hosts = []
@@ -136,14 +136,14 @@ def test_step(benchmark, variant, stage, share, kind):
 
     for _ in range(WARM_UP - 1):
         run()
-    stopwatch.take()
+    timer.take()
     hosts.clear()
     if CUDA:
         torch.cuda.reset_peak_memory_stats()
     benchmark.pedantic(run, rounds=ROUNDS)
     # With --benchmark-disable the step ran once and there are no statistics.
     rounds = ROUNDS if benchmark.stats is not None else 1
-    parts = {name: seconds / rounds for name, seconds in stopwatch.take().items()}
+    parts = {name: seconds / rounds for name, seconds in timer.take().items()}
     seconds = statistics.median(benchmark.stats.stats.data) if benchmark.stats is not None else sum(parts.values())
     flops = operations(variant.baseline < 4, variant.baseline == 3, kind, stage, batch)
     if kind == "plain":
@@ -172,4 +172,4 @@ def test_step(benchmark, variant, stage, share, kind):
         device=torch.cuda.get_device_name() if CUDA else "cpu",
         threads=torch.get_num_threads(),
     )
-    assert parts.keys() >= ({"restoration", "update"} if kind == "plain" else {"identity", "ascent", "restoration"})
+    assert parts.keys() >= ({"generator", "optimizer"} if kind == "plain" else {"identity", "ascent", "generator"})

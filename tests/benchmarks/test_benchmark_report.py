@@ -187,16 +187,16 @@ def test_figure(tmp_path: Path) -> None:
 
 
 def test_parts_beside_their_floors() -> None:
-    """Of the faster of two bf16 rows; the update, which is not counted, has no floor."""
+    """Of the faster of two bf16 rows; the optimizer, which is not counted, has no floor."""
     record = results()
     sizes = {"hr": 128, "blocks": 2, "features": 64, "batch": 2, "stage": "net", "step": "and", "baseline": 4}
     for median in (1.0, 2.0):
-        parts = {"ascent": 0.6 * median, "restoration": 0.3 * median, "update": 0.1 * median}
+        parts = {"ascent": 0.6 * median, "restoration": 0.3 * median, "optimizer": 0.1 * median}
         record["rows"].append(row("AND", median, variant=f"bf16 {median:g}", parts=parts, **sizes))
     entries = {entry["part"]: entry for entry in gaps.gaps(record)}
-    assert [*entries] == ["ascent", "restoration", "update", "all"]
+    assert [*entries] == ["ascent", "restoration", "optimizer", "all"]
     assert {entry["variant"] for entry in entries.values()} == {"bf16 1"}
-    assert entries["update"]["floor"] is None
+    assert entries["optimizer"]["floor"] is None
     assert entries["all"]["seconds"] == 1.0
     assert entries["all"]["floor"] == entries["ascent"]["floor"] + entries["restoration"]["floor"]
     floor = roofline.step_seconds(Rates(**RATES), "net", batch=2, hr_size=128, blocks=2)
@@ -204,7 +204,7 @@ def test_parts_beside_their_floors() -> None:
     page = pages.gaps_table(record)
     assert page is not None
     assert f"| bf16 1, and net | all | 1000 | {1e3 * floor:.4g} | {1 / floor:.2f} |" in page
-    assert "| bf16 1, and net | update | 100 |  |  |" in page
+    assert "| bf16 1, and net | optimizer | 100 |  |  |" in page
     assert pages.gaps_table({"rows": []}) is None
     assert "The step against its floors" not in pages.tables(record)
 

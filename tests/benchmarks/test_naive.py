@@ -4,16 +4,14 @@ from typing import Any
 
 import pytest
 import torch
-from small_steps import assert_close, crops, gradients
+from small_steps import assert_close, crops, gradients, identity
 from torch import Tensor
 
-from andfast.adversary import PRESETS, sample_identity
-from andfast.adversary.objective import Objective
+from andfast.adversary import PRESETS, Attack, AttackSettings, Objective, ReuseOptions, sample_identity
 from andfast.functional import blur_pool
 from andfast.losses import GANLoss, PerceptualLoss
 from andfast.nn import DegradationNetwork, RRDBNet, VGGDiscriminator
-from andfast.training.step import TrainingStep
-from andfast.training.step_settings import AttackSettings, RankInfo, ReuseOptions
+from andfast.training.step import RankInfo, TrainingStep
 from benchmarks.baselines import naive
 
 LAYERS = {"conv1_2": 0.1, "conv2_2": 0.5}
@@ -24,7 +22,7 @@ INDICES = {2: 0.1, 7: 0.5}
 def pair(
     stage: str, *, frozen: bool = False, steps: int = 3, dtype: torch.dtype = torch.float32
 ) -> tuple[TrainingStep, Any, Tensor]:
-    """The package's step without reuse and the naive step, over equal weights."""
+    """The package's step without reuse and the naive one, over equal weights."""
     torch.manual_seed(3)
     size = 128 if stage == "gan" else 32
     ball = PRESETS["calibrated"].ball_for(size, size)
@@ -38,9 +36,9 @@ def pair(
         for source, target in zip(vgg.vgg.parameters(), theirs_vgg.features.parameters(), strict=True):
             target.data.copy_(source.data)
         objective = Objective(1.0, 1.0, 0.1, vgg, d, GANLoss("vanilla"))
-    adversary = AttackSettings(ball, steps=steps, channels=16)
-    sharing = ReuseOptions(closed_form_first_step=False, hr_features=False, cast_weights=False)
-    step = TrainingStep(DegradationNetwork(), ours, objective, adversary, size, RankInfo(1, 0), d, sharing=sharing)
+    settings = AttackSettings(ball, steps=steps, patch_size=size, channels=16)
+    reuse = ReuseOptions(closed_form_first_step=False, hr_features=False, cast_weights=False)
+    step = TrainingStep(Attack(DegradationNetwork(), ours, objective, settings, reuse), RankInfo(1, 0))
     baseline = naive.NaiveStep(theirs, theirs_d, theirs_vgg, radii=ball.radii, steps=steps, channels=16, frozen=frozen)
     networks = ours, d, objective.vgg, theirs, theirs_d, theirs_vgg
     for module in networks:
@@ -58,7 +56,7 @@ def pair(
 def test_and_step(stage: str, dtype: torch.dtype, tolerance: float, frozen: bool) -> None:
     step, baseline, hr = pair(stage, frozen=frozen, dtype=dtype)
     expected = step.gradients([hr], 0)
-    theta = step.draw_identity(hr, 0)
+    theta = identity(step, hr)
     losses = baseline.and_step(hr, [[tensor.clone() for tensor in group] for group in theta])
     for name, value in losses.items():
         assert value.item() == pytest.approx(expected[name].item(), rel=tolerance), name
@@ -74,9 +72,7 @@ def test_plain_step(stage: str) -> None:
     step, baseline, hr = pair(stage, frozen=False)
     losses = baseline.plain_step(hr)
     targets = step.objective.targets(hr)
-    sr, values = step._train_generator(blur_pool(hr, 4), targets, 1, True)
-    if step.discriminator is not None:
-        values |= step._train_discriminator(hr, sr.detach(), 1, True)
+    values = step.train(hr, blur_pool(hr, 4), targets)
     for name, value in losses.items():
         assert value.item() == pytest.approx(values[name].item(), rel=1e-5), name
     assert_close(gradients(baseline.generator), gradients(step.generator), 1e-4)

@@ -8,14 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from andfast.adversary import PRESETS, sample_identity
-from andfast.adversary.objective import Objective
+from andfast.adversary import PRESETS, Attack, AttackSettings, Objective, ReuseOptions, sample_identity
 from andfast.functional import blur_pool, degradation_block, residual_dense_block
 from andfast.functional.identity_gradients import identity_gradients
 from andfast.losses import GANLoss, PerceptualLoss
 from andfast.nn import DegradationNetwork, RRDBNet, VGGDiscriminator
-from andfast.training.step import TrainingStep
-from andfast.training.step_settings import AttackSettings, RankInfo, ReuseOptions
+from andfast.training.step import RankInfo, TrainingStep
 from benchmarks import counts, roofline
 from benchmarks.counts import Work
 from benchmarks.rates import NOMINAL, PRECISIONS, Rates, measured
@@ -190,14 +188,14 @@ def test_a_whole_step(stage: str) -> None:
     if stage == "gan":
         vgg = PerceptualLoss({"conv5_4": 1.0}, weights="random").to("meta")
         objective = Objective(1.0, 1.0, 0.1, vgg, discriminator, GANLoss("vanilla"))
-    adversary = AttackSettings(PRESETS["calibrated"].ball, steps=2)
-    step = TrainingStep(DegradationNetwork(), generator, objective, adversary, 128, RankInfo(0, 0), discriminator)
-    step.sharing = ReuseOptions(closed_form_first_step=False, discriminator_pass=False)
+    settings = AttackSettings(PRESETS["calibrated"].ball, steps=2)
+    reuse = ReuseOptions(closed_form_first_step=False)
+    step = TrainingStep(Attack(DegradationNetwork(), generator, objective, settings, reuse), RankInfo(0, 0))
     entries = counts.step(stage, N, ascent_steps=2, hr_size=128, blocks=1)
     total_flops = sum(entry.times * entry.work.flops for entry in entries)
     pooling = counts.blur_pool((N, 64, 128, 128), 4, size=4)[0].flops * (2 + 2 + 1)
     pooling += counts.blur_pool((N, 3, 128, 128), 4, size=4)[0].flops  # the clean LR of lr_psnr
-    identity = flops(lambda: step.draw_identity(hr, 0))  # products of 64x64 matrices
+    identity = flops(lambda: step.attack.sample(hr, None))  # products of 64x64 matrices
     assert flops(lambda: step.gradients([hr], 0)) == total_flops + pooling + identity
 
 

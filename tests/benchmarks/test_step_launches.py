@@ -12,13 +12,13 @@ from benchmarks.suites import step_variants
 SIZE = replace(step_variants.FULL, batch=48, blocks=2)
 
 
-def test_shared_work_is_launched_once() -> None:
-    shared, alone = (
-        step_launches.count("andfast bf16", "and", "net", SIZE, sharing) for sharing in (None, step_launches.NOTHING)
+def test_reused_work_is_launched_once() -> None:
+    reused, alone = (
+        step_launches.count("andfast bf16", "and", "net", SIZE, reuse) for reuse in (None, step_launches.NOTHING)
     )
-    assert shared["ascent"]["launches"] < alone["ascent"]["launches"]
-    assert shared["ascent"]["casts"] < alone["ascent"]["casts"] / 2
-    assert shared["restoration"]["launches"] == alone["restoration"]["launches"]
+    assert reused["ascent"]["launches"] < alone["ascent"]["launches"]
+    assert reused["ascent"]["casts"] < alone["ascent"]["casts"] / 2
+    assert reused["generator"]["launches"] == alone["generator"]["launches"]
 
 
 @pytest.mark.parametrize("stage", ["net", "gan"])
@@ -35,9 +35,9 @@ def test_an_ascent_step_is_counted_as_its_kernels() -> None:
 
     class Watched(step_launches.Launches):  # type: ignore[misc, name-defined]
         def ascent_step(self, batches: list[Any]) -> None:
-            before = self.found.get(self.parts.now, step_launches.ROW)["launches"]
+            before = self.found.get(self.phases.now, step_launches.ROW)["launches"]
             original(self, batches)
-            counted.append(self.found[self.parts.now]["launches"] - before)
+            counted.append(self.found[self.phases.now]["launches"] - before)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(step_launches, "Launches", Watched)

@@ -12,18 +12,17 @@ import yaml
 from PIL import Image
 
 from andfast import degrade
-from andfast.adversary import GROUPS, PRESETS, Ball
+from andfast.adversary import GROUPS, PRESETS, Attack, AttackSettings, Ball, Objective
 from andfast.adversary.calibration import find_factor, scaled
 from andfast.config.command_line import read_command_line
 from andfast.config.schema import TrainConfig
 from andfast.gallery import run
 from andfast.gallery.cases import Degrader, configuration_lines, cut
 from andfast.gallery.sheet import Cell, gallery_sheet
-from andfast.nn import RRDBNet
+from andfast.nn import DegradationNetwork, RRDBNet
 from andfast.nn.interpolation_start import start_as_interpolation
 from andfast.nn.weights import save_weights
-from andfast.training.build import build_adversary
-from andfast.training.step_settings import AttackSettings
+from andfast.training.build import build_attack_settings
 
 SMALL = ["--crop", "32", "--degradation.channels", "8", "--factors", "0.5", "--quiet"]
 
@@ -48,14 +47,10 @@ def degrader() -> Degrader:
     torch.manual_seed(1)
     generator = RRDBNet(4, features=8, blocks=1, growth=4)
     start_as_interpolation(generator)
-    return Degrader(
-        generator=generator.eval(),
-        hr=torch.rand(1, 3, 32, 40),
-        adversary=AttackSettings(Ball(convolution=0.004, noise=0.1, slope=0.02), steps=3, channels=8),
-        patch_size=32,
-        scale=4,
-        networks=2,
-    )
+    ball = Ball(convolution=0.004, noise=0.1, slope=0.02)
+    settings = AttackSettings(ball, steps=3, patch_size=32, channels=8)
+    attack = Attack(DegradationNetwork(4), generator.eval(), Objective(l1=1.0), settings)
+    return Degrader(attack, torch.rand(1, 3, 32, 40), networks=2)
 
 
 # -------------------------------------------------------------------------------------------------------- calibration
@@ -114,12 +109,12 @@ def test_configuration_lines_say_what_was_found() -> None:
     options = [f"--adversary.{name}={value}" for name, value in told["adversary"].items()]
     options.append(f"--data.patch_size={told['data']['patch_size']}")
     config, _ = read_command_line([*options, "--output=x", "--data.train=[.]"])
-    assert build_adversary(config, "net").ball == ball
+    assert build_attack_settings(config, "net").ball == ball
     joint = replace(PRESETS["paper"].ball)
     told = yaml.safe_load(configuration_lines(scaled(joint, 0.1), 256))["adversary"]
     options = [f"--adversary.{name}={value}" for name, value in told.items()]
     config, _ = read_command_line([*options, "--output=x", "--data.train=[.]"])
-    assert build_adversary(config, "net").ball.radii == pytest.approx([2.0, 0.2, 0.04])
+    assert build_attack_settings(config, "net").ball.radii == pytest.approx([2.0, 0.2, 0.04])
 
 
 # ---------------------------------------------------------------------------------------------------------- the cases
@@ -148,21 +143,22 @@ def test_the_cases(degrader: Degrader) -> None:
     assert all(0 < found[name].loss_gain < gains[2] for name in groups)
 
 
-def test_the_path_is_the_training_steps_own_ascent(degrader: Degrader) -> None:
+def test_path_is_the_attack_step_by_step(degrader: Degrader) -> None:
     identity = degrader._identity(1)
     path = degrader.path(identity)
     assert len(path) == 3
-    targets = degrader._step.objective.targets(degrader.hr)
-    for count, theta in enumerate(path, start=1):
-        degrader._step.adversary = replace(degrader.adversary, ball=degrader.ball, steps=count)
-        expected = degrader._step.search(degrader.hr, targets, identity).theta
-        for got, right in zip(theta.tensors(), expected.tensors(), strict=True):
-            torch.testing.assert_close(got, right)
+    for steps, theta in enumerate(path, start=1):
+        settings = replace(degrader.attack.settings, ball=degrader.ball, steps=steps)
+        expected = replace(degrader.attack, settings=settings).search(degrader.hr, identity)[1].theta
+        for ours, reference in zip(theta.tensors(), expected.tensors(), strict=True):
+            torch.testing.assert_close(ours, reference, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("joint", [False, True])
 def test_the_random_perturbation_is_as_large_as_the_ball(degrader: Degrader, joint: bool) -> None:
-    degrader.adversary = replace(degrader.adversary, ball=replace(degrader.adversary.ball, joint=joint))
+    settings = degrader.attack.settings
+    settings = replace(settings, ball=replace(settings.ball, joint=joint))
+    degrader = replace(degrader, attack=replace(degrader.attack, settings=settings))
     identity = degrader._identity(1)
     used = degrader.ball.overshoot(degrader.random(identity), identity)
     torch.testing.assert_close(used, torch.ones_like(used), atol=1e-3, rtol=0)

@@ -11,16 +11,14 @@ from pathlib import Path
 
 import skimage.data
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from andfast.adversary import PRESETS
-from andfast.adversary.objective import Objective
+from andfast.adversary import PRESETS, Attack, AttackSettings, Objective, ReuseOptions
 from andfast.losses import GANLoss, PerceptualLoss
 from andfast.nn import DegradationNetwork, RRDBNet, UNetDiscriminator, VGGDiscriminator
 from andfast.training.build import compile_networks
 from andfast.training.ema import EMA
-from andfast.training.step import TrainingStep
-from andfast.training.step_settings import AttackSettings, RankInfo, ReuseOptions
+from andfast.training.step import RankInfo, TrainingStep
 
 FILE = Path(__file__).with_name("losses.json")
 STEPS = 50
@@ -49,12 +47,12 @@ NOTHING = ReuseOptions(closed_form_first_step=False, hr_features=False, cast_wei
 
 
 def train(
-    sharing: ReuseOptions = NOTHING, *, compiler: str | None = None, recovered: bool = False
+    reuse: ReuseOptions = NOTHING, *, compiler: str | None = None, recovered: bool = False
 ) -> dict[str, dict[str, list[float]]]:
     """Both stages in float32 on the CPU, ANDGAN from ANDNet's averaged weights; losses by stage and name.
 
     Args:
-        sharing: what a step computes once.
+        reuse: what a step computes once.
         compiler: a torch.compile backend, through which G and D run.
         recovered: F keeps no z and takes the slopes' gradients from its layers' results, as a training run's does.
     """
@@ -66,8 +64,8 @@ def train(
             compile_networks(generator, discriminator, backend=compiler)
         with_gan = Objective(1.0, 1.0, 0.1, vgg, discriminator, GANLoss("vanilla"))
         return {
-            "net": _stage(generator, None, Objective(1.0), 0, sharing, recovered=recovered),
-            "gan": _stage(generator, discriminator, with_gan, 1, sharing, recovered=recovered),
+            "net": _stage(generator, Objective(1.0), 0, reuse, recovered=recovered),
+            "gan": _stage(generator, with_gan, 1, reuse, recovered=recovered),
         }
 
 
@@ -76,10 +74,10 @@ def train_net_in_groups(chunk_size: int) -> dict[str, list[float]]:
     with _one_thread():
         torch.manual_seed(0)
         generator = RRDBNet(features=8, blocks=1, growth=4)
-        return _stage(generator, None, Objective(1.0), 0, ReuseOptions(), chunk_size)
+        return _stage(generator, Objective(1.0), 0, ReuseOptions(), chunk_size)
 
 
-def train_against_batch_statistics(sharing: ReuseOptions = NOTHING) -> dict[str, list[float]]:
+def train_against_batch_statistics(reuse: ReuseOptions = NOTHING) -> dict[str, list[float]]:
     """Stage gan with ESRGAN's D, for which one pass over SR can serve both losses; losses by name.
 
     In float64: units of D within rounding of their kink move gradients of float32 by 1e-2, by chance. D sees 128x128 at
@@ -90,7 +88,7 @@ def train_against_batch_statistics(sharing: ReuseOptions = NOTHING) -> dict[str,
         generator = RRDBNet(features=4, blocks=1, growth=2).double()
         discriminator = VGGDiscriminator(BATCH_STATISTICS_SIZE, features=2).double()
         objective = Objective(1.0, gan=0.1, discriminator=discriminator, gan_loss=GANLoss("vanilla"))
-        return _stage(generator, discriminator, objective, 1, sharing, size=BATCH_STATISTICS_SIZE, ascent_steps=1)
+        return _stage(generator, objective, 1, reuse, size=BATCH_STATISTICS_SIZE, ascent_steps=1)
 
 
 @contextmanager
@@ -106,10 +104,9 @@ def _one_thread() -> Iterator[None]:
 
 def _stage(
     generator: RRDBNet,
-    discriminator: nn.Module | None,
     objective: Objective,
     stage: int,
-    sharing: ReuseOptions,
+    reuse: ReuseOptions,
     chunk_size: int = 0,
     *,
     size: int = SIZE,
@@ -118,19 +115,12 @@ def _stage(
 ) -> dict[str, list[float]]:
     average = EMA(generator, 0.9)
     ball = PRESETS["calibrated"].ball_for(size, size)
-    adversary = AttackSettings(ball, steps=ascent_steps, channels=8, chunk_size=chunk_size)
+    settings = AttackSettings(ball, steps=ascent_steps, patch_size=size, channels=8, chunk_size=chunk_size)
     dtype = next(generator.parameters()).dtype
-    step = TrainingStep(
-        degradation=DegradationNetwork(smallest_slope=ball.smallest_slope if recovered else 0),
-        generator=generator,
-        objective=objective,
-        adversary=adversary,
-        patch_size=size,
-        place=RankInfo(seed=0, stage=stage),
-        discriminator=discriminator,
-        sharing=sharing,
-    )
-    networks = [generator] if discriminator is None else [generator, discriminator]
+    degradation = DegradationNetwork(smallest_slope=ball.smallest_slope if recovered else 0)
+    attack = Attack(degradation, generator, objective, settings, reuse)
+    step = TrainingStep(attack, RankInfo(seed=0, stage=stage))
+    networks = [network for network in (generator, objective.discriminator) if network is not None]
     optimizers = [torch.optim.Adam(one.parameters(), lr=1e-4, betas=(0.9, 0.99)) for one in networks]
     losses: dict[str, list[float]] = {}
     for number in range(STEPS):

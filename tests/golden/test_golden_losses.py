@@ -7,16 +7,16 @@ import pytest
 import torch
 from regenerate import FILE, NOTHING, STEPS, differences, train, train_against_batch_statistics, train_net_in_groups
 
-from andfast.training.step_settings import ReuseOptions
+from andfast.adversary import ReuseOptions
 
 VARIANTS: dict[str, dict[str, Any]] = {
-    "as stored": {"sharing": NOTHING},
-    "shared": {"sharing": ReuseOptions()},
-    "shared and compiled": {"sharing": ReuseOptions(), "compiler": "aot_eager"},
+    "as stored": {"reuse": NOTHING},
+    "shared": {"reuse": ReuseOptions()},
+    "shared and compiled": {"reuse": ReuseOptions(), "compiler": "aot_eager"},
 }
 """All that claim to compute the same but for rounding. D's shared pass is not exact for the U-Net that is used here;
 it and groups of images have tests of their own below. A captured ascent is tested bit for bit, in
-tests/test_capture.py."""
+tests/training/test_capture.py."""
 
 
 @pytest.mark.slow

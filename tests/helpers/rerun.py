@@ -7,12 +7,12 @@ from torch import Tensor
 
 
 class Rerun:
-    """What a CUDA graph does, by running the function again: from the buffers it was given, into the same results."""
+    """Does what a CUDA graph does by calling the function again: reads the static inputs, fills the same results."""
 
     def __init__(self) -> None:
         self.runs = 0
 
-    def record(self, function: Callable[[], Any]) -> tuple[Callable[[], object], Any]:
+    def capture(self, function: Callable[[], Any]) -> tuple[Callable[[], object], Any]:
         results = function()
 
         def replay() -> None:

@@ -8,12 +8,11 @@ import skimage.data
 import torch
 from torch import Tensor, nn
 
-from andfast.adversary import PRESETS
-from andfast.adversary.objective import Objective
+from andfast.adversary import PRESETS, Attack, AttackSettings, Objective
 from andfast.losses import GANLoss, PerceptualLoss
-from andfast.nn import DegradationNetwork, RRDBNet, UNetDiscriminator, VGGDiscriminator
-from andfast.training.step import TrainingStep
-from andfast.training.step_settings import AttackSettings, RankInfo
+from andfast.nn import DegradationNetwork, RRDBNet, Theta, UNetDiscriminator, VGGDiscriminator
+from andfast.training.cuda_graph import Backend, CUDAGraphCallable
+from andfast.training.step import RankInfo, TrainingStep
 
 SIZE = 32
 
@@ -35,26 +34,54 @@ def make(
     gan: Any = "vanilla",
     *,
     size: int = SIZE,
-    place: RankInfo | None = None,
+    rank_info: RankInfo | None = None,
     steps: int = 3,
-    images_per_network: int = 1,
     perceptual: bool = True,
+    l1: float = 1.0,
+    generator: RRDBNet | None = None,
+    degradation: DegradationNetwork | None = None,
+    settings: dict[str, Any] | None = None,
+    attack: dict[str, Any] | None = None,
+    backend: Backend | None = None,
+    capture: dict[str, Any] | None = None,
     **options: Any,
 ) -> TrainingStep:
-    """A step of stage net, or of stage gan with a discriminator, with tiny networks that are always the same."""
+    """A step of stage net, or of stage gan with a discriminator, with tiny networks that are always the same.
+
+    Args:
+        discriminator: "vgg" or "unet"; None for stage net.
+        generator, degradation: in place of the tiny ones.
+        settings: of AttackSettings.
+        attack: of Attack.
+        backend: captures the search.
+        capture: options of CUDAGraphCallable.
+        options: of TrainingStep.
+    """
     torch.manual_seed(3)
-    generator = RRDBNet(features=6, blocks=1, growth=3)
-    d: nn.Module | None = None
-    objective = Objective(1.0)
+    tiny = RRDBNet(features=6, blocks=1, growth=3)
+    objective = Objective(l1)
     if discriminator is not None:
         d = VGGDiscriminator(size, features=4) if discriminator == "vgg" else UNetDiscriminator(features=4)
         vgg = PerceptualLoss({"conv1_2": 1.0}, weights="random") if perceptual else None
-        objective = Objective(1.0, 1.0, 0.1, vgg, d, GANLoss(gan))
-    adversary = AttackSettings(
-        PRESETS["calibrated"].ball_for(size, size), steps=steps, channels=8, images_per_network=images_per_network
+        objective = Objective(l1, 1.0, 0.1, vgg, d, GANLoss(gan))
+    attack_settings = AttackSettings(
+        PRESETS["calibrated"].ball_for(size, size),
+        **{"steps": steps, "patch_size": size, "channels": 8} | (settings or {}),
     )
-    place = place or RankInfo(seed=1, stage=0)
-    return TrainingStep(DegradationNetwork(), generator, objective, adversary, size, place, d, **options)
+    of_step = Attack(
+        degradation or DegradationNetwork(), generator or tiny, objective, attack_settings, **(attack or {})
+    )
+    if backend is not None:
+        options["search"] = CUDAGraphCallable(
+            of_step.search, backend, **{"static_tensors": of_step.static_tensors} | (capture or {})
+        )
+    return TrainingStep(of_step, rank_info or RankInfo(seed=1, stage=0), **options)
+
+
+def identity(step: TrainingStep, hr: Tensor, number: int = 0) -> Theta:
+    """The identity networks that a step draws for its first micro batch."""
+    info = step.rank_info
+    return step.attack.sample(hr, info.generator(hr.device, number), shard=info.shard(0))
 
 
 def gradients(module: nn.Module | None) -> dict[str, Tensor]:

@@ -1,11 +1,10 @@
 """The dense blocks of G with 8-bit operands, in a network and in the ascent of a step."""
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from small_steps import crops, make
+from small_steps import crops, identity, make
 from torch import Tensor
 
 from andfast.adversary.ball import Ball
@@ -86,10 +85,10 @@ def test_trained_weights_are_refused() -> None:
         Fp8Body(generator)
 
 
-def inside(ball: Ball, theta: Any, identity: Any) -> bool:
+def inside(ball: Ball, theta: Any, start: Any) -> bool:
     for group in ("weights", "noises", "slopes"):
-        pairs = zip(getattr(theta, group), getattr(identity, group), strict=True)
-        squares = sum((one - start).double().reshape(len(one), -1).square().sum(1) for one, start in pairs)
+        pairs = zip(getattr(theta, group), getattr(start, group), strict=True)
+        squares = sum((one - other).double().reshape(len(one), -1).square().sum(1) for one, other in pairs)
         radius = {"weights": ball.convolution, "noises": ball.noise, "slopes": ball.slope}[group]
         if not bool((squares.sqrt() <= radius * (1 + 1e-5)).all()):
             return False
@@ -97,23 +96,20 @@ def inside(ball: Ball, theta: Any, identity: Any) -> bool:
 
 
 @pytest.mark.parametrize("autocast", [None, torch.bfloat16])
-def test_the_ascent_of_a_step(autocast: torch.dtype | None) -> None:
+def test_ascent_of_a_step(autocast: torch.dtype | None) -> None:
     """Theta is in the ball and, for a small G of eight blocks' weight, as strong as without fp8 to one in a hundred."""
     found = {}
     for precision in ("same", "fp8"):
-        step = make(steps=5, autocast=autocast)
-        step.generator = network()
-        step.adversary = replace(step.adversary, precision=precision)
+        settings, attack = {"precision": precision}, {"autocast": autocast}
+        step = make(steps=5, generator=network(), settings=settings, attack=attack)
         hr = crops()
-        identity = step.draw_identity(hr, 0)
-        with frozen(step.generator):
-            _, ascent = step.find(hr, identity)
-        assert inside(step.adversary.ball, ascent.theta, identity)
-        step.autocast = None
+        start = identity(step, hr)
+        _, ascent = step.attack.search(hr, start)
+        assert inside(step.attack.settings.ball, ascent.theta, start)
         with torch.no_grad():
             clean, worst = (
-                (step.generator(step.degradation(hr, theta)) - hr).abs().mean((1, 2, 3))
-                for theta in (identity, ascent.theta)
+                (step.generator(step.attack.degradation(hr, theta)) - hr).abs().mean((1, 2, 3))
+                for theta in (start, ascent.theta)
             )
         found[precision] = worst - clean
         assert all(one.requires_grad for one in step.generator.parameters())
@@ -123,9 +119,8 @@ def test_the_ascent_of_a_step(autocast: torch.dtype | None) -> None:
     assert strength.min() > 0.98
 
 
-def test_weights_are_quantised_anew_in_every_step() -> None:
-    step = make(steps=2)
-    step.adversary = replace(step.adversary, precision="fp8")
+def test_quantises_weights_in_each_step() -> None:
+    step = make(steps=2, settings={"precision": "fp8"})
     losses = []
     for _ in range(2):
         losses.append(step.gradients([crops()], 0)["loss_gain"])

@@ -65,7 +65,7 @@ def test_blocks_share_one_compilation_and_frozen_ones_another() -> None:
 def test_a_compiled_step_is_an_eager_one_and_settles(kind: str, autocast: torch.dtype | None) -> None:
     """Losses and gradients; nothing is compiled anew after the first step, weights cast for the ascent included."""
     size, graphs = 128 if kind == "vgg" else 32, Graphs()
-    eager, compiled = (make(kind, size=size, steps=2, autocast=autocast) for _ in range(2))
+    eager, compiled = (make(kind, size=size, steps=2, attack={"autocast": autocast}) for _ in range(2))
     compile_networks(compiled.generator, compiled.discriminator, backend=graphs.backend())
     seen = []
 

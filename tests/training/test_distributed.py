@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,13 +11,11 @@ import torch
 from small_steps import crops, make
 from tiny_runs import environment, write_config
 
-from andfast.adversary import PRESETS
-from andfast.adversary.objective import Objective
+from andfast.adversary import PRESETS, Attack, AttackSettings, Objective, ReuseOptions
 from andfast.nn import DegradationNetwork, RRDBNet
 from andfast.training.distributed import ProcessGroup, process_group
-from andfast.training.metrics_log import read_metrics
-from andfast.training.step import TrainingStep
-from andfast.training.step_settings import AttackSettings, RankInfo, ReuseOptions
+from andfast.training.logging import read_metrics
+from andfast.training.step import RankInfo, TrainingStep
 
 pytestmark = pytest.mark.slow
 
@@ -30,15 +29,10 @@ def gradients(group: ProcessGroup, batch: int) -> dict[str, torch.Tensor]:
     torch.manual_seed(0)
     generator = RRDBNet(4, features=8, blocks=1, growth=4).double()
     hr = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(1)).double()
-    step = TrainingStep(
-        degradation=DegradationNetwork(4),
-        generator=generator,
-        objective=Objective(l1=1.0),
-        adversary=AttackSettings(PRESETS["calibrated"].ball_for(32, 32), steps=3, channels=8),
-        patch_size=32,
-        place=RankInfo(seed=5, stage=0, rank=group.rank, world_size=group.world_size),
-        generator_parallel=group.parallel(generator),
-    )
+    settings = AttackSettings(PRESETS["calibrated"].ball_for(32, 32), steps=3, patch_size=32, channels=8)
+    attack = Attack(DegradationNetwork(4), generator, Objective(l1=1.0), settings)
+    rank_info = RankInfo(seed=5, stage=0, rank=group.rank, world_size=group.world_size)
+    step = TrainingStep(attack, rank_info, group.parallel(generator))
     found = step.gradients([hr[group.rank * batch :][:batch]], step=7)
     means = group.all_reduce_mean(torch.stack([one.double() for one in found.values()]))
     losses = dict(zip(found, means, strict=True))
@@ -49,14 +43,15 @@ def shared_pass_error(group: ProcessGroup) -> torch.Tensor:
     """What D's shared pass changes in the gradients of two micro batches in each process, relative, in float64."""
     found = []
     for shared in (False, True):
-        place = RankInfo(1, 0, group.rank, group.world_size, 2)
-        step = make("vgg", size=128, steps=1, place=place, sharing=ReuseOptions(discriminator_pass=shared))
+        rank_info = RankInfo(1, 0, group.rank, group.world_size, 2)
+        attack = {"reuse": ReuseOptions(discriminator_pass=shared)}
+        step = make("vgg", size=128, steps=1, rank_info=rank_info, attack=attack)
         assert step.discriminator is not None
         assert step.objective.vgg is not None
         for module in (step.generator, step.discriminator, step.objective.vgg):
             module.double()
-        step.generator_parallel = group.parallel(step.generator)
-        step.discriminator_parallel = group.parallel(step.discriminator)
+        parallel = [group.parallel(network) for network in (step.generator, step.discriminator)]
+        step = replace(step, generator_parallel=parallel[0], discriminator_parallel=parallel[1])
         hr = crops(4, 128).double()[group.rank * 2 :][:2]
         step.gradients([hr, hr.flip(0)], 0)
         weights = [*step.generator.parameters(), *step.discriminator.parameters()]

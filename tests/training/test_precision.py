@@ -1,5 +1,6 @@
 """Under autocast: losses, the ascent's norms and theta, gradients and weights stay fp32; networks do not."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -58,25 +59,24 @@ def test_each_loss_is_taken_in_fp32(low: torch.dtype) -> None:
                 assert torch.equal(side(*arguments), exact)
 
 
-def test_the_steps_means_are_fp32_and_its_networks_bf16() -> None:
+def test_means_of_a_step_are_fp32_and_networks_bf16() -> None:
     """All means and norms of a step of stage gan; and what the ascent and the optimizers get."""
-    step = make("vgg", size=128, steps=2, autocast=torch.bfloat16, degradation_autocast=True)
+    eager = make("vgg", size=128, steps=2, attack={"autocast": torch.bfloat16, "degradation_autocast": True})
     seen: list[Tensor] = []
-    search = step.search
 
-    def watched(*arguments: Any) -> Any:
-        found = search(*arguments)
-        seen.extend(found.theta.tensors())
-        return found
+    def search(*arguments: Any) -> Any:
+        targets, ascent = eager.attack.search(*arguments)
+        seen.extend(ascent.theta.tensors())
+        return targets, ascent
 
-    step.search = watched  # type: ignore[method-assign]
+    step = replace(eager, search=search)
     with Reduced() as reduced:
         values = step.gradients([crops(2, 128)], 0)
     assert reduced.convolutions == {torch.bfloat16}
     assert reduced.dtypes.keys() >= {"mean", "softplus"}
     for name, dtypes in reduced.dtypes.items():
         assert dtypes <= {torch.float32, torch.float64}, name
-    assert {one.dtype for one in seen} == {torch.float32}
+    assert {tensor.dtype for tensor in seen} == {torch.float32}
     assert {one.dtype for one in values.values()} == {torch.float32}
     for network in (step.generator, step.discriminator):
         assert network is not None
@@ -101,7 +101,7 @@ def test_norms_of_half_types_are_fp32() -> None:
 
 def test_optimizers_see_fp32() -> None:
     """Adam's states are those of fp32 weights."""
-    step = make(autocast=torch.bfloat16)
+    step = make(attack={"autocast": torch.bfloat16})
     optimizer = torch.optim.Adam(step.generator.parameters())
     step.gradients([crops(2)], 0)
     optimizer.step()

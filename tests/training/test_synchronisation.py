@@ -49,7 +49,7 @@ class Waits(TorchDispatchMode):
 @pytest.mark.parametrize("autocast", [None, torch.bfloat16])
 def test_no_op_of_a_step_waits(kind: str | None, autocast: torch.dtype | None) -> None:
     size = 128 if kind == "vgg" else 32
-    step = make(kind, "relativistic", size=size, steps=2, autocast=autocast, round_lr=True)
+    step = make(kind, "relativistic", size=size, steps=2, attack={"autocast": autocast, "round_lr": True})
     hr = crops(2, size)
     with Waits() as waits:
         step.gradients([hr], 0)

@@ -74,7 +74,8 @@ def test_the_ball_says_how_small_a_slope_may_be(preset: str, radius: float | Non
     settings.generator.blocks, settings.generator.features, settings.generator.growth = 1, 8, 4
     settings.adversary.preset, settings.adversary.radius_slope = preset, radius  # type: ignore[assignment]
     step = build_step(settings, "net", build_generator(settings), ProcessGroup(0, 1, torch.device("cpu")))
-    assert step.degradation.smallest_slope == step.adversary.ball.smallest_slope == pytest.approx(smallest)
+    assert step.attack.degradation.smallest_slope == step.attack.settings.ball.smallest_slope
+    assert step.attack.degradation.smallest_slope == pytest.approx(smallest)
 
 
 def test_the_choice_reaches_every_network() -> None:
@@ -85,6 +86,6 @@ def test_the_choice_reaches_every_network() -> None:
     settings.loss.vgg_weights, settings.loss.gan = "random", 0
     step = build_step(settings, "gan", generator, ProcessGroup(0, 1, torch.device("cpu")))
     assert step.objective.vgg is not None
-    assert {step.degradation.impl, step.objective.impl, step.objective.vgg.impl} == {"reference"}
+    assert {step.attack.degradation.impl, step.objective.impl, step.objective.vgg.impl} == {"reference"}
     assert set(ops.ops_used(settings, torch.device("cpu")).values()) == {"reference"}
     assert ops.ops_used(config(), torch.device("cpu"))["blur_pool"] != "reference"

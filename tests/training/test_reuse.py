@@ -1,4 +1,4 @@
-"""What a step computes once: every switch changes the result by no more than rounding, and saves what it says."""
+"""ReuseOptions: each switch changes results by no more than rounding, and saves the passes that it promises."""
 
 import dataclasses
 import functools
@@ -11,30 +11,31 @@ from small_steps import assert_close, crops, gradients, make
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from andfast.adversary import ReuseOptions
 from andfast.config.schema import ReuseConfig, TrainConfig
-from andfast.training.build import build_sharing
-from andfast.training.step import TrainingStep
-from andfast.training.step_settings import RankInfo, ReuseOptions
+from andfast.training.build import build_reuse
+from andfast.training.step import RankInfo, TrainingStep
 
 NOTHING = ReuseOptions(closed_form_first_step=False, hr_features=False, cast_weights=False, discriminator_pass=False)
 SWITCHES = [one.name for one in dataclasses.fields(ReuseOptions)]
 
 
 def run(
-    sharing: ReuseOptions,
+    reuse: ReuseOptions,
     gan: str = "vanilla",
     *,
     stage: str = "gan",
     dtype: torch.dtype = torch.float64,
-    **options: Any,
+    autocast: torch.dtype | None = None,
 ) -> tuple[TrainingStep, Any]:
     """A step with the paper's kind of discriminator, and its metrics.
 
-    In float64: what is left of a difference of rounding there is no difference of algorithms. In float32, where the
-    kinks of a VGG and batch statistics of two images amplify it, 0.02 dB of LR were seen.
+    In float64: a difference of algorithms would exceed its rounding. In float32, where the kinks of a VGG and batch
+    statistics of two images amplify rounding, LR was seen to differ by 0.02 dB.
     """
     size = 128 if stage == "gan" else 32
-    step = make("vgg" if stage == "gan" else None, gan, size=size, steps=2, sharing=sharing, **options)
+    attack = {"reuse": reuse, "autocast": autocast}
+    step = make("vgg" if stage == "gan" else None, gan, size=size, steps=2, attack=attack)
     for module in (step.generator, step.discriminator, step.objective.vgg):
         if module is not None:
             module.to(dtype)
@@ -47,34 +48,34 @@ def buffers(step: TrainingStep) -> list[Tensor]:
 
 
 @functools.cache
-def unshared(gan: str) -> tuple[TrainingStep, Any]:
+def without_reuse(gan: str) -> tuple[TrainingStep, Any]:
     return run(NOTHING, gan)
 
 
 @pytest.mark.parametrize("switch", ["closed_form_first_step", "hr_features", "discriminator_pass", "all"])
 @pytest.mark.parametrize("gan", ["vanilla", "relativistic"])
-def test_a_switch_changes_no_more_than_rounding(switch: str, gan: str) -> None:
+def test_switch_changes_no_more_than_rounding(switch: str, gan: str) -> None:
     on = ReuseOptions(*[True] * len(SWITCHES)) if switch == "all" else dataclasses.replace(NOTHING, **{switch: True})
-    (plain, expected), (step, found) = unshared(gan), run(on, gan)
-    assert found.keys() == expected.keys()
-    for name in found:
-        assert found[name].item() == pytest.approx(expected[name].item(), rel=1e-6), name
+    (plain, expected), (step, actual) = without_reuse(gan), run(on, gan)
+    assert actual.keys() == expected.keys()
+    for name in actual:
+        assert actual[name].item() == pytest.approx(expected[name].item(), rel=1e-6), name
     assert_close(gradients(step.generator), gradients(plain.generator), 1e-6)
     assert_close(gradients(step.discriminator), gradients(plain.discriminator), 1e-6)
     for one, other in zip(buffers(step), buffers(plain), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-9)
-    if switch == "hr_features":  # the very same numbers
-        assert all(torch.equal(found[name], expected[name]) for name in found)
-    if switch == "discriminator_pass":  # the search is not touched
-        assert torch.equal(found["loss_clean"], expected["loss_clean"])
-        assert torch.equal(found["lr_psnr"], expected["lr_psnr"])
+    if switch == "hr_features":  # the same bits
+        assert all(torch.equal(actual[name], expected[name]) for name in actual)
+    if switch == "discriminator_pass":  # it is not part of the attack
+        assert torch.equal(actual["loss_clean"], expected["loss_clean"])
+        assert torch.equal(actual["lr_psnr"], expected["lr_psnr"])
 
 
 @pytest.mark.parametrize("switch", ["closed_form_first_step", "hr_features", "cast_weights"])
-def test_stage_net(switch: str) -> None:
+def test_stage_net_changes_no_more_than_rounding(switch: str) -> None:
     on = dataclasses.replace(NOTHING, **{switch: True})
-    (plain, expected), (step, found) = (run(one, stage="net") for one in (NOTHING, on))
-    assert {name: one.item() for name, one in found.items()} == pytest.approx(
+    (plain, expected), (step, actual) = (run(one, stage="net") for one in (NOTHING, on))
+    assert {name: one.item() for name, one in actual.items()} == pytest.approx(
         {name: one.item() for name, one in expected.items()}, rel=1e-6
     )
     assert_close(gradients(step.generator), gradients(plain.generator), 1e-6)
@@ -82,26 +83,27 @@ def test_stage_net(switch: str) -> None:
 
 def test_cast_weights_are_bit_identical_in_bf16() -> None:
     on = dataclasses.replace(NOTHING, cast_weights=True)
-    (plain, expected), (step, found) = (run(one, autocast=torch.bfloat16, dtype=torch.float32) for one in (NOTHING, on))
-    assert all(torch.equal(found[name], expected[name]) for name in found)
+    low: dict[str, Any] = {"autocast": torch.bfloat16, "dtype": torch.float32}
+    (plain, expected), (step, actual) = (run(reuse, **low) for reuse in (NOTHING, on))
+    assert all(torch.equal(actual[name], expected[name]) for name in actual)
     assert_close(gradients(step.generator), gradients(plain.generator), 0)
     assert all(one.dtype == torch.float32 and one.requires_grad for one in step.generator.parameters())
 
 
-def test_shared_pass_accumulates_and_scales_like_two() -> None:
+def test_discriminator_pass_accumulates_and_scales() -> None:
     """Micro batches add up, and a loss scale multiplies gradients and nothing else."""
     on = dataclasses.replace(NOTHING, discriminator_pass=True)
-    found = []
-    for sharing, scale in ((NOTHING, 1.0), (on, 1024.0)):
-        place = RankInfo(seed=1, stage=0, accumulate=2)
-        options: dict[str, Any] = {"sharing": sharing, "scale_loss": lambda loss, by=scale: loss * by}
-        step = make("vgg", size=128, steps=1, place=place, **options)
+    results = []
+    for reuse, scale in ((NOTHING, 1.0), (on, 1024.0)):
+        options: dict[str, Any] = {"scale_loss": lambda loss, by=scale: loss * by}
+        rank_info = RankInfo(seed=1, stage=0, accumulate=2)
+        step = make("vgg", size=128, steps=1, rank_info=rank_info, attack={"reuse": reuse}, **options)
         values = step.gradients([crops(2, 128), crops(2, 128).flip(0)], 0)
         grads = [
             {name: one / scale for name, one in gradients(m).items()} for m in (step.generator, step.discriminator)
         ]
-        found.append((values, grads))
-    (expected, theirs), (values, ours) = found
+        results.append((values, grads))
+    (expected, theirs), (values, ours) = results
     for name, one in values.items():
         assert one.item() == pytest.approx(expected[name].item(), rel=1e-4), name
     for one, other in zip(ours, theirs, strict=True):
@@ -121,13 +123,13 @@ class Calls(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def counted(sharing: ReuseOptions, **options: Any) -> dict[str, int]:
+def counted(reuse: ReuseOptions, **options: Any) -> dict[str, int]:
     with Calls() as calls:
-        run(sharing, **options)
+        run(reuse, **options)
     return calls.counts
 
 
-def test_what_the_switches_save() -> None:
+def test_switches_save_ops() -> None:
     """In ops of a step with two ascent passes, VGG of two layers and ten convolutions of D."""
     plain = counted(NOTHING)
 
@@ -148,36 +150,36 @@ def test_cast_weights_saves_casts() -> None:
     assert plain["_to_copy"] - shared["_to_copy"] == 2 * weights  # two passes; the one cast is a foreach
 
 
-def config(**sharing: Any) -> TrainConfig:
-    return TrainConfig(output=Path("x"), reuse=ReuseConfig(**sharing))
+def config(**reuse: Any) -> TrainConfig:
+    return TrainConfig(output=Path("x"), reuse=ReuseConfig(**reuse))
 
 
-def test_the_shared_pass_is_on_where_it_is_exact() -> None:
-    assert build_sharing(config()) == ReuseOptions(True, True, True, discriminator_pass=True)
+def test_discriminator_pass_is_on_where_exact() -> None:
+    assert build_reuse(config()) == ReuseOptions(True, True, True, discriminator_pass=True)
     unet = config()
     unet.discriminator.kind = "unet"
-    assert not build_sharing(unet).discriminator_pass
+    assert not build_reuse(unet).discriminator_pass
     compiled = config()
     compiled.compile = True
-    assert not build_sharing(compiled).discriminator_pass
+    assert not build_reuse(compiled).discriminator_pass
     unet.reuse.discriminator_pass = True
-    assert build_sharing(unet).discriminator_pass
-    assert not build_sharing(config(discriminator_pass=False)).discriminator_pass
+    assert build_reuse(unet).discriminator_pass
+    assert not build_reuse(config(discriminator_pass=False)).discriminator_pass
 
 
-def test_the_shared_pass_of_a_unet_is_one_power_iteration_further() -> None:
-    """So it is off by default: D judges HR and SR after the same iterations as before, but G's loss is another."""
-    size, found = 32, []
+def test_discriminator_pass_moves_power_iterations_of_a_unet() -> None:
+    """Why it is off for a U-Net: G's loss sees D one power iteration later. D's own loss and buffers are the same."""
+    size, results = 32, []
     for shared in (False, True):
-        sharing = dataclasses.replace(NOTHING, discriminator_pass=shared)
-        step = make("unet", size=size, steps=1, sharing=sharing)
+        reuse = dataclasses.replace(NOTHING, discriminator_pass=shared)
+        step = make("unet", size=size, steps=1, attack={"reuse": reuse})
         assert step.discriminator is not None
         with torch.no_grad():  # the power iterations of a fresh network have converged, those of a moving one have not
             for one in step.discriminator.parameters():
                 one.add_(torch.randn(one.shape, generator=torch.Generator().manual_seed(1)), alpha=0.1)
         values = step.gradients([crops(2, size)], 0)
-        found.append((step, values))
-    (plain, expected), (step, values) = found
+        results.append((step, values))
+    (plain, expected), (step, values) = results
     assert_close(gradients(step.discriminator), gradients(plain.discriminator), 1e-4)
     assert all(torch.equal(a, b) for a, b in zip(buffers(step), buffers(plain), strict=True))
     assert values["l1"].item() == expected["l1"].item()
