@@ -94,9 +94,10 @@ def test_radii_that_meet_the_target(degrader: Degrader) -> None:
     ball, found = degrader.calibrate(28.0, tolerance=0.2, report=lambda *one: told.append(one))
     assert found.quality == pytest.approx(28, abs=0.2)
     assert sorted(told) == list(found.tried)
-    assert ball.radii == pytest.approx([radius * found.factor for radius in degrader.adversary.ball.radii])
+    assert ball.radii == pytest.approx([radius * found.factor for radius in degrader.attack.settings.ball.radii])
     # With these radii as the adversary's own, no factor is needed.
-    again = replace(degrader, adversary=replace(degrader.adversary, ball=ball))
+    settings = replace(degrader.attack.settings, ball=ball)
+    again = replace(degrader, attack=replace(degrader.attack, settings=settings))
     assert again.calibrate(28.0, tolerance=0.25)[1].factor == 1.0
     alone, _ = degrader.calibrate(35.0, ["slope"], tolerance=0.2)
     assert alone.radii[:2] == (0, 0)
