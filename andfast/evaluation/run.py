@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
-from tqdm import tqdm
 
 from andfast.evaluation.layouts import Listing
 from andfast.evaluation.methods import BICUBIC, Method, OutputFolder
@@ -13,6 +12,7 @@ from andfast.evaluation.pairs import InvalidPairError, check_shift, read_pair
 from andfast.evaluation.report import evaluation_versions, method_record
 from andfast.evaluation.scores import Score, Scorer, Summary, summarize
 from andfast.evaluation.sheet import Sheet
+from andfast.progress import Progress
 
 
 @dataclass
@@ -83,18 +83,20 @@ def check_pairs(
 ) -> PairCheck:
     """Read and validate every image once; for ``modcrop`` see `read_pair`."""
     check = PairCheck()
-    for files in tqdm(listing.pairs, desc="checking", unit="pair", disable=not progress, leave=False):
-        try:
-            pair = read_pair(files, listing.scale, modcrop=modcrop)
-            check_shift(pair, listing.scale, max_shift)
-            for method in methods:
-                if isinstance(method, OutputFolder) and files.name in method.files:
-                    method.sr(files, pair)
-        except InvalidPairError as error:
-            check.problems[files.name] = str(error)
-        else:
-            check.downscaled += pair.downscaled
-            check.cropped += pair.cropped
+    with Progress("checking", len(listing.pairs), unit="pair", enabled=progress) as bar:
+        for files in listing.pairs:
+            try:
+                pair = read_pair(files, listing.scale, modcrop=modcrop)
+                check_shift(pair, listing.scale, max_shift)
+                for method in methods:
+                    if isinstance(method, OutputFolder) and files.name in method.files:
+                        method.sr(files, pair)
+            except InvalidPairError as error:
+                check.problems[files.name] = str(error)
+            else:
+                check.downscaled += pair.downscaled
+                check.cropped += pair.cropped
+            bar.advance()
     return check
 
 
@@ -114,17 +116,17 @@ def score_pairs(
         ValueError: a restorer's output is not finite.
     """
     results: dict[str, list[Score]] = {method.name: [] for method in methods}
-    with tqdm(total=len(listing.pairs) * len(methods), unit="image", disable=not progress, leave=False) as bar:
+    with Progress("scoring", len(listing.pairs) * len(methods), unit="image", enabled=progress) as bar:
         for files in listing.pairs:
             pair = read_pair(files, listing.scale, modcrop=modcrop)
             images: dict[str, Tensor] = {}
             scores: dict[str, Score] = {}
             for method in methods:
-                bar.set_description(f"{files.name} {method.name}", refresh=False)
+                bar.show(f"{files.name} {method.name}")
                 images[method.name] = method.sr(files, pair)
                 scores[method.name] = scorer.score(files.name, images[method.name], pair.hr)
                 results[method.name].append(scores[method.name])
-                bar.update()
+                bar.advance()
             if sheet is not None:
                 sheet.add(pair, images, scores)
     return results

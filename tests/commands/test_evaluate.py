@@ -14,6 +14,7 @@ from skimage import data
 from skimage.color import rgb2ycbcr
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
+from andfast.evaluate import main
 from andfast.evaluation.pairs import downscale
 from andfast.metrics.niqe_parameters import NIQEParameters, write_niqe_parameters
 
@@ -152,6 +153,14 @@ def test_hr_may_be_a_link(tmp_path, capsys):
     code, out, err = run(capsys, "--data", tmp_path, "--weights", "bicubic", "--images")
     assert (code, err) == (0, "")
     assert "2 pairs" in out
+
+
+def test_progress_in_a_log_is_a_few_lines(pairs, capsys):
+    assert main(["--data", str(pairs), "--weights", "bicubic"]) == 0
+    err = capsys.readouterr().err
+    assert "checking: 100%" in err
+    assert "scoring: 100%" in err
+    assert err.count("%|") <= 4  # start and end of each
 
 
 def test_weights_whole_and_tiled(pairs, tmp_path, capsys):
@@ -358,7 +367,7 @@ def test_fit_niqe_and_evaluate(pairs, tmp_path, capsys):
             for left in range(0, image.shape[2] - 191, 96):
                 save(image[:, top : top + 192, left : left + 192], photos / f"{name}_{top}_{left}.png")
     count = len(list(photos.iterdir()))
-    (photos / "broken.png").write_bytes(b"no picture")
+    (photos / "broken.png").write_bytes(b"not an image")
     file, target = tmp_path / "fitted.npz", tmp_path / "scores.json"
     code, out, _ = run(
         capsys, "--fit-niqe", photos, "--niqe-parameters", file, "--data", pairs, "--compare", "bicubic",
