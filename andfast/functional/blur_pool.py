@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from andfast import checks
-from andfast.functional import dispatch
+from andfast.functional import dispatch, layout
 
 OP = "blur_pool"
 _SUM_TOLERANCE = 1e-5  # for the sum of fp32 taps
@@ -171,7 +171,7 @@ def _taps(filter_: object, factor: int) -> list[float]:
 
 @torch.library.custom_op("andfast::blur_pool", mutates_args=())
 def _forward(x: Tensor, taps: Sequence[float], factor: int, impl: str) -> Tensor:
-    channels_last = _is_channels_last(x)
+    channels_last = layout.memory_format(x) == torch.channels_last
     x = x.detach().contiguous(memory_format=_format(channels_last))
     if impl == "cpp":
         return _C.blur_pool_forward_cpu(x, taps, factor, channels_last)
@@ -184,13 +184,13 @@ def _forward(x: Tensor, taps: Sequence[float], factor: int, impl: str) -> Tensor
 def _(x: Tensor, taps: Sequence[float], factor: int, impl: str) -> Tensor:
     n, c, height, width = x.shape
     shape = (n, c, height // factor, width // factor)
-    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=_format(_is_channels_last(x)))
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=layout.memory_format(x))
 
 
 @torch.library.custom_op("andfast::blur_pool_backward", mutates_args=())
 def _backward(grad: Tensor, taps: Sequence[float], factor: int, impl: str) -> Tensor:
     """The transposed map: (N, C, H, W) -> (N, C, H * factor, W * factor)."""
-    channels_last = _is_channels_last(grad)
+    channels_last = layout.memory_format(grad) == torch.channels_last
     grad = grad.detach().contiguous(memory_format=_format(channels_last))
     if impl == "cpp":
         return _C.blur_pool_backward_cpu(grad, taps, factor, channels_last)
@@ -203,7 +203,7 @@ def _backward(grad: Tensor, taps: Sequence[float], factor: int, impl: str) -> Te
 def _(grad: Tensor, taps: Sequence[float], factor: int, impl: str) -> Tensor:
     n, c, height, width = grad.shape
     shape = (n, c, height * factor, width * factor)
-    return torch.empty(shape, dtype=grad.dtype, device=grad.device, memory_format=_format(_is_channels_last(grad)))
+    return torch.empty(shape, dtype=grad.dtype, device=grad.device, memory_format=layout.memory_format(grad))
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -221,11 +221,6 @@ def _backward_autograd(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 _forward.register_autograd(_forward_autograd, setup_context=_setup_context)
 _backward.register_autograd(_backward_autograd, setup_context=_setup_context)
-
-
-def _is_channels_last(x: Tensor) -> bool:
-    """Whether channels are contiguous, by strides, so that crops and empty batches have a format too."""
-    return x.shape[1] != 1 and x.stride(1) == 1 and x.stride(3) != 1
 
 
 def _format(channels_last: bool) -> torch.memory_format:

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from andfast import checks
-from andfast.functional import dispatch
+from andfast.functional import dispatch, layout
 from andfast.functional import triton_support as _triton
 from andfast.kernels.degradation_block import launch as _degradation_block_triton
 
@@ -147,7 +147,7 @@ def _forward(
     """
     if impl == "triton":
         return _degradation_block_triton.forward(
-            x, weight, slope, noise, padding, save, save_z, memory_format=_memory_format(x)
+            x, weight, slope, noise, padding, save, save_z, memory_format=layout.memory_format(x)
         )
     z = _convolve(x, weight, padding).to(x.dtype)
     # Half types are activated in fp32: the slope keeps its precision, and there is one rounding less.
@@ -155,7 +155,7 @@ def _forward(
     out = torch.where(wide > 0, wide, wide * _over_pixels(slope).to(wide.dtype))
     if noise is not None:
         out = out + noise.to(out.dtype)
-    memory_format = _memory_format(x)
+    memory_format = layout.memory_format(x)
     saved = z if save_z else z > 0
     return _in_format(out.to(x.dtype), memory_format), _in_format(saved, memory_format) if save else saved.new_empty(0)
 
@@ -204,7 +204,18 @@ def _backward(
     grad_x, grad_weight, grad_slope, grad_noise = empty
     if impl == "triton":
         made = _degradation_block_triton.backward(
-            grad, x, weight, slope, saved, noise_shape, noise_dtype, padding, wanted, _memory_format(x), result, noise
+            grad,
+            x,
+            weight,
+            slope,
+            saved,
+            noise_shape,
+            noise_dtype,
+            padding,
+            wanted,
+            layout.memory_format(x),
+            result,
+            noise,
         )
         grad_x, grad_weight, over, grad_noise = (
             none if one is None else one for one, none in zip(made, empty, strict=True)
@@ -248,7 +259,7 @@ def _(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     want_x, want_weight, want_slope, want_noise = wanted
     return (
-        torch.empty_like(x, memory_format=_memory_format(x)) if want_x else grad.new_empty(0),
+        torch.empty_like(x, memory_format=layout.memory_format(x)) if want_x else grad.new_empty(0),
         weight.new_empty(weight.shape) if want_weight else grad.new_empty(0),
         slope.new_empty(slope.shape) if want_slope else grad.new_empty(0),
         _empty(x, noise_shape, noise_dtype) if want_noise else grad.new_empty(0),
@@ -285,16 +296,9 @@ _forward.register_autograd(_autograd, setup_context=_setup_context)
 # ------------------------------------------------------------------------------------------- pieces of the reference
 
 
-def _memory_format(x: Tensor) -> torch.memory_format:
-    """channels_last only where x is that and not plainly contiguous too (one channel, or 1x1 pixels, are both)."""
-    if not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last):
-        return torch.channels_last
-    return torch.contiguous_format
-
-
 def _empty(x: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     """An uninitialised tensor of that shape in x's memory format."""
-    return torch.empty(list(shape), dtype=dtype, device=x.device, memory_format=_memory_format(x))
+    return torch.empty(list(shape), dtype=dtype, device=x.device, memory_format=layout.memory_format(x))
 
 
 def _in_format(value: Tensor, memory_format: torch.memory_format) -> Tensor:
@@ -330,7 +334,7 @@ def _convolve(x: Tensor, weight: Tensor, padding: str) -> Tensor:
     """3x3 convolution, stride 1, per-image weights as one grouped convolution."""
     n, c_in, height, width = x.shape
     c_out = weight.shape[-4]
-    memory_format = _memory_format(x)
+    memory_format = layout.memory_format(x)
     if x.numel() == 0 or weight.numel() == 0:
         return x.new_zeros((n, c_out, height, width)).to(memory_format=memory_format)
     x, weight = _computable(x), _computable(weight)
@@ -356,7 +360,7 @@ def _convolve_backward(
     """Gradients of :func:`_convolve` to x and weight; one that is not wanted is not computed."""
     n, c_in, height, width = x.shape
     c_out = weight.shape[-4]
-    dtype, memory_format = x.dtype, _memory_format(x)
+    dtype, memory_format = x.dtype, layout.memory_format(x)
     if x.numel() == 0 or weight.numel() == 0:
         no_x = torch.zeros_like(x, memory_format=memory_format) if want_x else empty[0]
         return no_x, weight.new_zeros(weight.shape) if want_weight else empty[1]

@@ -1,13 +1,18 @@
-"""What the ops that convolve images share: results in x's memory format, autocast's cast, PyTorch's backward pass."""
+"""The memory-format rule of all convolution-like ops, and helpers that they share.
+
+The result has the memory format of x: channels_last if x has several channels, which are contiguous, and columns that
+are not (``x.stride(1) == 1 and x.stride(3) != 1``), else contiguous. So a slice of a channels_last tensor
+gives a channels_last result as well. The gradient to x has the same format.
+"""
 
 import torch
 from torch import Tensor
 
 
 def memory_format(x: Tensor) -> torch.memory_format:
-    """The format of the results: channels_last if x is, or is cut out of, such a tensor, else contiguous."""
-    # Read off the strides: an empty batch or a single pixel counts as contiguous in both formats.
-    return torch.channels_last if x.stride(1) == 1 and x.stride(3) != 1 else torch.contiguous_format
+    """The memory format of an op's result, from the strides of x (N, C, H, W); see the module's documentation."""
+    # is_contiguous(memory_format=...) would not do: it is false for slices, and true for both formats of 1x1 pixels.
+    return torch.channels_last if x.shape[1] != 1 and x.stride(1) == 1 and x.stride(3) != 1 else torch.contiguous_format
 
 
 def empty(x: Tensor, channels: int, dtype: torch.dtype | None = None, *, factor: int = 1) -> Tensor:
