@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from torch import Tensor
 
+from andfast.inference.padding import MARGIN
 from andfast.metrics import color_shift, protocol, psnr_rgb, psnr_y, ssim_y
 from andfast.metrics.color import YRange
 from andfast.metrics.lpips import LPIPS
@@ -92,6 +93,7 @@ class Scorer:
             "y_range": self.y_range,
             "y_rounded": self.rounded,
             "y": f"BT.601, {'16 to 235' if self.y_range == 'studio' else '0 to 255'}, peak 255, float64",
+            "lr_padding": f"{MARGIN} replicated LR pixels around the input of networks, cropped from SR",
             "sr": "clamped to [0, 1] and rounded to 8 bits",
             "crop_border": self.crop_border,
             "bicubic": "Keys' cubic, a = -0.5, pixel centres aligned",

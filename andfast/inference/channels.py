@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from andfast.inference.models import BICUBIC, Restorer, load_restorer
+from andfast.inference.padding import ALL_SIDES, Sides
 
 _LUMA = (0.299, 0.587, 0.114)
 _BLEED = 8  # LR pixels by which colours spread into fully transparent areas
@@ -25,19 +26,19 @@ class ChannelsRestorer:
         self._colours = restorer
         self._alpha = load_restorer(BICUBIC, scale=restorer.scale, device=restorer.device)
 
-    def restore(self, lr: Tensor) -> Tensor:
+    def restore(self, lr: Tensor, sides: Sides = ALL_SIDES) -> Tensor:
         """(N, C, H, W) in [0, 1] to fp32 (N, C, H * scale, W * scale); colours neither clamped nor rounded."""
         channels = lr.shape[1]
         alpha = lr[:, -1:] if channels % 2 == 0 else None
         colours = lr if alpha is None else _bleed(lr[:, :-1], alpha)
         grey = channels < 3
-        restored = self._colours.restore(colours.expand(-1, 3, -1, -1) if grey else colours)
+        restored = self._colours.restore(colours.expand(-1, 3, -1, -1) if grey else colours, sides)
         if grey:
             weights = torch.tensor(_LUMA, device=restored.device)[:, None, None]
             restored = (restored * weights).sum(1, keepdim=True)
         if alpha is None:
             return restored
-        upscaled = self._alpha.restore(alpha.expand(-1, 3, -1, -1))[:, :1].clamp(0, 1)
+        upscaled = self._alpha.restore(alpha.expand(-1, 3, -1, -1), sides)[:, :1].clamp(0, 1)
         return torch.cat([restored, upscaled.to(restored.device)], dim=1)
 
 

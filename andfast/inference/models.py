@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from andfast.inference.padding import ALL_SIDES, MARGIN, Sides, restore_padded
 from andfast.nn.rrdbnet import RRDBNet
 from andfast.nn.weights import UnknownArchitectureError, generator_from_weights, read_state
 
@@ -31,6 +32,7 @@ class Restorer:
         device: Device of the computation.
         multiple: Shifts by multiples of this many LR pixels commute with the restorer (pixel-unshuffle, windows); tiles
             start at multiples of it.
+        margin: LR pixels of replicate padding around an image, see :func:`andfast.inference.padding.restore_padded`.
     """
 
     def __init__(
@@ -44,12 +46,14 @@ class Restorer:
         dtype: torch.dtype = torch.float32,
         channels: int = 3,
         multiple: int = 1,
+        margin: int = MARGIN,
     ) -> None:
         self.name = name
         self.architecture = architecture
         self.scale = scale
         self.device = device
         self.multiple = multiple
+        self.margin = margin
         self._function = function
         self._dtype = dtype
         self._channels = channels
@@ -57,11 +61,12 @@ class Restorer:
     def __repr__(self) -> str:
         return f"Restorer({self.name!r}, {self.architecture}, scale={self.scale}, device={str(self.device)!r})"
 
-    def restore(self, lr: Tensor) -> Tensor:
-        """Restore images, without gradients.
+    def restore(self, lr: Tensor, sides: Sides = ALL_SIDES) -> Tensor:
+        """Restore images, without gradients; their borders are padded by replication.
 
         Args:
             lr: (N, 3, H, W), RGB, floating point in [0, 1], on any device; H and W at least 1.
+            sides: Sides to pad; for a tile, those at which the image ends.
 
         Returns:
             (N, 3, H * scale, W * scale), fp32, on the restorer's device, neither clamped nor rounded (a few spandrel
@@ -78,10 +83,7 @@ class Restorer:
         n, _, height, width = lr.shape
         with torch.no_grad():
             x = lr.to(self.device, self._dtype).reshape(n * 3 // self._channels, self._channels, height, width)
-            bottom, right = -height % self.multiple, -width % self.multiple
-            if bottom or right:
-                x = F.pad(x, (0, right, 0, bottom), mode="replicate")
-            out = self._function(x)[..., : height * self.scale, : width * self.scale]
+            out = restore_padded(self._function, x, margin=self.margin, multiple=self.multiple, sides=sides)
             return out.float().reshape(n, 3, height * self.scale, width * self.scale)
 
 
@@ -184,7 +186,7 @@ def _bicubic(scale: int, device: torch.device) -> Restorer:
 
     if device.type == "mps":  # antialias is not implemented on MPS
         device = torch.device("cpu")
-    return Restorer(BICUBIC, upscale, architecture=BICUBIC, scale=scale, device=device)
+    return Restorer(BICUBIC, upscale, architecture=BICUBIC, scale=scale, device=device, margin=0)
 
 
 def _from_spandrel(path: Path, device: torch.device, dtype: torch.dtype, reason: UnknownArchitectureError) -> Restorer:

@@ -1,8 +1,9 @@
 """Restore large images in overlapping tiles, blended without visible seams.
 
 Along each axis, tiles of equal size are spread evenly. Neighbours are blended linearly around the middle of their
-overlap, over half of the requested overlap; the quarter next to a tile's own border, where its network saw padding
-instead of the image, is dropped. The weights sum to 1 everywhere.
+overlap, over half of the requested overlap; the quarter next to a tile's own border, where its network saw zero padding
+instead of the image, is dropped. The weights sum to 1 everywhere. Where the image itself ends, tiles are padded by
+replication, see :mod:`andfast.inference.padding`.
 """
 
 from collections.abc import Callable, Iterator
@@ -13,6 +14,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from andfast.inference.padding import ALL_SIDES, Sides
+
 
 class Restores(Protocol):
     """The part of :class:`andfast.inference.models.Restorer` that tiling uses."""
@@ -21,8 +24,8 @@ class Restores(Protocol):
     device: torch.device
     multiple: int
 
-    def restore(self, lr: Tensor) -> Tensor:
-        """Restore images (N, C, H, W) to (N, C, H * scale, W * scale)."""
+    def restore(self, lr: Tensor, sides: Sides = ALL_SIDES) -> Tensor:
+        """Restore images (N, C, H, W) to (N, C, H * scale, W * scale), padding the given sides."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +100,7 @@ def restore_bands(
     height, width = lr.shape[2:]
     rows, columns = (spans(size, tile, overlap, restorer) for size in (height, width))
     if len(rows) == len(columns) == 1:
-        yield _restore(restorer, lr)
+        yield _restore(restorer, lr, ALL_SIDES)
         on_tile()
         return
     kept = torch.zeros(*lr.shape[:2], 0, width * scale, device=lr.device)  # rows shared with the next row of tiles
@@ -105,7 +108,8 @@ def restore_bands(
         band = torch.zeros(*lr.shape[:2], row.last - row.first, width * scale, device=lr.device)
         band[:, :, : kept.shape[2]] = kept
         for column in columns:
-            sr = _restore(restorer, lr[:, :, row.start : row.stop, column.start : column.stop])
+            sides = Sides(column.start == 0, column.stop == width, row.start == 0, row.stop == height)
+            sr = _restore(restorer, lr[:, :, row.start : row.stop, column.start : column.stop], sides)
             sr = sr[:, :, row.first - row.start * scale : row.last - row.start * scale]
             sr = sr[:, :, :, column.first - column.start * scale : column.last - column.start * scale]
             weights = row.weights[:, None] * column.weights
@@ -169,6 +173,6 @@ def _rise(size: int, middle: float, half: float) -> Tensor:
     return ((centres - middle) / (2 * half) + 0.5).clamp(0, 1).float()
 
 
-def _restore(restorer: Restores, lr: Tensor) -> Tensor:
+def _restore(restorer: Restores, lr: Tensor, sides: Sides) -> Tensor:
     top = {torch.uint8: 255.0, torch.uint16: 65535.0}.get(lr.dtype)
-    return restorer.restore(lr if top is None else lr.to(restorer.device).float() / top).to(lr.device)
+    return restorer.restore(lr if top is None else lr.to(restorer.device).float() / top, sides).to(lr.device)

@@ -1,7 +1,8 @@
 """How well G restores images: restoration, scores, and bicubic upscaling as the baseline.
 
-Protocol: SR is clamped to [0, 1] and rounded to 8 bits, as a saved image would be; PSNR and SSIM are computed on the Y
-of studio-range BT.601 (:mod:`andfast.metrics`). The baseline is scored by the same protocol.
+Protocol: G restores LR padded by replication (:mod:`andfast.inference.padding`); SR is clamped to [0, 1] and rounded to
+8 bits, as a saved image would be; PSNR and SSIM are computed on the Y of studio-range BT.601 (:mod:`andfast.metrics`).
+The baseline is scored by the same protocol.
 """
 
 import math
@@ -12,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from andfast import checks
+from andfast.inference.padding import restore_padded
 from andfast.metrics import psnr_y, ssim_y
 
 Images = Tensor | Sequence[Tensor]
@@ -21,8 +23,9 @@ Images = Tensor | Sequence[Tensor]
 def restore(generator: nn.Module, lr: Images, *, batch: int = 8) -> list[Tensor]:
     """G's output per image: (3, H * scale, W * scale), fp32, on the CPU, neither clamped nor rounded.
 
-    G runs on whole images on its own device, in eval mode, under inference_mode and the caller's autocast. The train or
-    eval mode of each module is restored afterwards, also after an error.
+    Images are padded by replication, see :func:`andfast.inference.padding.restore_padded`. G runs on whole images on
+    its own device, in eval mode, under inference_mode and the caller's autocast. The train or eval mode of each module
+    is restored afterwards, also after an error.
 
     Args:
         generator: maps (N, 3, H, W) in [0, 1] to (N, 3, H * scale, W * scale).
@@ -37,7 +40,8 @@ def restore(generator: nn.Module, lr: Images, *, batch: int = 8) -> list[Tensor]
         generator.eval()
         with torch.inference_mode():
             for images in _batches(lr, batch):
-                sr = generator(images if parameter is None else images.to(parameter.device))
+                x = images if parameter is None else images.to(parameter.device)
+                sr = restore_padded(generator, x, multiple=getattr(generator, "unshuffle", 1))
                 outputs.extend(sr.float().cpu())
     finally:
         for module, training in modes:

@@ -16,6 +16,7 @@ from torchvision.io import ImageReadMode, decode_png, read_file
 
 from andfast.inference.channels import ChannelsRestorer
 from andfast.inference.models import Restorer, load_restorer
+from andfast.inference.padding import Sides
 from andfast.inference.reading import read_image
 from andfast.inference.writers import check_writable
 from andfast.upscale import main
@@ -247,11 +248,11 @@ def test_interrupt_leaves_no_partial_file(
     restore = ChannelsRestorer.restore
     seen: list[str] = []
 
-    def interrupted(self: ChannelsRestorer, lr: torch.Tensor) -> torch.Tensor:
+    def interrupted(self: ChannelsRestorer, lr: torch.Tensor, sides: Sides) -> torch.Tensor:
         seen.extend(path.name for path in (tmp_path / "out").iterdir())
         if len(seen) > 3:
             raise KeyboardInterrupt
-        return restore(self, lr)
+        return restore(self, lr, sides)
 
     monkeypatch.setattr(ChannelsRestorer, "restore", interrupted)
     assert upscale(tmp_path / "a.png", tmp_path / "out", "--tile", 32, "--overlap", 8) == 130
@@ -279,10 +280,10 @@ def test_out_of_memory_falls_back_to_smaller_tiles(
     Image.fromarray(picture).save(tmp_path / "a.png")
     restore = Restorer.restore
 
-    def limited(self: Restorer, lr: torch.Tensor) -> torch.Tensor:
+    def limited(self: Restorer, lr: torch.Tensor, sides: Sides) -> torch.Tensor:
         if lr.shape[2] > 40:
             raise error
-        return restore(self, lr)
+        return restore(self, lr, sides)
 
     monkeypatch.setattr(Restorer, "restore", limited)
     assert upscale(tmp_path / "a.png", tmp_path / "out", "--tile", 0, "--overlap", 8) == 0
@@ -298,7 +299,7 @@ def test_out_of_memory_falls_back_to_smaller_tiles(
 def test_out_of_memory_for_every_tile(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def never(self: Restorer, lr: torch.Tensor) -> torch.Tensor:
+    def never(self: Restorer, lr: torch.Tensor, sides: Sides) -> torch.Tensor:
         raise torch.OutOfMemoryError
 
     monkeypatch.setattr(Restorer, "restore", never)
@@ -312,7 +313,7 @@ def test_rejects_results_that_are_not_finite(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        Restorer, "restore", lambda _, lr: torch.full((1, 3, *(2 * n for n in lr.shape[2:])), torch.nan)
+        Restorer, "restore", lambda _, lr, sides: torch.full((1, 3, *(2 * n for n in lr.shape[2:])), torch.nan)
     )
     Image.fromarray(photograph()).save(tmp_path / "a.png")
     assert upscale(tmp_path / "a.png", tmp_path / "out") == 1
