@@ -21,7 +21,7 @@ static_assert(sizeof(PackJobs) <= 4096);
 
 // One job a row of the grid; a thread packs two elements at a time.
 template <typename Layout>
-__global__ void __launch_bounds__(256) pack_weights(const __grid_constant__ PackJobs jobs) {
+__global__ void __launch_bounds__(256, 4) pack_weights(const __grid_constant__ PackJobs jobs) {
   const PackJob& job = jobs.job[blockIdx.y];
   const int elements = Layout::elements(job.shape);
   const int64_t total = int64_t{elements} * job.images;

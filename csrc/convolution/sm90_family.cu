@@ -7,6 +7,7 @@
 #include <string_view>
 
 #include "family.h"
+#include "pack.cuh"
 #include "sm90_launch.h"
 #include "sm90_rows.cuh"
 #include "sm90_taps.cuh"
@@ -150,46 +151,19 @@ cudaError_t launch(const Problem& problem, int multiprocessors, cudaStream_t str
 
 // ---- packing
 
-constexpr int kJobsPerLaunch = 12;  // kernel arguments may have 4 kB
-constexpr int kPackThreads = 256;
-struct PackJobs {
-  PackJob job[kJobsPerLaunch];
-};
-static_assert(sizeof(PackJobs) <= 4096);
-
-__global__ void __launch_bounds__(kPackThreads) pack_kernel(const __grid_constant__ PackJobs jobs) {
-  const PackJob& job = jobs.job[blockIdx.y];
-  with_kernel(job.shape, [&]<bool kRows, Resampling kResampling>() {
-    const int elements = packed_elements(job.shape);
-    for (int i = blockIdx.x * kPackThreads + threadIdx.x; i < elements; i += gridDim.x * kPackThreads) {
-      const float value = packed_weight(job, 0, packed_element<kRows, kResampling>(job.shape, i));
-      const uint32_t rounded = job.shape.dtype == Dtype::kHalf ? convolution::pack<Dtype::kHalf>(value, 0)
-                                                               : convolution::pack<Dtype::kBFloat16>(value, 0);
-      store_2_bytes(static_cast<uint16_t*>(job.packed) + i, rounded);
-    }
-  });
-  if (job.packed_bias != nullptr && blockIdx.x == 0 && threadIdx.x < 64) {  // 32 or 64 outputs
-    job.packed_bias[threadIdx.x] = packed_bias(job, threadIdx.x);
+struct Layout {
+  static ANDFAST_HOST_DEVICE int elements(const Shape& shape) { return packed_elements(shape); }
+  static ANDFAST_HOST_DEVICE PackedElement element(const Shape& shape, int at) {
+    return with_kernel(shape, [&]<bool kRows, Resampling kResampling>() {
+      return packed_element<kRows, kResampling>(shape, at);
+    });
   }
-}
+};
 
 int64_t elements_of(const Shape& shape) { return packed_elements(shape); }
 
 cudaError_t pack(const PackJob* jobs, int n_jobs, cudaStream_t stream) {
-  for (int first = 0; first < n_jobs; first += kJobsPerLaunch) {
-    PackJobs batch;
-    const int count = std::min(n_jobs - first, kJobsPerLaunch);
-    int64_t largest = 0;
-    for (int i = 0; i < count; ++i) {
-      batch.job[i] = jobs[first + i];
-      largest = std::max(largest, elements_of(batch.job[i].shape));
-    }
-    const dim3 blocks(static_cast<unsigned>((largest + kPackThreads - 1) / kPackThreads), count);
-    pack_kernel<<<blocks, kPackThreads, 0, stream>>>(batch);
-    const cudaError_t error = cudaGetLastError();
-    if (error != cudaSuccess) return error;
-  }
-  return cudaSuccess;
+  return launch_pack<Layout>(jobs, n_jobs, stream);
 }
 
 }  // namespace

@@ -131,6 +131,12 @@ ANDFAST_HOST_DEVICE int packed_elements(const Shape& shape) {
   });
 }
 
+// The taps that pixel `which` of a window of two sums, see mma_tile.h.
+ANDFAST_HOST_DEVICE void set_taps(int (&range)[2], int window_start, int which) {
+  range[0] = which == 0 ? 0 : window_start + 1;
+  range[1] = which == 0 ? window_start : 2;
+}
+
 template <bool kRows, Resampling kResampling>
 ANDFAST_HOST_DEVICE PackedElement packed_element(const Shape& shape, int index) {
   using T = Tile<kRows, kResampling>;
@@ -151,13 +157,8 @@ ANDFAST_HOST_DEVICE PackedElement packed_element(const Shape& shape, int index) 
     e.column_taps[0] = e.column_taps[1] = slot % 3;
   } else {
     const int phase = T::kDown ? chunk % T::kChunkPhases : slot / T::kTaps;
-    const int starts[2] = {mma::window_start(kResampling, phase / 2), mma::window_start(kResampling, phase % 2)};
-    const int which[2] = {slot % T::kTaps / 2, slot % 2};
-    int* const taps[2] = {e.row_taps, e.column_taps};
-    for (int axis = 0; axis < 2; ++axis) {  // mma_tile.h, window_start
-      taps[axis][0] = which[axis] == 0 ? 0 : starts[axis] + 1;
-      taps[axis][1] = which[axis] == 0 ? starts[axis] : 2;
-    }
+    set_taps(e.row_taps, mma::window_start(kResampling, phase / 2), slot % T::kTaps / 2);
+    set_taps(e.column_taps, mma::window_start(kResampling, phase % 2), slot % 2);
   }
   return e;
 }

@@ -12,7 +12,7 @@ from convolution_emulator import SOURCES
 from cuda_toolkit import nvcc
 
 KERNEL = re.compile(
-    r"Compiling entry function '\w*?(wgmma_\w+|pack_kernel)\w*' for 'sm_90a'.*?(\d+) bytes stack frame, "
+    r"Compiling entry function '\w*?(wgmma_\w+|pack_weights\w*)' for 'sm_90a'.*?(\d+) bytes stack frame, "
     r"(\d+) bytes spill stores, (\d+) bytes spill loads.*?Used (\d+) registers",
     re.DOTALL,
 )
@@ -57,6 +57,7 @@ def test_no_spills_and_no_serialised_products(compiled):
         of_kernel = [numbers for name, *numbers in found if name.startswith(kernel)]
         assert len(of_kernel) == variants
         assert all(numbers == ["0", "0", "0", str(registers)] for numbers in of_kernel), of_kernel
+    assert [(stored, loaded) for name, _, stored, loaded, _ in found if name.startswith("pack")] == [("0", "0")]
 
 
 @pytest.mark.slow
