@@ -59,4 +59,4 @@ wheel: setup ## build a wheel for the environment's Python and torch into dist/
 	.venv/bin/python -m build --wheel --no-isolation --outdir dist .
 
 clean: ## remove build products and environments; keeps runs/
-	rm -rf .venv .venv-newest build dist *.egg-info andfast/_C.*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-newest build dist *.egg-info andfast/_C.*.so andfast/_ops.*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -12,7 +12,7 @@ namespace andfast::convolution::mma {
 //   kGrowth       3 x 3   32     32     4               2               8 to 32 outputs
 //   kNarrow       3 x 3    8     32     4               2               fewer outputs: conv_last
 //   kFewInputs    3 x 3   64     16     4               2               up to 16 inputs: conv_first
-//   kResampled    2 x 2   64     32     8               1               upsampling and its adjoint, see below
+//   kResampled    2 x 2   64     32     4               2               upsampling and its adjoint, see below
 enum class Kernel : int32_t { kWide, kGrowth, kNarrow, kFewInputs, kResampled };
 
 template <Kernel kKernel>
@@ -22,7 +22,7 @@ struct Tile {
   static constexpr int kOut = kKernel == Kernel::kGrowth ? 32 : kNarrow ? 16 : 64;  // rows of packed weights per tap
   static constexpr int kColumns = kNarrow ? 1 : kOut / 8;  // of accumulators, each 8 outputs wide
   static constexpr int kChunk = kKernel == Kernel::kFewInputs ? 16 : 32;  // input channels of a stage
-  static constexpr int kWarps = kKernel == Kernel::kWide || kKernel == Kernel::kResampled ? 8 : 4;
+  static constexpr int kWarps = kKernel == Kernel::kWide ? 8 : 4;
   static constexpr int kCtas = kWarps == 8 ? 1 : 2;  // per multiprocessor
   static constexpr int kThreads = 32 * kWarps;
   static constexpr int kStages = 2;
