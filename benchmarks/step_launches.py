@@ -27,7 +27,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 from andfast.adversary import ReuseOptions
-from andfast.diagnosis.memory import Alive, fake_weights
+from andfast.diagnosis.memory import LiveBytes, fake_weights
 from andfast.functional import dispatch
 from andfast.kernels.ascent_step import kernels as ascent_kernels
 from andfast.kernels.ascent_step import launch as _ascent_step_triton
@@ -55,12 +55,12 @@ class Phases:
 
     def __init__(self) -> None:
         self.now = ""
-        self.alive = Alive()
+        self.live = LiveBytes()
 
     @contextmanager
     def span(self, name: str) -> Iterator[None]:
         before, self.now = self.now, name
-        with self.alive.span(name):
+        with self.live.span(name):
             yield
         self.now = before
 
@@ -142,10 +142,10 @@ def count(variant: str, kind: str, stage: str, size: Size = FULL, reuse: ReuseOp
                 fake_weights(network, torch.device("cpu"))
         step.hr = torch.empty_strided(step.hr.shape, step.hr.stride(), device="cpu")
         launches = Launches(phases)
-        with as_on_a_gpu(launches.ascent_step), phases.alive, launches:
+        with as_on_a_gpu(launches.ascent_step), phases.live, launches:
             step.gradients(kind)
     for name, row in launches.found.items():
-        row["peak"] = phases.alive.peaks.get(name, 0)
+        row["peak"] = phases.live.peaks.get(name, 0)
     return launches.found
 
 

@@ -69,11 +69,11 @@ def step_memory(config: TrainConfig, stage: Stage) -> StepMemory:
         adversary=replace(config.adversary, steps=min(config.adversary.steps, 2)),
         loss=replace(config.loss, vgg_weights="random"),
     )
-    alive = Alive()
+    live = LiveBytes()
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
-        step = build_step(bare, stage, build_generator(bare), ProcessGroup(0, 1, torch.device("meta")), timer=alive)
+        step = build_step(bare, stage, build_generator(bare), ProcessGroup(0, 1, torch.device("meta")), timer=live)
     step = replace(step, search=None)  # eager, though chunked as for a CUDA graph
-    networks = [one for one in (step.generator, step.discriminator) if one is not None]
+    networks = [network for network in (step.generator, step.discriminator) if network is not None]
     # The meta device does not support autocast, fake tensors of the right device do.
     with ExitStack() as stack:
         stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
@@ -81,18 +81,18 @@ def step_memory(config: TrainConfig, stage: Stage) -> StepMemory:
             if network is not None:
                 fake_weights(network, device)
         weights = sum(_bytes(network) for network in networks)
-        average = _bytes(step.generator) if config.ema_decay else 0
+        ema = _bytes(step.generator) if config.ema_decay else 0
         vgg = 0 if step.objective.vgg is None else _bytes(step.objective.vgg)
         side = config.data.patch_size
         batches = [torch.empty((config.batch_size, 3, side, side), device=device) for _ in range(config.accumulate)]
-        stack.enter_context(alive)
+        stack.enter_context(live)
         step.gradients(batches, 0)
-    saved = weights * (1 + _ADAM_STATES) + average
-    given = sum(one.nbytes for one in batches)
-    parts = {name: given + peak for name, peak in alive.peaks.items()}
+    saved = weights * (1 + _ADAM_STATES) + ema
+    batch_bytes = sum(batch.nbytes for batch in batches)
+    parts = {name: batch_bytes + peak for name, peak in live.peaks.items()}
     peak = max(parts.values())
     if bare.cuda_graph:
-        peak = parts["ascent"] + max(peak for name, peak in parts.items() if name != "ascent") - given
+        peak = parts["ascent"] + max(peak for name, peak in parts.items() if name != "ascent") - batch_bytes
     return StepMemory(stage, saved + weights + vgg, peak, saved, parts)
 
 
@@ -114,7 +114,7 @@ def fake_weights(network: nn.Module, device: torch.device) -> None:
                 module._buffers[name] = new(buffer)
 
 
-class Alive(TorchDispatchMode):
+class LiveBytes(TorchDispatchMode):
     """Records the peak of live bytes: storages count from the op that allocates them until they are freed.
 
     Replaces a step's timer to separate its phases.

@@ -1,4 +1,4 @@
-"""The dense blocks of G with 8-bit operands, in a network and in the ascent of a step."""
+"""Fp8Body in a network and in the ascent of a step."""
 
 from typing import Any
 
@@ -15,49 +15,49 @@ from andfast.nn.fp8_body import Fp8Body
 
 def network() -> RRDBNet:
     torch.manual_seed(5)
-    made = RRDBNet(features=8, blocks=2, growth=4, impl="reference")
+    generator = RRDBNet(features=8, blocks=2, growth=4, impl="reference")
     with torch.no_grad():
-        for name, one in made.named_parameters():
+        for name, parameter in generator.named_parameters():
             if "rdb" in name and name.endswith("weight"):
-                one.mul_(8)  # at BasicSR's initialisation the blocks hardly matter
-    return made
+                parameter.mul_(8)  # at BasicSR's initialization the blocks contribute little
+    return generator
 
 
 def gradient(generator: RRDBNet, lr: Tensor, size: float = 1.0, **options: Any) -> tuple[Tensor, Tensor]:
-    """SR, and the gradient of a loss to LR."""
+    """SR, and the gradient of a loss with respect to LR."""
     leaf = lr.clone().requires_grad_()
     sr = generator(leaf, **options)
     return sr.detach(), torch.autograd.grad((sr.double().square().mean() * size).to(sr.dtype), leaf)[0]
 
 
-def off(a: Tensor, b: Tensor) -> float:
+def relative_error(a: Tensor, b: Tensor) -> float:
     return float((a - b).norm() / b.norm())
 
 
-def test_in_a_network() -> None:
-    """Near to the blocks themselves, and far nearer than without them."""
+def test_approximates_the_network() -> None:
+    """The error is a fraction of that of dropping the blocks."""
     generator, lr = network(), torch.rand(2, 3, 9, 7)
     with frozen(generator):
-        sr, exact = gradient(generator, lr)
-        found_sr, found = gradient(generator, lr, body=Fp8Body(generator))
-        without_sr, without = gradient(generator, lr, body=lambda features: features)
-    assert 0 < off(found_sr, sr) < 0.1 * off(without_sr, sr)
-    assert 0 < off(found, exact) < 0.2 * off(without, exact)
+        sr, grad = gradient(generator, lr)
+        fp8_sr, fp8_grad = gradient(generator, lr, body=Fp8Body(generator))
+        identity_sr, identity_grad = gradient(generator, lr, body=lambda features: features)
+    assert 0 < relative_error(fp8_sr, sr) < 0.1 * relative_error(identity_sr, sr)
+    assert 0 < relative_error(fp8_grad, grad) < 0.2 * relative_error(identity_grad, grad)
 
 
 @pytest.mark.parametrize("size", [1e-12, 1e12])
-def test_the_size_of_the_gradient_is_no_matter(size: float) -> None:
-    """Within rounding, at sizes that e5m2 has no numbers for."""
+def test_gradient_scale_does_not_matter(size: float) -> None:
+    """Up to rounding, at scales outside of e5m2's range."""
     generator, lr = network(), torch.rand(2, 3, 8, 8)
     with frozen(generator):
         body = Fp8Body(generator)
-        _, one = gradient(generator, lr, body=body)
-        _, other = gradient(generator, lr, size, body=body)
-    assert off(other / size, one) < 0.02  # not a power of two: other numbers are rounded
+        _, grad = gradient(generator, lr, body=body)
+        _, scaled = gradient(generator, lr, size, body=body)
+    assert relative_error(scaled / size, grad) < 0.02  # not a power of two, so the rounding differs
 
 
-def test_each_image_has_a_size_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The largest gradient that comes to the blocks is from half of GRADIENT_SIZE to all of it, or zero."""
+def test_gradients_are_scaled_per_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The maximum gradient at the blocks is between half of GRADIENT_SIZE and GRADIENT_SIZE, or zero."""
     seen: list[Tensor] = []
 
     def block(x: Tensor, *_args: Any, **_options: Any) -> Tensor:
@@ -72,14 +72,14 @@ def test_each_image_has_a_size_of_its_own(monkeypatch: pytest.MonkeyPatch) -> No
     features = torch.rand(3, 8, 4, 4, requires_grad=True)
     weight = torch.tensor([1e-9, 0.0, 3e7]).view(3, 1, 1, 1)
     (grad,) = torch.autograd.grad((body(features) * weight).sum(), features)
-    torch.testing.assert_close(grad, weight.expand_as(grad) * 1.2**2)  # two blocks that hand on what came in
-    largest = seen[0].abs().amax((1, 2, 3)) / 0.2  # the last block's
-    assert largest[1] == 0
-    for one in (largest[0], largest[2]):
-        assert GRADIENT_SIZE / 2 * 0.999 <= one <= GRADIENT_SIZE * 1.001
+    torch.testing.assert_close(grad, weight.expand_as(grad) * 1.2**2)  # two identity blocks
+    maxima = seen[0].abs().amax((1, 2, 3)) / 0.2  # of the last block
+    assert maxima[1] == 0
+    for maximum in (maxima[0], maxima[2]):
+        assert GRADIENT_SIZE / 2 * 0.999 <= maximum <= GRADIENT_SIZE * 1.001
 
 
-def test_trained_weights_are_refused() -> None:
+def test_rejects_weights_that_require_a_gradient() -> None:
     generator = network()
     with pytest.raises(ValueError, match=r"weights\[0\] must not require a gradient: fp8 is for frozen blocks"):
         Fp8Body(generator)
@@ -88,7 +88,7 @@ def test_trained_weights_are_refused() -> None:
 def inside(ball: Ball, theta: Any, start: Any) -> bool:
     for group in ("weights", "noises", "slopes"):
         pairs = zip(getattr(theta, group), getattr(start, group), strict=True)
-        squares = sum((one - other).double().reshape(len(one), -1).square().sum(1) for one, other in pairs)
+        squares = sum((tensor - center).double().reshape(len(center), -1).square().sum(1) for tensor, center in pairs)
         radius = {"weights": ball.convolution, "noises": ball.noise, "slopes": ball.slope}[group]
         if not bool((squares.sqrt() <= radius * (1 + 1e-5)).all()):
             return False
@@ -97,8 +97,8 @@ def inside(ball: Ball, theta: Any, start: Any) -> bool:
 
 @pytest.mark.parametrize("autocast", [None, torch.bfloat16])
 def test_ascent_of_a_step(autocast: torch.dtype | None) -> None:
-    """Theta is in the ball and, for a small G of eight blocks' weight, as strong as without fp8 to one in a hundred."""
-    found = {}
+    """Theta is in the ball, and for a small G the attack's strength is within 1% of that without fp8."""
+    gains = {}
     for precision in ("same", "fp8"):
         settings, attack = {"precision": precision}, {"autocast": autocast}
         step = make(steps=5, generator=network(), settings=settings, attack=attack)
@@ -111,20 +111,20 @@ def test_ascent_of_a_step(autocast: torch.dtype | None) -> None:
                 (step.generator(step.attack.degradation(hr, theta)) - hr).abs().mean((1, 2, 3))
                 for theta in (start, ascent.theta)
             )
-        found[precision] = worst - clean
-        assert all(one.requires_grad for one in step.generator.parameters())
-    strength = found["fp8"] / found["same"]
-    assert not torch.equal(found["fp8"], found["same"])
+        gains[precision] = worst - clean
+        assert all(p.requires_grad for p in step.generator.parameters())
+    strength = gains["fp8"] / gains["same"]
+    assert not torch.equal(gains["fp8"], gains["same"])
     assert strength.mean() > 0.99
     assert strength.min() > 0.98
 
 
-def test_quantises_weights_in_each_step() -> None:
+def test_quantizes_weights_in_each_step() -> None:
     step = make(steps=2, settings={"precision": "fp8"})
     losses = []
     for _ in range(2):
         losses.append(step.gradients([crops()], 0)["loss_gain"])
         with torch.no_grad():
-            for one in step.generator.parameters():
-                one.mul_(1.5)
+            for parameter in step.generator.parameters():
+                parameter.mul_(1.5)
     assert losses[0] != losses[1]
