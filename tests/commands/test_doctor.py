@@ -290,9 +290,9 @@ def test_chunking_bounds_the_memory_of_the_ascent() -> None:
 def test_graph_memory_is_added(config: TrainConfig) -> None:
     graph = step_memory(replace(config, cuda_graph=True), "net")
     eager = step_memory(config, "net")
-    others = max(eager.parts["degradation"], eager.parts["generator"])
-    assert graph.peak > max(eager.parts["ascent"], others)
-    assert graph.peak < eager.parts["ascent"] + others
+    other_phases = max(eager.parts["degradation"], eager.parts["generator"])
+    assert graph.peak > max(eager.parts["ascent"], other_phases)
+    assert graph.peak < eager.parts["ascent"] + other_phases
 
 
 def test_estimate_leaves_the_random_state(config: TrainConfig) -> None:
