@@ -20,7 +20,8 @@ from torch import Tensor
 from triton_interpreter import INTERPRETED
 
 from andfast.functional import degradation_block, dispatch
-from andfast.functional.degradation_block import _memory_format, _reduce_slope
+from andfast.functional.degradation_block import _reduce_slope
+from andfast.functional.layout import memory_format as memory_format_of
 from andfast.functional.selftest import self_test
 from andfast.kernels.common.config import PRECISIONS, KernelConfig, channel_block, newest_architecture
 from andfast.kernels.degradation_block import saved as saved_form
@@ -182,7 +183,7 @@ if INTERPRETED:
         what = f"seed {seed}, {tuple(x.shape)}, {tuple(weight.shape)}, {padding}, {config}, poisoned {poisoned!r}"
         tolerance = 1e-5 if x.dtype == torch.float32 else 2e-3
         same: dict[str, Any] = {"replicate": padding == "replicate", "tf32": False, "config": config}
-        memory_format = _memory_format(x)
+        memory_format = memory_format_of(x)
         out, saved = forward_kernel.forward(*arguments, save=saved_form.SAVE_Z, memory_format=memory_format, **same)
         one_map = noise is not None and noise.shape[1] != out.shape[1]
         grad_x, grad_noise = grad_input_kernel.grad_input(
@@ -231,7 +232,7 @@ if INTERPRETED:
             exact = exact_results([x, weight, slope, noise], padding, grad)
             same: dict[str, Any] = {"replicate": padding == "replicate", "tf32": False, "config": config}
             out, signs = forward_kernel.forward(
-                x, weight, slope, noise, save=saved_form.SAVE_BITS, memory_format=_memory_format(x), **same
+                x, weight, slope, noise, save=saved_form.SAVE_BITS, memory_format=memory_format_of(x), **same
             )
             want_weight = seed % 2 == 0
             grad_weight, over_pixels = grad_weight_kernel.grad_weight(
