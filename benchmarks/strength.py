@@ -1,57 +1,119 @@
-"""What reduced precision costs the adversary's strength: noise maps in a half type, F or G in bf16, G's blocks in fp8.
+"""The attack's strength at reduced precision: noise maps in a half type, F or G in bf16, G's dense blocks in fp8.
 
     python -m benchmarks.strength --weights runs/demo/weights/andnet_best.safetensors
 
-Strength is the loss gain that the ascent reaches over the clean loss, divided by the gain that the same ascent reaches
-in float32: on the same G, photographs and identity networks, an image at a time. The gains themselves are always taken
-in float32. Printed are the mean and the worst case, and three controls that show what the measure can see: float32 as
-another order of summation might round it (random noise of 1e-6 of the radius added at every pass), one pass of five
-left out, and G's dense blocks left out of the ascent. On a device without fp8 units the blocks are emulated.
+Strength is the gain in L1 loss that an attack reaches over the identity networks, divided by the gain of the fp32
+attack, per image, on the same G, photographs and identity networks. Gains are always measured in fp32. The table has
+the mean and the minimum, and three controls that show what differences mean: fp32 summed in another order (noise of
+1e-6 of the radius added in each pass), one of five steps left out, and G's dense blocks left out of the attack. Devices
+without fp8 units emulate them.
 
-Gradients are as small as those of the mean loss of 48 images of 256x256, so that float16 underflows here as there.
+Gradients are scaled to those of the mean loss over 48 images of 256x256, so that fp16 underflows as it does there.
 """
 
 import argparse
 import sys
 import time
-from collections.abc import Callable
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from andfast.adversary import PRESETS, ascend, sample_identity
+from andfast.adversary import PRESETS, Attack, AttackSettings, Objective, ReuseOptions, seeded_generator
+from andfast.adversary.attack import FP16_LOSS_SCALE
 from andfast.data.images import decode
 from andfast.data.sources import find_images
-from andfast.nn import DegradationNetwork, RRDBNet, Theta, frozen
-from andfast.nn.fp8_body import Fp8Body
+from andfast.nn import DegradationNetwork, RRDBNet, Theta
 from andfast.nn.weights import generator_from_weights
 
-FP16_SCALE = 2.0**16
 PHOTOGRAPHS = [
     f"{name}.*"
     for name in ["astronaut", "chelsea", "coffee", "hubble_deep_field", "motorcycle_left", "retina", "rocket"]
 ]
-REAL_VALUES = 48 * 256 * 256
-ROWS: dict[str, dict[str, object]] = {
-    "bf16": {"noise_dtype": torch.bfloat16},
-    "fp16": {"noise_dtype": torch.float16},
-    "fp16, loss x 65536": {"noise_dtype": torch.float16, "loss_scale": FP16_SCALE},
-    "F in bf16": {"precision": torch.bfloat16},
-    "F and noise in bf16": {"noise_dtype": torch.bfloat16, "precision": torch.bfloat16},
-    "G in bf16": {"generator_precision": torch.bfloat16},
-    "G's dense blocks in bf16": {"body": "bf16"},
-    "G's dense blocks in fp8": {"body": "fp8"},
-    "G in bf16, its dense blocks in fp8": {"generator_precision": torch.bfloat16, "body": "fp8"},
-    "control: without G's dense blocks": {"body": "none"},
-    "control: fp32, jitter": {"jitter": 1e-6},
-    "control: fp32, 4 of 5 passes": {"steps": 4},
+BATCH_PIXELS = 48 * 256 * 256
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of the table: how an attack differs from the fp32 one.
+
+    Attributes:
+        noise_dtype: dtype of the noise maps.
+        loss_scale: factor on the loss; the attack's own scale for fp16 comes on top.
+        degradation, generator: dtypes of F and G under autocast.
+        body: G's dense blocks: "same" as G, "bf16", "fp8" or "none".
+        jitter: noise added to the noise maps in each pass, as a fraction of their radius.
+        skipped: ascent steps left out.
+    """
+
+    noise_dtype: torch.dtype = torch.float32
+    loss_scale: float = 1.0
+    degradation: torch.dtype = torch.float32
+    generator: torch.dtype = torch.float32
+    body: str = "same"
+    jitter: float = 0.0
+    skipped: int = 0
+
+
+ROWS = {
+    "bf16": Row(noise_dtype=torch.bfloat16),
+    "fp16": Row(noise_dtype=torch.float16, loss_scale=1 / FP16_LOSS_SCALE),
+    "fp16, loss x 65536": Row(noise_dtype=torch.float16),
+    "F in bf16": Row(degradation=torch.bfloat16),
+    "F and noise in bf16": Row(noise_dtype=torch.bfloat16, degradation=torch.bfloat16),
+    "G in bf16": Row(generator=torch.bfloat16),
+    "G's dense blocks in bf16": Row(body="bf16"),
+    "G's dense blocks in fp8": Row(body="fp8"),
+    "G in bf16, its dense blocks in fp8": Row(generator=torch.bfloat16, body="fp8"),
+    "control: without G's dense blocks": Row(body="none"),
+    "control: fp32, jitter": Row(jitter=1e-6),
+    "control: fp32, one step less": Row(skipped=1),
 }
 
 
+class Degradation(DegradationNetwork):
+    """F with a dtype of its own, and noise on its noise maps.
+
+    Args:
+        scale: of F.
+        dtype: under autocast.
+        jitter: L2 norm of the noise per network.
+        seed: of the noise.
+    """
+
+    def __init__(self, scale: int, dtype: torch.dtype, jitter: float, seed: int) -> None:
+        super().__init__(scale)
+        self.dtype, self.jitter, self.seed = dtype, jitter, seed
+        self.noise: torch.Generator | None = None
+
+    def forward(self, hr: Tensor, theta: Theta) -> Tensor:
+        if self.jitter:
+            self.noise = self.noise or seeded_generator(hr.device, self.seed)
+            std = self.jitter / sum(noise[0].numel() for noise in theta.noises) ** 0.5
+            draws = [torch.empty_like(noise).normal_(0, std, generator=self.noise) for noise in theta.noises]
+            theta = theta._replace(noises=tuple(map(torch.add, theta.noises, draws)))
+        with torch.autocast(hr.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
+            return super().forward(hr, theta).float()
+
+
+class ReplacedBody(nn.Module):
+    """G whose dense blocks run in bf16 or are left out."""
+
+    def __init__(self, generator: RRDBNet, body: str) -> None:
+        super().__init__()
+        self.generator, self.body = generator, body
+
+    def forward(self, lr: Tensor) -> Tensor:
+        return self.generator(lr, self._in_bf16 if self.body == "bf16" else nn.Identity())
+
+    def _in_bf16(self, features: Tensor) -> Tensor:
+        with torch.autocast(features.device.type, torch.bfloat16):
+            return self.generator.body(features).float()
+
+
 def photographs(folders: list[str], include: list[str], patch: int, device: str) -> Tensor:
-    """The middle of every picture that is large enough, (N, 3, patch, patch) in [0, 1]."""
+    """Center crops of all photographs that are large enough, (N, 3, patch, patch) in [0, 1]."""
     crops = []
     for file in find_images(folders, include=include):
         pixels = torch.from_numpy(decode(file.path).copy())
@@ -63,60 +125,40 @@ def photographs(folders: list[str], include: list[str], patch: int, device: str)
     return torch.stack(crops).to(device)
 
 
-def gains(
-    hr: Tensor,
-    generator: RRDBNet,
-    args: argparse.Namespace,
-    seed: int,
-    noise_dtype: torch.dtype = torch.float32,
-    steps: int | None = None,
-    loss_scale: float = 1.0,
-    jitter: float = 0.0,
-    precision: torch.dtype = torch.float32,
-    generator_precision: torch.dtype = torch.float32,
-    body: str = "same",
-) -> Tensor:
-    """How much the L1 loss of every image rises from its identity network to what the ascent finds, (N,) in float64."""
-    network, preset = DegradationNetwork(generator.scale), PRESETS[args.preset]
+def gains(hr: Tensor, generator: RRDBNet, args: argparse.Namespace, seed: int, row: Row = Row()) -> Tensor:
+    """Gain in L1 loss per image from its identity network to the attack's result, (N,) in float64 on the CPU."""
+    preset = PRESETS[args.preset]
     ball = preset.ball_for(args.patch, args.patch)
-    noise = torch.Generator(hr.device).manual_seed(1000 + seed)
-
-    def losses(theta: Theta, restore: Callable[[Tensor], Tensor], precision: torch.dtype = torch.float32) -> Tensor:
-        if jitter:
-            size = jitter * ball.noise / sum(one[0].numel() for one in theta.noises) ** 0.5
-            draw: Callable[[Tensor], Tensor] = lambda one: torch.empty_like(one).normal_(0, size, generator=noise)  # noqa: E731
-            theta = theta._replace(noises=tuple(one + draw(one) for one in theta.noises))
-        with torch.autocast(hr.device.type, torch.bfloat16, enabled=precision == torch.bfloat16):
-            lr = network(hr, theta)
-        return (restore(lr.float()).float() - hr).abs().mean((1, 2, 3))
-
-    def restore(lr: Tensor) -> Tensor:
-        """G as the ascent sees it."""
-        with torch.autocast(hr.device.type, torch.bfloat16, enabled=generator_precision == torch.bfloat16):
-            return generator(lr, instead)
-
-    def body_in_bf16(features: Tensor) -> Tensor:
-        with torch.autocast(hr.device.type, torch.bfloat16):
-            return generator.body(features).float()
-
-    identity = sample_identity(
-        len(hr),
-        hr_size=args.patch,
-        scale=generator.scale,
-        channels=args.channels,
-        generator=torch.Generator(hr.device).manual_seed(seed),
-        noise_dtype=noise_dtype,
+    fp32 = Attack(
+        DegradationNetwork(generator.scale),
+        generator,
+        # A sum over images, scaled to the mean of a training batch.
+        Objective(l1=row.loss_scale * len(hr) * args.patch**2 / BATCH_PIXELS),
+        AttackSettings(
+            ball,
+            steps=args.steps - row.skipped,
+            step_size=preset.step_size,
+            patch_size=args.patch,
+            channels=args.channels,
+            noise_dtype=row.noise_dtype,
+            precision="fp8" if row.body == "fp8" else "same",
+        ),
+        ReuseOptions(closed_form_first_step=False),  # F itself in all steps
     )
-    options = {"ball": ball, "step_size": preset.step_size, "steps": steps or args.steps}
-    loss_scale *= args.patch**2 / REAL_VALUES
-    with frozen(generator):
-        bodies = {"same": None, "bf16": body_in_bf16, "fp8": Fp8Body(generator), "none": lambda features: features}
-        instead = bodies[body]
-        found = ascend(
-            partial(losses, restore=restore, precision=precision), identity, **options, loss_scale=loss_scale
-        )
+    attack = replace(
+        fp32,
+        degradation=Degradation(generator.scale, row.degradation, row.jitter * ball.noise, seed),
+        generator=generator if row.body in ("same", "fp8") else ReplacedBody(generator, row.body),
+        autocast=None if row.generator == torch.float32 else row.generator,
+    )
+
+    def losses(theta: Theta) -> Tensor:
+        return (generator(fp32.degradation(hr, theta)) - hr).abs().mean((1, 2, 3)).double()
+
+    identity = attack.sample(hr, torch.Generator(hr.device).manual_seed(seed))
+    _, ascent = attack.search(hr, identity)
     with torch.no_grad():
-        return (losses(found.theta, generator).double() - losses(identity, generator).double()).cpu()
+        return (losses(ascent.theta) - losses(identity)).cpu()
 
 
 def main() -> None:
@@ -135,19 +177,18 @@ def main() -> None:
     generator = generator_from_weights(args.weights).to(args.device).eval()
     hr = photographs(args.photos, args.include, args.patch, args.device)
     print(f"{len(hr)} photographs x {args.draws} draws, {vars(args)}, torch {torch.__version__}", file=sys.stderr)
-    yardstick = torch.cat([gains(hr, generator, args, seed) for seed in range(args.draws)])
-    print(f"loss gain in fp32: mean {yardstick.mean():.5f}, least {yardstick.min():.5f}")
-    print("| ascent | mean strength | standard error | worst image | ratio of mean gains |")
+    reference = torch.cat([gains(hr, generator, args, seed) for seed in range(args.draws)])
+    print(f"loss gain in fp32: mean {reference.mean():.5f}, min {reference.min():.5f}")
+    print("| attack | mean strength | standard error | worst image | ratio of mean gains |")
     print("|---|---|---|---|---|")
     for name in args.rows:
-        row = ROWS[name]
-        begun = time.perf_counter()
-        found = torch.cat([gains(hr, generator, args, seed, **row) for seed in range(args.draws)])  # type: ignore[arg-type]
-        ratio = found / yardstick
-        error = ratio.std() / len(ratio) ** 0.5
-        mean = found.mean() / yardstick.mean()
-        print(f"| {name} | {ratio.mean():.5f} | {error:.5f} | {ratio.min():.5f} | {mean:.5f} |", flush=True)
-        print(f"{name}: {time.perf_counter() - begun:.0f} s", file=sys.stderr)
+        start = time.perf_counter()
+        gain = torch.cat([gains(hr, generator, args, seed, ROWS[name]) for seed in range(args.draws)])
+        strength = gain / reference
+        error = strength.std() / len(strength) ** 0.5
+        ratio = gain.mean() / reference.mean()
+        print(f"| {name} | {strength.mean():.5f} | {error:.5f} | {strength.min():.5f} | {ratio:.5f} |", flush=True)
+        print(f"{name}: {time.perf_counter() - start:.0f} s", file=sys.stderr)
 
 
 if __name__ == "__main__":
