@@ -1,8 +1,8 @@
-"""The set S of equation 1: how far theta may go from its identity, group by group (paper, sections 3.4 and 4.3).
+"""The constraint set S of equation 1: a ball around the identity networks (paper, sections 3.4 and 4.3).
 
-The three groups of theta, convolution, noise and slope, have radii of their own. In the coordinates u = (theta -
-theta_id) / radius of a group, S is either three unit balls, one a group, or one joint unit ball for all three. The
-paper's literal reading is a joint ball of radius 20 with scale factors 1, 10 and 50 on the groups: radii 20 / factor.
+The three groups of theta (convolution, noise, slope) have a radius each. In the coordinates u = (theta - theta_id) /
+radius of the group, S is either a unit ball per group or one joint unit ball of all three. The paper's literal reading
+is a joint ball of radius 20 with scale factors 1, 10 and 50 on the groups: radii 20 / factor.
 """
 
 import math
@@ -21,11 +21,11 @@ GROUPS: Final = ("convolution", "noise", "slope")
 
 @dataclass(frozen=True)
 class Ball:
-    """The radii of the three groups in the L2 norm, an image at a time, and how they combine.
+    """L2 radii of the three groups, per network, and how they combine.
 
     Attributes:
-        convolution, noise, slope: radii, 0 or more; a radius of 0 keeps the group at its identity.
-        joint: one ball sqrt(sum of squares of the three relative norms) <= 1, not three.
+        convolution, noise, slope: radii, 0 or more; a group of radius 0 stays at its identity.
+        joint: constrain sqrt(sum of the squared relative norms) <= 1 instead of each norm.
     """
 
     convolution: float
@@ -44,26 +44,26 @@ class Ball:
 
     @property
     def smallest_slope(self) -> float:
-        """A lower bound of all slopes in the ball: each starts at 1, and all of an image together go ``slope`` far."""
+        """Lower bound of all slopes in the ball: they start at 1, and their joint L2 distance is at most ``slope``."""
         return max(1 - self.slope, 0.0)
 
     def norms(self, theta: Theta, identity: Theta) -> Tensor:
-        """How much of its radius each group has used: (3, N), 1 at the border of its own ball.
+        """Distance of each group from its identity over its radius: (3, N), 1 on the boundary of the group's ball.
 
-        A group of radius 0 counts its distance as infinite unless it is exactly at the identity.
+        Infinite for a group of radius 0 that is not exactly at its identity.
         """
         return relative_norms(theta, identity, self.radii)
 
     def overshoot(self, theta: Theta, identity: Theta) -> Tensor:
-        """The norms that the constraint holds at or below 1: (3, N), or (1, N) for a joint ball."""
+        """The norms that the ball constrains to at most 1: (3, N), or (1, N) for a joint ball."""
         norms = self.norms(theta, identity)
         return norms.square().sum(0, keepdim=True).sqrt() if self.joint else norms
 
     def move(self, theta: Theta, gradient: Theta, step_size: float) -> Theta:
-        """Go ``step_size`` radii up the gradient, normalised to unit length in u; no projection yet.
+        """Move ``step_size`` radii along the gradient, normalised to unit length in u, without projecting.
 
-        The gradient to u is the radius times the gradient to theta. A gradient of zero moves nothing. Half types come
-        back as float32, since a projection is still to come.
+        The gradient with respect to u is the radius times that with respect to theta. A zero gradient moves nothing.
+        Half types are returned as float32, for the projection that follows.
         """
         return _theta(move(theta, gradient, self.radii, step_size, self.joint))
 
@@ -74,16 +74,16 @@ class Ball:
 
 
 def project(theta: Theta, identity: Theta, ball: Ball) -> Theta:
-    """The nearest point of the ball in u, an image at a time: shrinks what is outside, leaves what is inside as it is.
+    """Nearest point of the ball in u, per network; networks inside are returned bit for bit.
 
-    A group of radius 0 has no coordinate in u: it goes back to its identity, and the other groups do not pay for it.
+    A group of radius 0 has no coordinate in u: it returns to its identity and does not shrink the other groups.
 
     Args:
         theta, identity: of N networks each.
         ball: the set to project on.
 
     Returns:
-        A new Theta; no tensor of the arguments is changed.
+        A new Theta; the arguments are not modified.
     """
     return _theta(project_groups(theta, identity, ball.radii, ball.joint))
 

@@ -1,4 +1,4 @@
-"""Radii for a wanted quality of LR, as decibels say better than norms of theta how far an adversary may go."""
+"""Radii for a target quality of LR: decibels describe the strength of an attack better than norms of theta."""
 
 import math
 from collections.abc import Callable, Collection
@@ -7,16 +7,16 @@ from typing import Final, NamedTuple
 
 from andfast.adversary.ball import GROUPS, Ball
 
-_WIDEST: Final = 2.0**20  # factors beyond this one, or below its inverse, are not tried
+_WIDEST: Final = 2.0**20  # factors above it, or below its inverse, are not tried
 
 
 class Calibration(NamedTuple):
-    """A factor on radii and what it was found to do.
+    """Result of :func:`find_factor`.
 
     Attributes:
-        factor: on the radii.
+        factor: of the radii.
         quality: at this factor, in the unit of the target.
-        tried: every (factor, quality) that was looked at, by factor.
+        tried: all (factor, quality) evaluated, sorted by factor.
     """
 
     factor: float
@@ -25,10 +25,10 @@ class Calibration(NamedTuple):
 
 
 def scaled(ball: Ball, factor: float, groups: Collection[str] = GROUPS) -> Ball:
-    """A ball with the radii of these groups times ``factor``; the groups not named stay at their identity.
+    """A ball with the radii of ``groups`` times ``factor``, and radius 0 for the other groups.
 
     Raises:
-        ValueError: a group's name is unknown, or none is named.
+        ValueError: ``groups`` is empty or has an unknown name.
     """
     unknown = [name for name in groups if name not in GROUPS]
     if unknown or not groups:
@@ -44,59 +44,62 @@ def find_factor(
     target: float,
     *,
     tolerance: float = 0.1,
-    most: int = 30,
-    report: Callable[[float, float], None] = lambda factor, found: None,
+    max_tries: int = 30,
+    report: Callable[[float, float], None] = lambda factor, quality: None,
 ) -> Calibration:
-    """Bisect the logarithm of a factor on radii until the quality, which falls with it, meets a target.
+    """Bisect the logarithm of a factor of the radii until the quality, which decreases with it, meets a target.
 
-    The factor 1 is looked at first, then factors away from it, each the last one's square or its root, until the target
-    lies between two.
+    Starts at factor 1 and moves away from it with growing strides until the target is bracketed.
 
     Args:
-        quality: of a factor, such as the mean LR PSNR in dB under an adversary whose radii are that much larger.
-        target: the quality that is wanted.
-        tolerance: how far from the target is near enough.
-        most: how many factors are looked at, at most.
-        report: is told every factor and its quality, for a progress bar.
+        quality: as a function of the factor, such as the mean LR PSNR in dB under an attack with these radii.
+        target: quality to reach.
+        tolerance: largest accepted distance from the target.
+        max_tries: largest number of factors to evaluate.
+        report: called with each factor and its quality, for a progress bar.
 
     Raises:
-        ValueError: no factor reaches the target, or the tolerance is not met in ``most`` tries; the text says what the
-            nearest is.
+        ValueError: no factor reaches the target, or not within ``max_tries``; the message has the nearest quality.
     """
     if not (math.isfinite(target) and tolerance > 0):
         raise ValueError(f"target must be finite and tolerance above 0, were {target} and {tolerance}")
     tried: dict[float, float] = {}
 
-    def off(factor: float) -> float:
-        """How much too good the quality is; what is not a number counts as destroyed."""
-        found = quality(factor)
-        tried[factor] = found
-        report(factor, found)
-        return -math.inf if math.isnan(found) else found - target
+    def excess(factor: float) -> float:
+        """Quality above the target; NaN counts as the worst quality."""
+        value = quality(factor)
+        tried[factor] = value
+        report(factor, value)
+        return -math.inf if math.isnan(value) else value - target
 
     low, high = 1.0, 1.0
-    difference = off(1.0)
+    difference = excess(1.0)
     stride = 2.0
     grows = difference > 0
     while abs(difference) > tolerance and (difference > 0) == grows:
-        if len(tried) >= most or not 1 / _WIDEST <= high * stride <= _WIDEST or not low / stride >= 1 / _WIDEST:
+        if len(tried) >= max_tries or not 1 / _WIDEST <= high * stride <= _WIDEST or not low / stride >= 1 / _WIDEST:
             raise ValueError(f"no factor on the radii gives {target:g}: {_nearest(tried, target)}")
         low, high = (high, high * stride) if grows else (low / stride, low)
-        difference = off(high if grows else low)
+        difference = excess(high if grows else low)
         stride *= 1.5
     while abs(difference) > tolerance:
-        if len(tried) >= most:
-            raise ValueError(f"{target:g} was not met within {tolerance:g} in {most} tries: {_nearest(tried, target)}")
+        if len(tried) >= max_tries:
+            raise ValueError(
+                f"{target:g} was not met within {tolerance:g} in {max_tries} tries: {_nearest(tried, target)}"
+            )
         middle = math.sqrt(low * high)
-        difference = off(middle)
+        difference = excess(middle)
         low, high = (middle, high) if difference > 0 else (low, middle)
-    factor = min(tried, key=lambda one: math.inf if math.isnan(tried[one]) else abs(tried[one] - target))
+    factor = min(tried, key=lambda tried_factor: _distance(tried[tried_factor], target))
     return Calibration(factor, tried[factor], tuple(sorted(tried.items())))
 
 
 def _nearest(tried: dict[float, float], target: float) -> str:
-    known = {factor: found for factor, found in tried.items() if not math.isnan(found)}
-    if not known:
-        return "nothing but NaN was found"
-    factor = min(known, key=lambda one: abs(known[one] - target))
-    return f"the nearest is {known[factor]:.4g}, at radii times {factor:.4g}"
+    factor, value = min(tried.items(), key=lambda item: _distance(item[1], target))
+    if math.isnan(value):
+        return "all qualities were NaN"
+    return f"the nearest is {value:.4g}, at radii times {factor:.4g}"
+
+
+def _distance(value: float, target: float) -> float:
+    return math.inf if math.isnan(value) else abs(value - target)

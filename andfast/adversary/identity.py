@@ -1,9 +1,9 @@
-"""Fresh identity networks in closed form: where every ascent starts (paper, section 3.2).
+"""Random identity networks in closed form, from which each attack starts (paper, section 3.2).
 
-A network is linear with slopes of one and noise maps of zero, and acts on each pixel alone when only the centers of its
-kernels differ from zero: a product of matrices. All matrices but the last are drawn, and the last one is the
-pseudo-inverse of their product M (C, 3), which has full column rank, so pinv(M) = (M^T M)^-1 M^T needs no more than
-the inverse of a 3x3 matrix an image. Everything is batched on the device in float64, without a host synchronisation.
+With slopes of 1 and noise maps of 0 a network is linear, and with kernels that are zero off their centers it acts
+pointwise: a product of matrices. All matrices but the last are drawn, and the last one is the
+pseudo-inverse of their product M (C, 3), which has full column rank, so pinv(M) = (M^T M)^-1 M^T takes the inverse of a
+3x3 matrix per network. Everything is batched on the device in float64, without host synchronization.
 """
 
 import math
@@ -32,27 +32,27 @@ def sample_identity(
     noise_dtype: torch.dtype | None = None,
     batch: tuple[int, int] | None = None,
 ) -> Theta:
-    """Draw n different networks F whose output is the anti-aliased pooled input.
+    """Draw n independent networks F whose output is the anti-aliased pooled input.
 
     Args:
-        n: number of networks, 0 or more; one an image, or fewer where images share one.
+        n: number of networks, 0 or more.
         hr_size: HR's height and width (one number for both), multiples of ``scale``.
         scale: F's pooling factor.
         channels: feature channels of F, at least 3.
-        noise: "full", a map for every channel, or "single", one map broadcast over the channels.
-        slope: "layer", one negative slope a layer and image, or "channel", one a channel.
+        noise: "full" for a noise map per channel, or "single" for one map broadcast over channels.
+        slope: "layer" for one negative slope per layer and network, or "channel" for one per channel.
         generator: source of the draw, on ``device``; the device's default generator if None.
-        device: where theta is made; the generator's device if None, else the CPU.
+        device: of theta; if None, the generator's device, or the CPU without a generator.
         dtype: of theta.
-        noise_dtype: of the noises, and so of all that an ascent makes of them; ``dtype`` if None.
+        noise_dtype: of the noises, which an ascent keeps; ``dtype`` if None.
         batch: (offset, total): draw the networks [offset, offset + n) of a batch of ``total``, so that several
-            processes with equal generators draw disjoint parts of one batch.
+            ranks with equal generators draw disjoint parts of one batch.
 
     Returns:
         Theta of n networks.
 
     Raises:
-        ValueError: an argument out of its range; the message names it.
+        ValueError: an argument is out of range.
     """
     height, width = (hr_size, hr_size) if isinstance(hr_size, int) else hr_size
     offset, total = (0, n) if batch is None else batch
@@ -60,13 +60,13 @@ def sample_identity(
     if device is None:
         device = generator.device if generator is not None else torch.device("cpu")
     shapes = [(channels, IMAGE_CHANNELS)] + [(channels, channels)] * (_LAYERS - 1)
-    # One row of numbers a network, so that a part of a batch is a slice of the whole draw.
+    # One row of numbers per network, so that a shard of a batch is a slice of the whole draw.
     numbers = sum(math.prod(shape) for shape in shapes)
     draw = torch.randn(total, numbers, generator=generator, device=device, dtype=torch.float64)
     kernels = _identity_kernels(draw[offset : offset + n], shapes, dtype)
     sizes = [(height, width)] * BLOCKS_EACH_SIDE + [(height // scale, width // scale)] * BLOCKS_EACH_SIDE
     maps = channels if noise == "full" else 1
-    # 22 M values an image need no memory while they are equal.
+    # Expanded: 22 M values per network take no memory.
     zero = torch.zeros((), device=device, dtype=noise_dtype or dtype)
     slope_shape = (n,) if slope == "layer" else (n, channels)
     return Theta(
@@ -112,12 +112,12 @@ def _check(
 
 
 def _identity_kernels(draw: Tensor, shapes: list[tuple[int, int]], dtype: torch.dtype) -> tuple[Tensor, ...]:
-    """The 11 kernels from standard normal numbers (N, all of a network's): ten Xavier-normal centers, the inverse."""
+    """The 11 kernels from standard normal numbers (N, per network): ten Xavier-normal centers, and the inverse."""
     kernels = []
     product = None
     for flat, (rows, columns) in zip(draw.split([math.prod(shape) for shape in shapes], 1), shapes, strict=True):
         center = flat.view(-1, rows, columns) * math.sqrt(2 / (rows + columns))  # the fans of a 1x1 convolution
-        center = center.to(dtype)  # the inverse is that of the rounded matrices
+        center = center.to(dtype)  # invert the rounded matrices
         kernels.append(_as_kernel(center))
         product = center.double() if product is None else center.double() @ product
     assert product is not None  # there are ten shapes
@@ -125,9 +125,9 @@ def _identity_kernels(draw: Tensor, shapes: list[tuple[int, int]], dtype: torch.
 
 
 def _pseudo_inverse(product: Tensor) -> Tensor:
-    """(M^T M)^-1 M^T for M (N, C, 3), by the adjugate: no factorisation, no check that would wait for the device."""
+    """(M^T M)^-1 M^T for M (N, C, 3), by the adjugate, which unlike torch.linalg needs no check on the host."""
     gram = product.mT @ product
-    a, b, c = gram.unbind(1)  # the rows; a symmetric matrix has the same columns
+    a, b, c = gram.unbind(1)  # rows, which are the columns of a symmetric matrix
     adjugate = torch.stack([torch.linalg.cross(b, c), torch.linalg.cross(c, a), torch.linalg.cross(a, b)], 1)
     determinant = (a * adjugate[:, 0]).sum(1)
     inverse = adjugate / determinant[:, None, None]

@@ -1,4 +1,4 @@
-"""What G minimises and the adversary maximises: the content loss and the GAN loss (paper, equations 1 to 3)."""
+"""The loss that G minimises and the attack maximises: content and GAN loss (paper, equations 1 to 3)."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -10,7 +10,13 @@ from andfast.losses import GANLoss, PerceptualLoss, l1_loss
 
 
 class Targets(NamedTuple):
-    """What a step needs of HR and computes once for all its passes."""
+    """The inputs of the loss that depend on HR alone, computed once for all passes of a step.
+
+    Attributes:
+        hr: (N, 3, H, W).
+        features: VGG's, by layer; None without a perceptual loss.
+        logits: D's; None unless the GAN loss is relativistic.
+    """
 
     hr: Tensor
     features: dict[str, Tensor] | None
@@ -19,12 +25,12 @@ class Targets(NamedTuple):
 
 @dataclass(frozen=True)
 class Objective:
-    """The weighted sum of L1, VGG and GAN terms; a term without its network is left out.
+    """Weighted sum of L1, perceptual and GAN loss; terms without a network are left out.
 
     Attributes:
-        l1, perceptual, gan: the weights; gan is the paper's lambda.
+        l1, perceptual, gan: weights; gan is the paper's lambda.
         vgg: the perceptual loss, or None.
-        discriminator: D and the form of its loss, or None.
+        discriminator, gan_loss: D and its loss, or None.
         impl: implementation of :func:`andfast.functional.mean_distance` for L1.
     """
 
@@ -37,7 +43,7 @@ class Objective:
     impl: str = "auto"
 
     def targets(self, hr: Tensor) -> Targets:
-        """HR's features, and where the GAN loss is relativistic its logits; D's buffers move, so freeze D."""
+        """The targets for HR. Moves D's buffers, so freeze D (:func:`andfast.nn.frozen`)."""
         with torch.no_grad():
             features = self.vgg.features(hr) if self.vgg is not None else None
             relativistic = self.gan_loss is not None and self.gan_loss.needs_real
@@ -45,7 +51,7 @@ class Objective:
         return Targets(hr, features, logits)
 
     def terms(self, sr: Tensor, targets: Targets, logits: Tensor | None = None) -> dict[str, Tensor]:
-        """The unweighted terms by name, fp32 scalars; ``logits`` are D's on SR where the caller has them already."""
+        """Unweighted terms by name, fp32 scalars; ``logits`` are D's on SR, computed here if None."""
         terms = {"l1": l1_loss(sr, targets.hr, self.impl)}
         if self.vgg is not None and targets.features is not None:
             terms["perceptual"] = self.vgg(sr, targets.features)
@@ -55,6 +61,6 @@ class Objective:
         return terms
 
     def total(self, terms: dict[str, Tensor]) -> Tensor:
-        """The weighted sum."""
+        """Weighted sum of the terms, a scalar."""
         weights = {"l1": self.l1, "perceptual": self.perceptual, "gan": self.gan}
         return torch.stack([weights[name] * term for name, term in terms.items()]).sum()

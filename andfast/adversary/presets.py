@@ -1,4 +1,4 @@
-"""Named adversaries: how the paper's numbers are read, see docs/method.md."""
+"""Presets of the attack's radii and step size; docs/method.md says how they were chosen."""
 
 import math
 from collections.abc import Mapping
@@ -9,21 +9,21 @@ from typing import Final
 from andfast.adversary.ball import Ball
 
 REFERENCE_SIZE: Final = 256
-"""HR's height and width for which the presets' radii are given: the paper's patch."""
+"""HR height and width that the presets' radii are given for: the paper's patch size."""
 
 
 @dataclass(frozen=True)
 class Preset:
-    """A ball for HR of 256x256 and the step that goes with it, as a fraction of the radius."""
+    """A ball for HR of 256x256, and its step size as a fraction of the radius."""
 
     ball: Ball
     step_size: float
 
     def ball_for(self, height: int, width: int) -> Ball:
-        """The ball for another HR size; a joint ball stays as it is, to the letter.
+        """The ball of equal strength for another HR size; a joint ball is kept to the letter.
 
-        An L2 norm over maps grows with the square root of their pixels at equal strength; the norms of kernels and
-        slopes do not depend on the size.
+        At equal strength the L2 norm of noise maps grows with the square root of the number of pixels; the norms of
+        kernels and slopes do not depend on the size.
         """
         if self.ball.joint:
             return self.ball
@@ -31,7 +31,7 @@ class Preset:
 
 
 def resized(ball: Ball, before: tuple[int, int], after: tuple[int, int]) -> Ball:
-    """A ball of the same strength for HR of another (height, width)."""
+    """A ball of equal strength for HR of another (height, width)."""
     return replace(ball, noise=ball.noise * math.sqrt(math.prod(after) / math.prod(before)))
 
 
@@ -40,7 +40,7 @@ PRESETS: Final[Mapping[str, Preset]] = MappingProxyType(
         # Each group alone takes LR to 30 dB, or 25 dB, of the clean LR on photographs, with F of 64 channels at x4.
         "calibrated": Preset(Ball(convolution=0.0018, noise=0.65, slope=0.032), step_size=0.3),
         "strong": Preset(Ball(convolution=0.003, noise=1.2, slope=0.057), step_size=0.3),
-        # Section 4.3 to the letter: epsilon 20, step 6, factors 1, 10, 50. It destroys the image.
+        # Section 4.3 to the letter (epsilon 20, step 6, factors 1, 10, 50), which destroys the image.
         "paper": Preset(Ball(convolution=20 / 1, noise=20 / 10, slope=20 / 50, joint=True), step_size=6 / 20),
     }
 )

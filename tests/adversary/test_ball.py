@@ -76,7 +76,7 @@ def close(a: Theta, b: Theta, rtol: float = 1e-9) -> None:
 
 
 @given(SHAPES, RADII, RADII, RADII, st.booleans(), st.floats(0.01, 30.0))
-def test_norms_are_those_written_out(
+def test_norms_match_definition(
     shape: dict[str, Any], convolution: float, noise: float, slope: float, joint: bool, reach: float
 ) -> None:
     ball, identity = Ball(convolution, noise, slope, joint), start(shape)
@@ -90,7 +90,7 @@ def test_norms_are_those_written_out(
 
 
 @given(SHAPES, RADII, RADII, RADII, st.booleans(), st.floats(0.01, 1e4), st.integers(0, 9))
-def test_the_result_is_inside_and_stays(
+def test_projection_is_inside_and_idempotent(
     shape: dict[str, Any], convolution: float, noise: float, slope: float, joint: bool, reach: float, seed: int
 ) -> None:
     ball, identity = Ball(convolution, noise, slope, joint), start(shape, seed)
@@ -111,7 +111,7 @@ def test_the_result_is_inside_and_stays(
 @given(
     SHAPES, RADII, RADII, RADII, st.booleans(), st.floats(0.0, 0.38), st.sampled_from([torch.float32, torch.float64])
 )
-def test_what_is_inside_stays_bit_identical(
+def test_projection_keeps_inside_points_bit_identical(
     shape: dict[str, Any], convolution: float, noise: float, slope: float, joint: bool, reach: float, dtype: torch.dtype
 ) -> None:
     ball, identity = Ball(convolution, noise, slope, joint), start(shape)
@@ -122,7 +122,7 @@ def test_what_is_inside_stays_bit_identical(
     assert equal(project(identity, identity, ball), identity)
 
 
-def test_one_image_outside_does_not_move_the_others() -> None:
+def test_projection_is_per_network() -> None:
     shape = {"n": 3, "hr_size": 4, "channels": 3, "noise": "full", "slope": "layer"}
     identity = start(shape)
     for joint in (False, True):
@@ -139,7 +139,7 @@ def test_one_image_outside_does_not_move_the_others() -> None:
 
 
 @given(SHAPES, RADII, RADII, RADII, st.booleans(), st.floats(1.5, 20.0))
-def test_no_point_of_the_ball_is_nearer(
+def test_projection_is_nearest_point(
     shape: dict[str, Any], convolution: float, noise: float, slope: float, joint: bool, reach: float
 ) -> None:
     """The variational inequality of a projection: (theta - p) . (q - p) <= 0 in u for every q of the ball."""
@@ -153,7 +153,7 @@ def test_no_point_of_the_ball_is_nearer(
         assert (product <= 1e-8 * gap.norm(dim=1)).all()
 
 
-def test_separate_and_joint_by_hand() -> None:
+def test_separate_and_joint_balls() -> None:
     identity = start({"n": 1, "hr_size": 4, "channels": 3})
 
     def at(*lengths: float) -> Theta:
@@ -198,7 +198,7 @@ def test_radius_zero_keeps_a_group_at_its_identity(joint: bool, fixed: int) -> N
 @pytest.mark.parametrize("radius", [0.0, 2.0])
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 @pytest.mark.parametrize("group", range(3))
-def test_nan_does_not_hide(joint: bool, radius: float, value: float, group: int) -> None:
+def test_projection_propagates_nan(joint: bool, radius: float, value: float, group: int) -> None:
     """A broken theta or gradient stays visible after the step and the projection, in its image only."""
     identity = start({"n": 2, "hr_size": 4, "channels": 3})
     ball = Ball(*[radius if index == group else 1.0 for index in range(3)], joint)
@@ -211,7 +211,7 @@ def test_nan_does_not_hide(joint: bool, radius: float, value: float, group: int)
 
 
 @given(SHAPES, RADII, RADII, RADII, st.booleans(), st.floats(0.01, 2.0), st.floats(1e-12, 1e12))
-def test_steps_are_as_long_as_they_should_be(
+def test_move_has_step_size_length(
     shape: dict[str, Any], convolution: float, noise: float, slope: float, joint: bool, size: float, scale: float
 ) -> None:
     """`step_size` radii in u, of each group or of all together, whatever the gradient's length; and uphill."""
@@ -237,7 +237,7 @@ def test_steps_are_as_long_as_they_should_be(
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("name", PRESETS)
-def test_a_gradient_of_zero_moves_nothing(name: str, dtype: torch.dtype) -> None:
+def test_zero_gradient_moves_nothing(name: str, dtype: torch.dtype) -> None:
     """Also where a radius squared over the smallest number of the type is infinite, as with radius 20."""
     identity = sample_identity(2, hr_size=4, channels=3, dtype=dtype)
     nothing = identity.rebuild(torch.zeros_like(one) for one in identity.tensors())
@@ -253,7 +253,7 @@ def test_a_gradient_of_zero_moves_nothing(name: str, dtype: torch.dtype) -> None
         assert not torch.equal(one[1], other[1])
 
 
-def test_in_float32_at_the_radii_of_training() -> None:
+def test_float32_at_training_radii() -> None:
     """theta's own rounding costs less than 1e-4 of the calibrated radii."""
     identity = sample_identity(2, hr_size=32, channels=16, generator=torch.Generator().manual_seed(0))
     ball = PRESETS["calibrated"].ball_for(32, 32)
@@ -276,7 +276,7 @@ def test_presets() -> None:
         assert preset.step_size == pytest.approx(0.3)
 
 
-def test_presets_follow_the_size() -> None:
+def test_presets_scale_with_size() -> None:
     """Maps of a quarter of the pixels have half the norm at equal strength; kernels and slopes are no maps."""
     for name in ("calibrated", "strong"):
         ball = PRESETS[name].ball
@@ -292,7 +292,7 @@ def test_presets_follow_the_size() -> None:
 
 @pytest.mark.parametrize("value", [-0.1, math.nan, math.inf])
 @pytest.mark.parametrize("group", range(3))
-def test_radii_are_checked(value: float, group: int) -> None:
+def test_rejects_invalid_radii(value: float, group: int) -> None:
     radii = [1.0, 1.0, 1.0]
     radii[group] = value
     with pytest.raises(ValueError, match=rf"{GROUPS[group]} \(a radius\) must be finite and 0 or more, was {value}"):
@@ -301,7 +301,7 @@ def test_radii_are_checked(value: float, group: int) -> None:
 
 @pytest.mark.parametrize("ball", [PRESETS["calibrated"].ball_for(4, 4), PRESETS["paper"].ball_for(4, 4)])
 @given(seed=st.integers(0, 99), slope=st.sampled_from(["layer", "channel"]))
-def test_no_slope_of_the_ball_is_below_its_bound(ball: Ball, seed: int, slope: str) -> None:
+def test_smallest_slope_bounds_all_slopes(ball: Ball, seed: int, slope: str) -> None:
     """Also where all of the radius goes into a single slope of an image."""
     identity = start({"n": 2, "hr_size": 4, "channels": 3, "noise": "single", "slope": slope}, seed)
     theta = away(identity, ball, 3.0, seed)

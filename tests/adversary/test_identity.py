@@ -33,7 +33,7 @@ def deviation(theta: Theta, size: int, scale: int) -> Tensor:
 
 
 @pytest.mark.parametrize("scale", [2, 3, 4])
-def test_a_hundred_draws_are_the_identity(scale: int) -> None:
+def test_hundred_draws_are_the_identity(scale: int) -> None:
     """Issue: within 1e-5 for 100 random draws of the networks that training uses."""
     theta = sample_identity(100, hr_size=24, scale=scale, generator=seeded(scale))
     assert theta.weights[1].shape == (100, 64, 64, 3, 3)
@@ -42,17 +42,17 @@ def test_a_hundred_draws_are_the_identity(scale: int) -> None:
 
 
 @pytest.mark.parametrize(("noise", "slope"), [("single", "layer"), ("full", "channel"), ("single", "channel")])
-def test_the_other_forms_are_the_identity(noise: str, slope: str) -> None:
+def test_single_noise_and_channel_slope_are_the_identity(noise: str, slope: str) -> None:
     theta = sample_identity(10, hr_size=24, noise=noise, slope=slope, generator=seeded())
     assert deviation(theta, 24, 4).max().item() <= 1e-5
 
 
-def test_it_works_at_the_training_size() -> None:
+def test_training_size_is_the_identity() -> None:
     theta = sample_identity(1, hr_size=256, generator=seeded(3))
     assert deviation(theta, 256, 4).item() <= 1e-5
 
 
-def test_narrow_networks_are_near_the_identity() -> None:
+def test_narrow_networks_are_the_identity() -> None:
     """A product of ten narrow matrices is badly conditioned: fewer than 16 channels cost digits, not the point."""
     for channels, tolerance in ((32, 1e-5), (16, 1e-4), (8, 5e-3)):
         theta = sample_identity(50, hr_size=24, channels=channels, generator=seeded())
@@ -73,7 +73,7 @@ def test_draws_differ() -> None:
     assert not torch.equal(theta.weights[0], sample_identity(4, hr_size=8, generator=seeded(1)).weights[0])
 
 
-def test_structure() -> None:
+def test_shapes_and_dtypes() -> None:
     theta = sample_identity(2, hr_size=(8, 12), channels=5, generator=seeded())
     assert [tuple(one.shape) for one in theta.weights] == [
         (2, 5, 3, 3, 3),
@@ -109,7 +109,7 @@ def test_kernels_are_xavier_normal() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_parts_of_a_batch_are_slices_of_the_whole(dtype: torch.dtype) -> None:
+def test_shards_are_slices_of_the_whole_batch(dtype: torch.dtype) -> None:
     options = {"hr_size": 8, "channels": 6, "dtype": dtype}
     whole = sample_identity(6, generator=seeded(), **options)
     for offset, n in ((0, 6), (0, 2), (2, 3), (5, 1), (4, 0)):
@@ -117,7 +117,7 @@ def test_parts_of_a_batch_are_slices_of_the_whole(dtype: torch.dtype) -> None:
         assert equal(part, whole.rebuild(one[offset : offset + n] for one in whole.tensors()))
 
 
-def test_generator_reproduces() -> None:
+def test_equal_generators_draw_equal_networks() -> None:
     assert equal(
         sample_identity(3, hr_size=8, channels=8, generator=seeded(4)),
         sample_identity(3, hr_size=8, channels=8, generator=seeded(4)),
@@ -134,7 +134,7 @@ def test_generator_reproduces() -> None:
     assert torch.equal(before, torch.get_rng_state())
 
 
-def test_no_host_synchronisation() -> None:
+def test_no_host_synchronization() -> None:
     """On the meta device whatever would wait for a value raises: .item(), a nonzero, a factorisation's check."""
     theta = sample_identity(3, hr_size=16, device="meta", batch=(3, 9))
     assert all(one.is_meta for one in theta.tensors())
@@ -150,7 +150,7 @@ def test_fresh_noise_takes_no_memory() -> None:
     assert sum(one.untyped_storage().nbytes() for one in theta.noises) <= 4 * len(theta.noises)
 
 
-def test_no_network_at_all() -> None:
+def test_zero_networks() -> None:
     theta = sample_identity(0, hr_size=8)
     assert all(one.shape[0] == 0 for one in theta.tensors())
 
@@ -170,7 +170,7 @@ def test_no_network_at_all() -> None:
         ({"batch": (-1, 4)}, r"batch must be .*, was \(-1, 4\), n 2"),
     ],
 )
-def test_errors(change: dict[str, object], message: str) -> None:
+def test_rejects_invalid_arguments(change: dict[str, object], message: str) -> None:
     arguments: dict[str, object] = {"n": 2, "hr_size": 8} | change
     with pytest.raises(ValueError, match=message):
         sample_identity(arguments.pop("n"), **arguments)  # type: ignore[arg-type]

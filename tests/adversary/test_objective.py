@@ -34,7 +34,7 @@ def images() -> tuple[Tensor, Tensor]:
     return torch.rand(2, 3, 16, 16), torch.rand(2, 3, 16, 16, requires_grad=True)
 
 
-def test_l1_alone() -> None:
+def test_l1_only() -> None:
     hr, sr = images()
     objective = Objective(l1=0.25)
     targets = objective.targets(hr)
@@ -47,7 +47,7 @@ def test_l1_alone() -> None:
 
 
 @pytest.mark.parametrize("kind", ["vanilla", "relativistic", "least_squares"])
-def test_all_terms_by_hand(kind: Any, vgg: PerceptualLoss) -> None:
+def test_terms_match_definition(kind: Any, vgg: PerceptualLoss) -> None:
     hr, sr = images()
     discriminator = Counted().eval()  # no power iteration between the passes
     objective = Objective(2.0, 3.0, 0.1, vgg, discriminator, GANLoss(kind))
@@ -80,7 +80,7 @@ def test_all_terms_by_hand(kind: Any, vgg: PerceptualLoss) -> None:
     assert all(term.dim() == 0 and term.dtype == torch.float32 for term in terms.values())
 
 
-def test_a_term_without_its_network_is_left_out(vgg: PerceptualLoss) -> None:
+def test_terms_without_network_are_left_out(vgg: PerceptualLoss) -> None:
     hr, sr = images()
     for objective, names in (
         (Objective(1.0, 1.0, 1.0), {"l1"}),
@@ -91,7 +91,7 @@ def test_a_term_without_its_network_is_left_out(vgg: PerceptualLoss) -> None:
         assert set(objective.terms(sr, objective.targets(hr))) == names
 
 
-def test_targets_need_no_graph(vgg: PerceptualLoss) -> None:
+def test_targets_have_no_graph(vgg: PerceptualLoss) -> None:
     """HR is data: nothing is kept for gradients to it, or to D."""
     hr, _ = images()
     objective = Objective(1.0, 1.0, 1.0, vgg, Counted(), GANLoss("relativistic"))
@@ -101,7 +101,7 @@ def test_targets_need_no_graph(vgg: PerceptualLoss) -> None:
     assert not any(one.requires_grad for one in (*targets.features.values(), targets.logits))
 
 
-def test_g_learns_nothing_into_a_frozen_discriminator(vgg: PerceptualLoss) -> None:
+def test_frozen_discriminator_gets_no_gradients(vgg: PerceptualLoss) -> None:
     hr, sr = images()
     discriminator = Counted()
     objective = Objective(1.0, 1.0, 1.0, vgg, discriminator, GANLoss("relativistic"))
@@ -111,7 +111,7 @@ def test_g_learns_nothing_into_a_frozen_discriminator(vgg: PerceptualLoss) -> No
     assert all(one.grad is None for one in (*discriminator.parameters(), *vgg.parameters()))
 
 
-def test_half_precision_images_have_full_precision_losses(vgg: PerceptualLoss) -> None:
+def test_half_precision_images_give_float32_losses(vgg: PerceptualLoss) -> None:
     hr, sr = images()
     objective = Objective(1.0, 1.0, 0.1, vgg, Counted(), GANLoss("relativistic"))
     exact = objective.total(objective.terms(sr, objective.targets(hr)))
@@ -122,7 +122,7 @@ def test_half_precision_images_have_full_precision_losses(vgg: PerceptualLoss) -
     torch.testing.assert_close(total, exact, rtol=3e-2, atol=0)
 
 
-def test_nan_shows_in_the_total(vgg: PerceptualLoss) -> None:
+def test_total_propagates_nan(vgg: PerceptualLoss) -> None:
     hr, sr = images()
     objective = Objective(1.0, 0.0, 0.0, vgg, Counted(), GANLoss("vanilla"))
     terms = objective.terms(sr, objective.targets(hr))

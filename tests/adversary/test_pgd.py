@@ -87,7 +87,7 @@ def trained() -> nn.Module:
 
 @pytest.mark.parametrize("preset", ["calibrated", "strong"])
 @pytest.mark.parametrize("joint", [False, True])
-def test_every_pass_raises_the_loss_on_average(preset: str, joint: bool, trained: nn.Module) -> None:
+def test_each_step_raises_the_loss_on_average(preset: str, joint: bool, trained: nn.Module) -> None:
     """Over three photographs and three draws of networks, for a trained G and for one without weights."""
     radii = PRESETS[preset].ball_for(64, 64).radii
     ball = Ball(*radii, joint=joint)
@@ -118,7 +118,7 @@ def test_every_pass_raises_the_loss_on_average(preset: str, joint: bool, trained
     noise=st.sampled_from(["full", "single"]),
     slope=st.sampled_from(["layer", "channel"]),
 )
-def test_no_pass_leaves_the_ball(
+def test_steps_stay_in_the_ball(
     radii: tuple[float, float, float],
     joint: bool,
     step_size: float,
@@ -146,14 +146,14 @@ def test_no_pass_leaves_the_ball(
     assert not any(one.requires_grad for one in found.theta.tensors())
 
 
-def test_gradient_of_zero_moves_nothing() -> None:
+def test_zero_gradient_moves_nothing() -> None:
     start = identity(2, 8, 8)
     for preset in PRESETS.values():
         found = ascend(lambda theta: sum(one.sum() for one in theta.tensors()) * 0, start, ball=preset.ball)
         assert equal(found.theta, start)
 
 
-def test_one_step_by_hand() -> None:
+def test_one_step_matches_definition() -> None:
     hr, start, ball = photos(16)[:2], identity(2, 16), Ball(0.002, 0.5, 0.03)
     leaves = start.rebuild(one.clone().requires_grad_() for one in start.tensors())
     gradients = start.rebuild(iter(torch.autograd.grad(l1(hr)(leaves).sum(), tuple(leaves.tensors()))))
@@ -165,7 +165,7 @@ def test_one_step_by_hand() -> None:
             torch.testing.assert_close(one, zero + 0.4 * radius * unit)
 
 
-def test_images_do_not_touch_each_other() -> None:
+def test_images_are_independent() -> None:
     """An ascent of a batch is the ascents of its images, whether the objective is a mean or one loss an image."""
     hr, ball = photos(16), PRESETS["calibrated"].ball_for(16, 16)
     start = identity(3, 16)
@@ -179,7 +179,7 @@ def test_images_do_not_touch_each_other() -> None:
             torch.testing.assert_close(one, third[i : i + 1], rtol=1e-4, atol=1e-5)
 
 
-def test_shared_networks_ascend_for_all_their_images() -> None:
+def test_shared_networks_use_gradients_of_all_their_images() -> None:
     hr, ball = photos(16).repeat(2, 1, 1, 1), PRESETS["calibrated"].ball_for(16, 16)
     for networks in (1, 2):
         start = identity(networks, 16)
@@ -189,7 +189,7 @@ def test_shared_networks_ascend_for_all_their_images() -> None:
             assert l1(hr)(found.theta).mean() > l1(hr)(start).mean()
 
 
-def test_loss_scale_changes_nothing_else() -> None:
+def test_loss_scale_does_not_change_the_result() -> None:
     hr, start, ball = photos(16), identity(3, 16), PRESETS["calibrated"].ball_for(16, 16)
     plain, scaled = (ascend(l1(hr), start, ball=ball, loss_scale=scale) for scale in (1.0, 2.0**16))
     torch.testing.assert_close(plain.losses, scaled.losses, rtol=1e-5, atol=0)
@@ -197,14 +197,14 @@ def test_loss_scale_changes_nothing_else() -> None:
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
-def test_no_steps() -> None:
+def test_zero_steps() -> None:
     start = identity(2, 8, 8)
     found = ascend(l1(photos(8)[:2]), start, ball=PRESETS["paper"].ball, steps=0)
     assert equal(found.theta, start)
     assert found.losses.shape == (0,)
 
 
-def test_it_runs_where_gradients_are_off() -> None:
+def test_runs_under_no_grad() -> None:
     hr, start, ball = photos(8)[:2], identity(2, 8, 8), PRESETS["calibrated"].ball
     with torch.no_grad():
         inside = ascend(l1(hr), start, ball=ball)
@@ -212,7 +212,7 @@ def test_it_runs_where_gradients_are_off() -> None:
     assert not inside.losses.requires_grad
 
 
-def test_no_host_synchronisation() -> None:
+def test_no_host_synchronization() -> None:
     """The meta device has no values: reading one, as .item() or a branch would, raises."""
     hr = torch.empty(2, 3, 16, 16, device="meta")
     start = sample_identity(2, hr_size=16, channels=8, device="meta")
@@ -222,7 +222,7 @@ def test_no_host_synchronisation() -> None:
         assert all(one.is_meta for one in found.theta.tensors())
 
 
-def test_nan_in_the_objective_is_not_hidden() -> None:
+def test_propagates_nan_of_the_objective() -> None:
     start = identity(2, 8, 8)
     bad = torch.tensor([1.0, math.nan])
     found = ascend(lambda theta: l1(photos(8)[:2])(theta) * bad, start, ball=PRESETS["calibrated"].ball, steps=1)
@@ -240,7 +240,7 @@ def test_nan_in_the_objective_is_not_hidden() -> None:
         ({"step_size": math.inf}, "step_size must be finite and 0 or more, was inf"),
     ],
 )
-def test_errors(change: dict[str, float], message: str) -> None:
+def test_rejects_invalid_arguments(change: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ascend(l1(photos(8)[:2]), identity(2, 8, 8), ball=PRESETS["paper"].ball, **change)  # type: ignore[arg-type]
 
@@ -248,7 +248,7 @@ def test_errors(change: dict[str, float], message: str) -> None:
 # ----------------------------------------------------------------------------------------- the presets' strength
 
 
-def test_the_literal_numbers_destroy_the_image() -> None:
+def test_literal_preset_destroys_the_image() -> None:
     """Section 4.3 read to the letter: LR below -200 dB of the clean one, all of the radius spent on convolutions.
 
     That is why `calibrated` is the default and not `paper`; see docs/method.md.
@@ -278,7 +278,7 @@ def test_calibrated_groups_alone_give_30_db(group: int) -> None:
 
 
 @pytest.mark.slow
-def test_presets_scale_with_the_size() -> None:
+def test_presets_scale_with_size() -> None:
     """At 64x64 the noise's radius is a quarter, and each group alone is about as strong as at 256x256."""
     hr, start = photos(64)[1:], identity(2, 64, channels=64)
     for group in range(3):

@@ -75,7 +75,7 @@ def test_no_factor() -> None:
     with pytest.raises(ValueError, match=r"no factor on the radii gives 20: the nearest is 2[56]"):
         find_factor(lambda factor: 25 + 1 / (1 + factor), 20.0)
     with pytest.raises(ValueError, match=r"29\.5 was not met within 0\.1 in 12 tries: the nearest is"):
-        find_factor(lambda factor: 29.0 if factor > 0.7 else 30.0, 29.5, most=12)
+        find_factor(lambda factor: 29.0 if factor > 0.7 else 30.0, 29.5, max_tries=12)
     with pytest.raises(ValueError, match="target must be finite"):
         find_factor(lambda factor: 1.0, math.inf)
 
@@ -156,7 +156,7 @@ def test_path_is_the_attack_step_by_step(degrader: Degrader) -> None:
 
 
 @pytest.mark.parametrize("joint", [False, True])
-def test_the_random_perturbation_is_as_large_as_the_ball(degrader: Degrader, joint: bool) -> None:
+def test_random_perturbation_is_on_the_boundary_of_the_ball(degrader: Degrader, joint: bool) -> None:
     settings = degrader.attack.settings
     settings = replace(settings, ball=replace(settings.ball, joint=joint))
     degrader = replace(degrader, attack=replace(degrader.attack, settings=settings))
@@ -165,7 +165,7 @@ def test_the_random_perturbation_is_as_large_as_the_ball(degrader: Degrader, joi
     torch.testing.assert_close(used, torch.ones_like(used), atol=1e-3, rtol=0)
 
 
-def test_radii_follow_the_size_of_the_photograph(degrader: Degrader) -> None:
+def test_radii_scale_with_the_photograph(degrader: Degrader) -> None:
     assert degrader.ball.noise == pytest.approx(0.1 * math.sqrt(40 / 32))
     assert degrader.ball.convolution == 0.004
 

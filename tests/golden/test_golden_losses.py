@@ -39,7 +39,7 @@ def test_losses_are_reproduced(name: str) -> None:
 
 
 @pytest.mark.slow
-def test_slopes_recovered_from_results_reproduce_a_kept_z() -> None:
+def test_recovered_slopes_reproduce_a_saved_preactivation() -> None:
     """As a training run has it: 20 steps of net to rounding, seen 1e-7, then the kinks; gan starts where net ended."""
     stored, found = json.loads(FILE.read_text())["losses"], train(ReuseOptions(), recovered=True)
     by_step = {stage: differences(found[stage], stored[stage]) for stage in ("net", "gan")}
@@ -49,7 +49,7 @@ def test_slopes_recovered_from_results_reproduce_a_kept_z() -> None:
 
 
 @pytest.mark.slow
-def test_one_pass_of_d_reproduces_two() -> None:
+def test_one_discriminator_pass_reproduces_two() -> None:
     """What is stored are two passes of ESRGAN's D over SR, in float64, in which 50 steps of both agree to 1e-9."""
     stored = json.loads(FILE.read_text())["losses"]["gan, batch statistics"]
     by_step = differences(train_against_batch_statistics(ReuseOptions(discriminator_pass=True)), stored)
@@ -58,7 +58,7 @@ def test_one_pass_of_d_reproduces_two() -> None:
 
 
 @pytest.mark.slow
-def test_an_image_at_a_time_reproduces_the_batch() -> None:
+def test_chunks_of_one_image_reproduce_the_batch() -> None:
     """Sums over images in another order; by step 50 rounding has grown to 1.5e-4 on one machine."""
     by_step = differences(train_net_in_groups(1), json.loads(FILE.read_text())["losses"]["net"])
     assert len(by_step) == STEPS

@@ -45,7 +45,7 @@ def _fresh() -> Any:
     torch.compiler.reset()
 
 
-def test_blocks_share_one_compilation_and_frozen_ones_another() -> None:
+def test_blocks_share_one_graph_per_frozen_state() -> None:
     """Ten blocks, one graph; frozen, a second one whose backward has no gradient to weights; and no third."""
     graphs = Graphs()
     generator = RRDBNet(features=6, blocks=10, growth=3)
@@ -62,7 +62,7 @@ def test_blocks_share_one_compilation_and_frozen_ones_another() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("kind", "autocast"), [("vgg", None), ("unet", torch.bfloat16)])
-def test_a_compiled_step_is_an_eager_one_and_settles(kind: str, autocast: torch.dtype | None) -> None:
+def test_compiled_step_matches_eager_without_recompiling(kind: str, autocast: torch.dtype | None) -> None:
     """Losses and gradients; nothing is compiled anew after the first step, weights cast for the ascent included."""
     size, graphs = 128 if kind == "vgg" else 32, Graphs()
     eager, compiled = (make(kind, size=size, steps=2, attack={"autocast": autocast}) for _ in range(2))

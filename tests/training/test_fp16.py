@@ -77,7 +77,7 @@ def test_stage_gan_trains_as_in_fp32(shared: bool) -> None:
 
 
 @pytest.mark.parametrize("stage", ["net", "gan"])
-def test_an_overflow_moves_no_weight_and_halves_the_scale(stage: str) -> None:
+def test_overflow_skips_the_update_and_halves_the_scale(stage: str) -> None:
     one = state(stage)
     step(one)  # a scaler is made by its first loss
     one.scaler.update(2.0**40)
@@ -90,7 +90,7 @@ def test_an_overflow_moves_no_weight_and_halves_the_scale(stage: str) -> None:
     assert not any(torch.equal(a, b) for a, b in zip(before, weights(one), strict=True))
 
 
-def test_the_ascent_is_scaled_by_itself() -> None:
+def test_attack_does_not_use_the_loss_scale() -> None:
     """Its gradients are normalised, so it neither reads nor moves the scale of the training pass."""
     one, other = state("net"), state("net")
     step(one)

@@ -35,7 +35,7 @@ class Reduced(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("low", [torch.bfloat16, torch.float16])
-def test_each_loss_is_taken_in_fp32(low: torch.dtype) -> None:
+def test_losses_are_fp32(low: torch.dtype) -> None:
     """Of values in a half type, inside of an autocast region: exactly the loss of these values in fp32."""
     a, b = torch.rand(2, 2, 3, 32, 32).to(low)
     logits, others = torch.randn(2, 4, 1).to(low)
@@ -99,7 +99,7 @@ def test_norms_of_half_types_are_fp32() -> None:
     torch.testing.assert_close(found, ball.norms(wide, start))
 
 
-def test_optimizers_see_fp32() -> None:
+def test_optimizer_states_are_fp32() -> None:
     """Adam's states are those of fp32 weights."""
     step = make(attack={"autocast": torch.bfloat16})
     optimizer = torch.optim.Adam(step.generator.parameters())

@@ -38,20 +38,20 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[object]:
     return calls
 
 
-def test_a_wrong_op_ends_the_run_before_it_starts(asked: list[object]) -> None:
+def test_failed_self_test_raises(asked: list[object]) -> None:
     message = r"on a GPU: degradation_block \(triton, torch.bfloat16\): off by 0.3. --ops=reference trains with plain"
     with pytest.raises(ops.UntrustedOpError, match=message):
         ops.check_ops(config(precision="bf16"), CUDA)
     assert asked == [(CUDA, [torch.bfloat16, torch.float32], OPS, False)]
 
 
-def test_fp32_runs_are_tested_in_fp32_only(asked: list[object]) -> None:
+def test_fp32_runs_test_fp32_only(asked: list[object]) -> None:
     with pytest.raises(ops.UntrustedOpError):
         ops.check_ops(config(precision="fp32"), CUDA)
     assert asked == [(CUDA, [torch.float32], OPS, False)]
 
 
-def test_fp8_is_tested_and_told_of_where_it_is_used(asked: list[object]) -> None:
+def test_fp8_is_tested_where_used(asked: list[object]) -> None:
     settings = config(precision="bf16")
     assert set(ops.ops_used(settings, torch.device("cpu"))) == set(OPS)
     settings.adversary.precision = "fp8"
@@ -61,7 +61,7 @@ def test_fp8_is_tested_and_told_of_where_it_is_used(asked: list[object]) -> None
     assert set(ops.ops_used(settings, torch.device("cpu"))) == set(CASES)
 
 
-def test_plain_pytorch_and_the_cpu_are_not_tested(asked: list[object]) -> None:
+def test_reference_and_cpu_are_not_tested(asked: list[object]) -> None:
     assert ops.check_ops(config(ops="reference"), CUDA) == ops.check_ops(config(), torch.device("cpu")) == 0
     assert asked == []
 
@@ -69,7 +69,7 @@ def test_plain_pytorch_and_the_cpu_are_not_tested(asked: list[object]) -> None:
 @pytest.mark.parametrize(
     ("preset", "radius", "smallest"), [("calibrated", None, 0.968), ("paper", None, 0.6), ("calibrated", 1.5, 0)]
 )
-def test_the_ball_says_how_small_a_slope_may_be(preset: str, radius: float | None, smallest: float) -> None:
+def test_degradation_gets_the_smallest_slope_of_the_ball(preset: str, radius: float | None, smallest: float) -> None:
     settings = config(ops="reference")
     settings.generator.blocks, settings.generator.features, settings.generator.growth = 1, 8, 4
     settings.adversary.preset, settings.adversary.radius_slope = preset, radius  # type: ignore[assignment]
@@ -78,7 +78,7 @@ def test_the_ball_says_how_small_a_slope_may_be(preset: str, radius: float | Non
     assert step.attack.degradation.smallest_slope == pytest.approx(smallest)
 
 
-def test_the_choice_reaches_every_network() -> None:
+def test_ops_setting_reaches_all_networks() -> None:
     settings = config(ops="reference")
     settings.generator.blocks, settings.generator.features, settings.generator.growth = 1, 8, 4
     generator = build_generator(settings)

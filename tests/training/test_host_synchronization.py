@@ -47,7 +47,7 @@ class Waits(TorchDispatchMode):
 
 @pytest.mark.parametrize("kind", [None, "vgg", "unet"])
 @pytest.mark.parametrize("autocast", [None, torch.bfloat16])
-def test_no_op_of_a_step_waits(kind: str | None, autocast: torch.dtype | None) -> None:
+def test_step_has_no_host_synchronization(kind: str | None, autocast: torch.dtype | None) -> None:
     size = 128 if kind == "vgg" else 32
     step = make(kind, "relativistic", size=size, steps=2, attack={"autocast": autocast, "round_lr": True})
     hr = crops(2, size)
@@ -61,7 +61,7 @@ def test_no_op_of_a_step_waits(kind: str | None, autocast: torch.dtype | None) -
 
 
 @pytest.mark.parametrize("act", [lambda x: x.sum().item(), lambda x: x[x > 0], lambda x: x + torch.tensor([1.0])])
-def test_the_watch_sees_what_waits(act: Any) -> None:
+def test_detects_host_synchronization(act: Any) -> None:
     with Waits() as waits:
         act(torch.rand(3))
     assert waits.found
