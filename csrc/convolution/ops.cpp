@@ -118,6 +118,9 @@ std::tuple<Tensor, Tensor> convolution_forward(
   p.resampling = resampling_of(factor, false);
   const Shape shape = single_shape(p.dtype, x.size(1), out_channels, p.resampling, per_image);
   ANDFAST_CHECK(!replicate || factor == 1, "replicate must be False with factor 2");
+  // Weights are packed for a family, which is chosen without knowing of these; no family but mma's has per-image weights.
+  ANDFAST_CHECK(per_image || !(replicate || slopes.has_value() || noise.has_value()),
+                "per_image must be True with slopes, noise or replicate");
   p.padding = replicate ? Padding::kReplicate : Padding::kZeros;
   p.images = static_cast<int32_t>(x.size(0));
   p.height = static_cast<int32_t>(x.size(2));
