@@ -1,5 +1,6 @@
 """Atomic file writes (temporary file in the same folder, fsync, rename), write checks and printable file names."""
 
+import hashlib
 import os
 import tempfile
 from collections.abc import Iterator
@@ -7,11 +8,21 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+_MAX_NAME = 255  # bytes, on all common file systems
+
+
+def temporary_path(path: Path) -> Path:
+    """A hidden path in the folder of ``path``, with its suffix and a name that is short enough for the file system."""
+    name = f".tmp-{path.name}"
+    if len(os.fsencode(name)) > _MAX_NAME:
+        name = f".tmp-{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]}{path.suffix[:16]}"
+    return path.with_name(name)
+
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[BinaryIO]:
     """Open a binary file for writing; it appears under ``path`` when the block exits without an error."""
-    temporary = path.with_name(f".tmp-{path.name}")
+    temporary = temporary_path(path)
     try:
         temporary.unlink(missing_ok=True)  # left by a crash, or a link that would be followed
         with temporary.open("xb") as file:
@@ -31,7 +42,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
     After an error the temporary file is deleted and ``path`` is unchanged.
     """
-    temporary = path.with_name(f".tmp-{path.name}")
+    temporary = temporary_path(path)
     try:
         yield temporary
         sync_file(temporary)
@@ -59,6 +70,28 @@ def check_output_path(name: str, path: Path) -> None:
             pass
     except OSError as error:
         raise OSError(f"{name} must be in a writable folder, was {path}: {error.strerror}") from error
+
+
+def check_writable(path: Path) -> None:
+    """Check that a file can be created at ``path``, before the work that ends in writing it. Creates nothing.
+
+    Missing parent folders count as writable if they can be created.
+
+    Raises:
+        OSError: ``path`` is a folder, or its folder is a file or not writable; the message names the folder.
+    """
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} must be a file to write, is a folder")
+    folder = path.absolute().parent
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    if not folder.is_dir():
+        raise NotADirectoryError(f"{folder} must be a folder to write {path} to, is a file")
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OSError(error.errno, f"{folder} must be writable, was not: {error.strerror}") from error
 
 
 def sync_file(path: Path) -> None:

@@ -9,6 +9,20 @@ _LOG_INTERVAL = 10.0
 """Minimum seconds between two updates where the output is not a terminal: there each update is a line."""
 
 
+class _LineStream:
+    """Write each of tqdm's updates, which start with a carriage return, as a line."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> None:
+        if line := text.strip():
+            self._stream.write(f"{line}\n")
+
+    def flush(self) -> None:
+        self._stream.flush()
+
+
 class Progress:
     """A progress bar on stderr.
 
@@ -18,6 +32,7 @@ class Progress:
         unit: name of a unit.
         done: units done before, of a resumed run.
         enabled: False shows nothing.
+        leave: keep the finished bar on the screen; False also hides it from a log unless it takes long.
         file: output stream; stderr by default.
     """
 
@@ -29,18 +44,22 @@ class Progress:
         unit: str,
         done: int = 0,
         enabled: bool = True,
+        leave: bool = True,
         file: TextIO | None = None,
     ) -> None:
         stream = sys.stderr if file is None else file
+        terminal = stream.isatty()
         self._bar = tqdm(
             total=total,
             initial=done,
             desc=description,
             unit=unit,
             disable=not enabled,
-            file=stream,
+            file=stream if terminal else _LineStream(stream),
+            leave=leave,
+            delay=0 if terminal or leave else _LOG_INTERVAL,
             dynamic_ncols=True,
-            mininterval=0.2 if stream.isatty() else _LOG_INTERVAL,
+            mininterval=0.2 if terminal else _LOG_INTERVAL,
         )
 
     def show(self, text: str) -> None:

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 
 from andfast.console import log_to_stderr
-from andfast.files import printable
+from andfast.files import check_writable, printable
 from andfast.inference.writers import FORMATS
 
 DESCRIPTION = """\
@@ -62,7 +62,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options.quality > 100:
             raise ValueError(f"quality must be at most 100, was {options.quality}")
         check_tile(options.tile, options.overlap)
-        jobs = find_jobs(options.input, options.output, format_=options.format)
+        with log_to_stderr():
+            jobs = find_jobs(options.input, options.output, format_=options.format)
+        for target in {job.inside / "_" if job.inside is not None else job.target for job in jobs}:
+            check_writable(target)
         restorer = load_restorer(
             options.weights, device=options.device, precision=options.precision, scale=options.scale
         )

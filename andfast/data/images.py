@@ -9,7 +9,7 @@ Conversions
   16-bit CMYK and 16-bit premultiplied alpha keep the high byte. Signed, 32-bit and floating-point samples have no
   agreed range and raise, as do 16-bit TIFFs with separate planes, which Pillow decodes wrongly.
 - Grey becomes three equal channels; palettes, CMYK and YCbCr are converted by Pillow; ICC profiles are ignored.
-- Transparency (alpha channel, transparent palette entry or key colour) is composited over white, as viewers do: colours
+- Transparency (alpha channel, transparent palette entry or key color) is composited over white, as viewers do: colors
   stored under transparent pixels are arbitrary.
 - The EXIF orientation is applied.
 - Images above Pillow's decompression-bomb limit (``PIL.Image.MAX_IMAGE_PIXELS``, 89 million pixels) raise.
@@ -17,6 +17,7 @@ Conversions
 
 import json
 import os
+import re
 import struct
 import sys
 import warnings
@@ -45,6 +46,10 @@ _DEEP_RAW_MODES = ("RGB;16", "RGBA;16", "RGBX;16")
 
 class UnusableImageError(Exception):
     """The file does not decode to a usable image; the message is the reason, in one line."""
+
+
+class TooManyPixelsError(UnusableImageError):
+    """The image has more pixels than the limit."""
 
 
 def decode(path: str | Path, *, min_size: int = 1) -> NDArray[np.uint8]:
@@ -87,7 +92,7 @@ def image_errors(path: str | Path, *, max_pixels: int | None = None) -> Iterator
         except UnusableImageError:
             raise
         except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-            raise UnusableImageError(f"too many pixels: {_line(error)}") from error
+            raise TooManyPixelsError(_too_many_pixels(error, Image.MAX_IMAGE_PIXELS)) from error
         except UnidentifiedImageError as error:
             raise UnusableImageError(_unidentified(path)) from error
         except OSError as error:
@@ -175,7 +180,7 @@ def _load_as(image: ImageFile.ImageFile, raw_mode: str) -> NDArray[np.uint8]:
 
 
 def _with_key(samples: NDArray[np.uint16], key: Any) -> NDArray[np.uint16]:
-    """Append an alpha channel that is 0 where the samples equal PNG's transparent colour (tRNS)."""
+    """Append an alpha channel that is 0 where the samples equal PNG's transparent color (tRNS)."""
     if key is None:
         return samples
     alpha = np.where((samples == np.asarray(key, np.uint16)).all(-1, keepdims=True), 0, 65535)
@@ -195,15 +200,15 @@ def _plain_samples(image: Image.Image, grey: bool) -> NDArray[np.uint8]:
 
 def _over_white(samples: NDArray[Any]) -> NDArray[np.uint8]:
     """(H, W, C) uint8 or uint16 samples to (H, W, 3) uint8: composite alpha over white, then round."""
-    colour, alpha = (samples, None) if samples.shape[-1] % 2 else (samples[..., :-1], samples[..., -1:])
+    color, alpha = (samples, None) if samples.shape[-1] % 2 else (samples[..., :-1], samples[..., -1:])
     top = np.iinfo(samples.dtype).max
     if alpha is not None:
         wide = np.uint16 if samples.dtype == np.uint8 else np.uint32  # holds top * top + top // 2
         cover = alpha.astype(wide)
-        colour = ((colour * cover + top * (top - cover) + top // 2) // top).astype(samples.dtype)
-    if colour.dtype == np.uint16:
-        colour = ((colour.astype(np.uint32) + 128) // 257).astype(np.uint8)
-    return np.broadcast_to(colour, (*colour.shape[:2], 3))
+        color = ((color * cover + top * (top - cover) + top // 2) // top).astype(samples.dtype)
+    if color.dtype == np.uint16:
+        color = ((color.astype(np.uint32) + 128) // 257).astype(np.uint8)
+    return np.broadcast_to(color, (*color.shape[:2], 3))
 
 
 def apply_orientation(pixels: NDArray[Any], orientation: Any) -> NDArray[Any]:
@@ -220,6 +225,13 @@ def _unidentified(path: str | Path) -> str:
     if not start:
         return "an empty file"
     return f"not a PNG, JPEG, WebP, TIFF or BMP image, or its header is damaged (it starts with {start!r})"
+
+
+def _too_many_pixels(error: BaseException, limit: int | None) -> str:
+    number = re.search(r"\((\d+) pixels\)", str(error))
+    if number is None or limit is None:
+        return f"too many pixels: {_line(error)}"
+    return f"too many pixels: {int(number[1]):,}, the limit is {limit:,}"
 
 
 def _line(error: BaseException) -> str:

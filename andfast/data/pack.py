@@ -8,12 +8,10 @@ eighth full, so that many small runs do not leave many small files.
 
 import contextlib
 import fcntl
-import sys
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-from tqdm import tqdm
 
 from andfast.files import printable
 
@@ -21,6 +19,8 @@ from . import store
 from .pack_update import PackUpdate
 from .sources import find_images
 from .store import PackError
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def pack_images(
     files = find_images(sources, include=include, exclude=exclude)
     if not files:
         raise ValueError(_empty_message("no image files", sources, include, exclude))
-    with _locked(output, progress):
+    with _locked(output):
         update = PackUpdate(output, files, min_size)
         update.decode(workers, progress)
         if not update.images:
@@ -107,7 +107,7 @@ def pack_images(
 
 
 @contextlib.contextmanager
-def _locked(output: Path, progress: bool) -> Iterator[None]:
+def _locked(output: Path) -> Iterator[None]:
     """Hold the pack's lock; name the pack in the error of a full disk."""
     try:
         output.mkdir(parents=True, exist_ok=True)
@@ -116,8 +116,7 @@ def _locked(output: Path, progress: bool) -> Iterator[None]:
             try:  # the kernel releases the lock however this process ends
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                if progress:
-                    tqdm.write(f"waiting for another process that packs to {output}", file=sys.stderr)
+                _LOG.warning("waiting for another process that packs to %s", output)
                 fcntl.flock(lock, fcntl.LOCK_EX)
             yield
     except OSError as error:

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from andfast.files import sync_folder
+from andfast.progress import Progress
 
 from . import store
 from .decoding import decode_files
@@ -73,14 +73,14 @@ class PackUpdate:
         """Decode new and changed files into new shards."""
         paths = [file.path for file, _ in self._new]
         decoded = decode_files(paths, min_size=self._min_size, workers=workers)
-        bar = tqdm(total=len(paths), desc="packing", unit="image", disable=not (progress and paths))
+        bar = Progress("packing", len(paths), unit="image", enabled=bool(progress and paths))
         with self._rolled_back_on_error(), contextlib.closing(decoded), bar:
             for (file, key), result in zip(self._new, decoded, strict=True):
                 if isinstance(result, str):
                     self._skipped[file.name] = result
                 else:
                     self._add(file.name, key, result)
-                bar.update()
+                bar.advance()
 
     def finish(self) -> None:
         """Compact shards, replace the index, delete shards that it no longer lists."""

@@ -4,6 +4,7 @@ import importlib.util
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
@@ -20,7 +21,7 @@ class SourceFile:
     Attributes:
         name: Path relative to the source, with forward slashes; the real path where two sources have the same relative
             path. Unique within a list.
-        path: Absolute real path.
+        path: Absolute path; the real path in a list of unique files.
     """
 
     name: str
@@ -80,7 +81,7 @@ def find_images(
     seen: set[str] = set()
     for source in sources:
         root = resolve_source(source)
-        for relative in [root.name] if root.is_file() else sorted(_walk(root, unique)):
+        for relative in [root.name] if root.is_file() else sorted(walk_files(root, SUFFIXES, unique=unique)):
             file = root if root.is_file() else root / relative
             if include and not _matches(relative, include):
                 continue
@@ -92,8 +93,11 @@ def find_images(
     return [SourceFile(name if count[name] == 1 else path, real) for name, path, real in files]
 
 
-def _walk(root: Path, unique: bool) -> Iterator[str]:
-    """Paths of image files below a folder, relative to it, in POSIX form; a folder is visited once if ``unique``."""
+def walk_files(root: Path, suffixes: AbstractSet[str], *, unique: bool = True) -> Iterator[str]:
+    """Yield files below a folder by suffix (case-insensitive), relative to it, in POSIX form; hidden names are skipped.
+
+    Linked folders are followed: each folder once if ``unique`` is True, else everywhere but into a cycle.
+    """
     visited = {str(root): {os.path.realpath(root)}}  # links may form a cycle: folders visited on the way to each
     for folder, subfolders, files in os.walk(root, followlinks=True, onerror=_raise):
         seen = visited.pop(folder)
@@ -111,7 +115,7 @@ def _walk(root: Path, unique: bool) -> Iterator[str]:
         subfolders[:] = unvisited
         below = Path(folder).relative_to(root)
         for name in files:
-            if not name.startswith(".") and os.path.splitext(name)[1].lower() in SUFFIXES:
+            if not name.startswith(".") and os.path.splitext(name)[1].lower() in suffixes:
                 yield (below / name).as_posix()
 
 

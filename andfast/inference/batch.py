@@ -12,16 +12,18 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm import tqdm
 
-from andfast.data.images import UnusableImageError
+from andfast.data.images import TooManyPixelsError, UnusableImageError
 from andfast.files import atomic_file, printable
 from andfast.inference.channels import ChannelsRestorer
+from andfast.inference.color_shift import ColorShift
 from andfast.inference.jobs import Job
+from andfast.inference.metadata import Metadata
 from andfast.inference.models import Restorer
 from andfast.inference.reading import MAX_PIXELS, DecodedImage, read_image
 from andfast.inference.tiles import check_tile, count_tiles, restore_bands
 from andfast.inference.writers import Writer, check_writable, format_of, open_writer
+from andfast.progress import Progress
 
 _ROWS = 64  # rounded at a time
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
@@ -74,7 +76,7 @@ def upscale_files(
         overwrite: Replace existing results.
         skip_existing: Skip images with existing results; with neither flag they count as failed.
         max_pixels: Maximum number of pixels of an image.
-        progress: Show progress bars for images and tiles on a terminal.
+        progress: Show progress bars for images and tiles.
 
     Raises:
         ValueError: ``tile`` or ``overlap`` does not fit the restorer.
@@ -82,26 +84,22 @@ def upscale_files(
     check_tile(tile, overlap, restorer.multiple)
     upscaler = _Upscaler(ChannelsRestorer(restorer), tile, overlap, quality, max_pixels, progress)
     report = Report()
-    for job in tqdm(jobs, desc="images", unit="image", disable=_hidden(progress and len(jobs) > 1)):
-        try:
-            if job.target.exists() and not overwrite:
-                if skip_existing:
+    with Progress("images", len(jobs), unit="image", enabled=progress and len(jobs) > 1) as bar:
+        for job in jobs:
+            try:
+                if not job.target.exists() or overwrite:
+                    upscaler.upscale(job)
+                    report.done.append(job.target)
+                elif skip_existing:
                     report.skipped.append(job.target)
-                    continue
-                raise _CannotRestoreError(f"{job.target} already exists")
-            upscaler.upscale(job)
-        except (_CannotRestoreError, UnusableImageError, ValueError, OSError, MemoryError) as error:
-            reason = str(error) or "not enough memory for the image"
-            report.failed.append((job.source, reason))
-            _LOG.error(printable(f"{job.source}: not restored: {reason}"))
-        else:
-            report.done.append(job.target)
+                else:
+                    raise _CannotRestoreError(f"{job.target} already exists")
+            except (_CannotRestoreError, UnusableImageError, ValueError, OSError, MemoryError) as error:
+                reason = str(error) or "not enough memory for the image"
+                report.failed.append((job.source, reason))
+                _LOG.error(printable(f"{job.source}: not restored: {reason}"))
+            bar.advance()
     return report
-
-
-def _hidden(progress: bool) -> bool | None:
-    """tqdm's ``disable``: None shows a bar on a terminal only."""
-    return None if progress else True
 
 
 @dataclass
@@ -115,8 +113,11 @@ class _Upscaler:
 
     def upscale(self, job: Job) -> None:
         format_ = format_of(job.target)
-        image = read_image(job.source, max_pixels=self.max_pixels)
-        bits, profile = self._fit_format(image, format_)
+        try:
+            image = read_image(job.source, max_pixels=self.max_pixels)
+        except TooManyPixelsError as error:
+            raise UnusableImageError(f"{error} (see --max-pixels)") from error
+        bits, metadata = _fit_format(image, format_)
         height, width, channels = image.samples.shape
         size = width * self.restorer.scale, height * self.restorer.scale
         check_writable(format_, *size, channels)
@@ -133,41 +134,33 @@ class _Upscaler:
                         channels=channels,
                         bits=bits,
                         quality=self.quality,
-                        profile=profile,
-                        exif=image.exif,
+                        metadata=metadata,
                     )
-                    self._restore(image, writer, bits, job.source.name)
+                    shift = self._restore(image, writer, bits, job.source.name)
                     writer.close()
+                if (warning := shift.warning()) is not None:
+                    _LOG.warning(printable(f"{job.source}: {warning}"))
                 return
             except (MemoryError, RuntimeError) as error:
                 if not _is_out_of_memory(error):
                     raise
             self._halve_tile(job, max(height, width))
 
-    def _fit_format(self, image: DecodedImage, format_: str) -> tuple[int, bytes | None]:
-        """Bits and ICC profile of the result; adds a note for everything that the format cannot hold."""
-        bits, profile = image.samples.dtype.itemsize * 8, image.profile
-        if bits == 16 and format_ in {"JPEG", "WEBP"}:
-            bits = 8
-            image.notes.append(f"16 bits are reduced to 8, the maximum of {format_}")
-        if profile is not None and format_ == "WEBP" and image.samples.shape[2] < 3:
-            profile = None
-            image.notes.append("its grey ICC profile is not kept, as WEBP is always RGB")
-        if image.exif is not None and format_ == "TIFF":
-            image.notes.append("its EXIF is not kept in a TIFF")
-        return bits, profile
-
-    def _restore(self, image: DecodedImage, writer: Writer, bits: int, name: str) -> None:
+    def _restore(self, image: DecodedImage, writer: Writer, bits: int, name: str) -> ColorShift:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # it is only read
             lr = torch.from_numpy(image.samples).permute(2, 0, 1)[None]
+        shift = ColorShift(image.samples)
         tiles = count_tiles(self.restorer, *lr.shape[2:], tile=self.tile, overlap=self.overlap)
-        hidden = _hidden(self.progress and tiles > 1)
-        with tqdm(total=tiles, desc=printable(name), unit="tile", leave=False, disable=hidden) as bar:
-            for band in restore_bands(self.restorer, lr, tile=self.tile, overlap=self.overlap, on_tile=bar.update):
+        shown = self.progress and tiles > 1
+        with Progress(printable(name), tiles, unit="tile", leave=False, enabled=shown) as bar:
+            for band in restore_bands(self.restorer, lr, tile=self.tile, overlap=self.overlap, on_tile=bar.advance):
                 for start in range(0, band.shape[2], _ROWS):
-                    writer.write(_rounded(band[0, :, start : start + _ROWS], bits))
+                    rows = _rounded(band[0, :, start : start + _ROWS], bits)
+                    shift.add(rows)
+                    writer.write(rows)
                 del band  # free it before the next band is restored
+        return shift
 
     def _halve_tile(self, job: Job, side: int) -> None:
         """Continue with smaller tiles, or give up on the image."""
@@ -183,6 +176,17 @@ class _Upscaler:
         message = f"{job.source}: not enough memory for tiles of {self.tile or side}, continuing with {smaller}"
         _LOG.warning(printable(message))
         self.tile = smaller
+
+
+def _fit_format(image: DecodedImage, format_: str) -> tuple[int, Metadata]:
+    """Bits and metadata of the result; adds a note for everything that the format cannot hold."""
+    bits = image.samples.dtype.itemsize * 8
+    if bits == 16 and format_ in {"JPEG", "WEBP"}:
+        bits = 8
+        image.notes.append(f"16 bits are reduced to 8, the maximum of {format_}")
+    metadata, notes = image.metadata.fit(format_, image.samples.shape[2])
+    image.notes += notes
+    return bits, metadata
 
 
 def _rounded(rows: Tensor, bits: int) -> NDArray[np.uint8 | np.uint16]:

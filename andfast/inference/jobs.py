@@ -1,16 +1,23 @@
 """Which images to restore and where to write the results, resolved and checked before anything runs."""
 
 import glob
+import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
 from andfast.data.images import SUFFIXES
-from andfast.data.sources import find_images
+from andfast.data.sources import walk_files
+from andfast.files import printable
 from andfast.inference.writers import FORMATS, format_of
 
+OTHER_SUFFIXES = frozenset({".gif", ".avif", ".heic", ".heif", ".jp2", ".jxl", ".psd", ".svg", ".dng", ".exr", ".hdr"})
+"""Suffixes of images that are not supported: skipped in folders with a warning."""
+
 _MAGIC = "*?["
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -78,14 +85,13 @@ def _images(text: str, output: Path) -> list[tuple[Path, PurePath]]:
     if path.is_dir():
         if output.is_dir() and os.path.samefile(path, output):
             raise ValueError(f"output must be a different folder than the input, was {str(output)!r}")
-        images = [(path / file.name, PurePath(file.name)) for file in find_images([path])]
+        images = [(path / name, PurePath(name)) for name in sorted(walk_files(path, SUFFIXES, unique=False))]
+        _log_skipped(path / name for name in sorted(walk_files(path, OTHER_SUFFIXES, unique=False)))
     elif any(character in text for character in _MAGIC):
         root = _fixed_part(text)
-        images = [
-            (file, PurePath(os.path.relpath(file, root)))
-            for file in map(Path, sorted(glob.glob(text, recursive=True)))
-            if file.suffix.lower() in SUFFIXES and file.is_file()
-        ]
+        matches = [file for file in map(Path, sorted(glob.glob(text, recursive=True))) if file.is_file()]
+        images = [(file, PurePath(os.path.relpath(file, root))) for file in matches if _has_suffix(file, SUFFIXES)]
+        _log_skipped(file for file in matches if _has_suffix(file, OTHER_SUFFIXES))
         if not images:
             raise FileNotFoundError(f"input {text!r} must match images, it matches none")
     else:
@@ -93,6 +99,15 @@ def _images(text: str, output: Path) -> list[tuple[Path, PurePath]]:
     # Results of an earlier run in an output folder inside the input are not inputs.
     inside = os.path.realpath(output) + os.sep
     return [pair for pair in images if not os.path.realpath(pair[0]).startswith(inside)]
+
+
+def _has_suffix(file: Path, suffixes: AbstractSet[str]) -> bool:
+    return file.suffix.lower() in suffixes
+
+
+def _log_skipped(files: Iterable[Path]) -> None:
+    for file in files:
+        _LOG.warning(printable(f"{file}: skipped: {file.suffix[1:].upper()} is not a supported format"))
 
 
 def _fixed_part(pattern: str) -> Path:

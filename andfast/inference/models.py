@@ -70,7 +70,7 @@ class Restorer:
 
         Returns:
             (N, 3, H * scale, W * scale), fp32, on the restorer's device, neither clamped nor rounded (a few spandrel
-            networks clamp internally). A single-channel network restores each colour channel separately.
+            networks clamp internally). A single-channel network restores each color channel separately.
 
         Raises:
             TypeError: ``lr`` is not a floating-point tensor.

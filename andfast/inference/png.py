@@ -12,10 +12,11 @@ from typing import Any, BinaryIO, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from andfast.inference.metadata import NO_METADATA, Metadata, png_chunks
 from andfast.inference.ordered_pool import OrderedPool
 
 SIGNATURE: Final = b"\x89PNG\r\n\x1a\n"
-_COLOUR_TYPES: Final = {1: 0, 2: 4, 3: 2, 4: 6}
+_COLOR_TYPES: Final = {1: 0, 2: 4, 3: 2, 4: 6}
 _PAETH: Final = 4
 _BLOCK: Final = 1 << 20  # bytes compressed independently by one thread; deflate's window is 32768
 _LEVEL: Final = 4  # a third of the time of level 6, 10% larger
@@ -40,8 +41,7 @@ class PngWriter:
         height: Height in pixels.
         channels: 1 (grey), 2 (grey, alpha), 3 (RGB) or 4 (RGB, alpha).
         bits: 8 or 16.
-        profile: ICC profile.
-        exif: EXIF block, with or without JPEG's "Exif" marker.
+        metadata: Metadata to store in ancillary chunks.
     """
 
     def __init__(
@@ -52,8 +52,7 @@ class PngWriter:
         *,
         channels: int,
         bits: int,
-        profile: bytes | None = None,
-        exif: bytes | None = None,
+        metadata: Metadata = NO_METADATA,
     ) -> None:
         self._file = file
         self._pixel_bytes = channels * bits // 8
@@ -64,11 +63,13 @@ class PngWriter:
         self._adler = 1
         self._blocks = OrderedPool(self._append)
         file.write(SIGNATURE)
-        self._chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, _COLOUR_TYPES[channels], 0, 0, 0))
-        if profile:
-            self._chunk(b"iCCP", b"ICC profile\0\0" + zlib.compress(profile))
-        if exif:
-            self._chunk(b"eXIf", exif.removeprefix(b"Exif\0\0"))
+        self._chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, _COLOR_TYPES[channels], 0, 0, 0))
+        for name, content in png_chunks(metadata):
+            self._chunk(name, content)
+        if metadata.profile:
+            self._chunk(b"iCCP", b"ICC profile\0\0" + zlib.compress(metadata.profile))
+        if metadata.exif:
+            self._chunk(b"eXIf", metadata.exif.removeprefix(b"Exif\0\0"))
         self._chunk(b"IDAT", b"\x78\x5e")  # zlib header: deflate, window of 32768
 
     def write(self, rows: NDArray[Any]) -> None:

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from andfast.inference.metadata import NO_METADATA, Metadata, jpeg_segment
 from andfast.inference.png import PngWriter
 from andfast.inference.tiff import TiffWriter
 
@@ -73,8 +74,7 @@ def open_writer(
     channels: int,
     bits: int,
     quality: int = 95,
-    profile: bytes | None = None,
-    exif: bytes | None = None,
+    metadata: Metadata = NO_METADATA,
 ) -> Writer:
     """Create the writer of an image.
 
@@ -86,14 +86,13 @@ def open_writer(
         channels: 1 (grey), 2 (grey, alpha), 3 (RGB) or 4 (RGB, alpha).
         bits: 8 or 16; must be 8 for JPEG and WebP.
         quality: Quality of JPEG and WebP, 1 to 100; WebP with 100 is lossless.
-        profile: ICC profile.
-        exif: EXIF block; ignored by TIFF.
+        metadata: Metadata, as :meth:`Metadata.fit` returns it for the format.
     """
     if format_ == "PNG":
-        return PngWriter(file, width, height, channels=channels, bits=bits, profile=profile, exif=exif)
+        return PngWriter(file, width, height, channels=channels, bits=bits, metadata=metadata)
     if format_ == "TIFF":
-        return TiffWriter(file, width, height, channels=channels, bits=bits, profile=profile)
-    return _PillowWriter(file, format_, (width, height), channels, quality, profile, exif)
+        return TiffWriter(file, width, height, channels=channels, bits=bits, metadata=metadata)
+    return _PillowWriter(file, format_, (width, height), channels, quality, metadata)
 
 
 class _PillowWriter:
@@ -106,8 +105,7 @@ class _PillowWriter:
         size: tuple[int, int],
         channels: int,
         quality: int,
-        profile: bytes | None,
-        exif: bytes | None,
+        metadata: Metadata,
     ) -> None:
         self._file, self._format = file, format_
         self._image = Image.new("RGBA" if channels == 2 else _MODES[channels], size)
@@ -117,10 +115,14 @@ class _PillowWriter:
             self._options["subsampling"] = 0  # 4:4:4
         else:
             self._options["lossless"] = quality == 100
-        if profile:
-            self._options["icc_profile"] = profile
-        if exif:
-            self._options["exif"] = exif
+        if metadata.profile:
+            self._options["icc_profile"] = metadata.profile
+        if metadata.exif:
+            self._options["exif"] = metadata.exif
+        if metadata.xmp:
+            self._options |= {"extra": jpeg_segment(metadata.xmp)} if format_ == "JPEG" else {"xmp": metadata.xmp}
+        if metadata.dpi is not None:
+            self._options["dpi"] = metadata.dpi
 
     def write(self, rows: NDArray[Any]) -> None:
         if rows.shape[2] == 2:  # WebP has no grey with alpha

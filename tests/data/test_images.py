@@ -24,16 +24,16 @@ def to_eight_bits(values):
     return np.rint(values.astype(np.float64) / 257).astype(np.uint8)
 
 
-def over_white(colour, alpha):
+def over_white(color, alpha):
     """Composite (H, W, 3) over white with (H, W) alpha, both in [0, 1], to 8 bits."""
-    return np.rint(255 * (colour * alpha[..., None] + 1 - alpha[..., None]))
+    return np.rint(255 * (color * alpha[..., None] + 1 - alpha[..., None]))
 
 
 def chunk(kind, data):
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
-def png(samples, colour_type, *, extra=b"", size=None):
+def png(samples, color_type, *, extra=b"", size=None):
     """A PNG of (H, W, C) uint8 or uint16 samples (Pillow writes no 16-bit RGB), cycling through the row filters."""
     height, width, channels = samples.shape
     depth = samples.dtype.itemsize
@@ -45,7 +45,7 @@ def png(samples, colour_type, *, extra=b"", size=None):
         left = np.concatenate([np.zeros(step, np.int64), row[:-step]])
         predicted = [0 * row, left, above, (left + above) // 2][y % 4]
         raw += bytes([y % 4]) + (row - predicted).astype(np.uint8).tobytes()
-    header = struct.pack(">IIBBBBB", *(size or (width, height)), 8 * depth, colour_type, 0, 0, 0)
+    header = struct.pack(">IIBBBBB", *(size or (width, height)), 8 * depth, color_type, 0, 0, 0)
     data = chunk(b"IHDR", header) + extra + chunk(b"IDAT", zlib.compress(raw)) + chunk(b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + data
 
@@ -85,15 +85,15 @@ def test_grey_becomes_three_equal_channels(tmp_path):
     np.testing.assert_array_equal(decode(tmp_path / "a.png"), np.repeat(grey, 3, 2))
 
 
-@pytest.mark.parametrize(("channels", "colour_type"), [(1, 0), (2, 4), (3, 2), (4, 6)])
-def test_16_bit_png_is_rounded(tmp_path, channels, colour_type):
+@pytest.mark.parametrize(("channels", "color_type"), [(1, 0), (2, 4), (3, 2), (4, 6)])
+def test_16_bit_png_is_rounded(tmp_path, channels, color_type):
     samples = photo(channels, np.uint16)
     if channels in {2, 4}:
         samples[..., -1] = 65535
-    (tmp_path / "a.png").write_bytes(png(samples, colour_type))
-    colour = samples[..., : 3 if channels > 2 else 1]
-    expected = np.broadcast_to(to_eight_bits(colour), (HEIGHT, WIDTH, 3))
-    assert (expected != colour // 256).any()  # rounding differs from truncation
+    (tmp_path / "a.png").write_bytes(png(samples, color_type))
+    color = samples[..., : 3 if channels > 2 else 1]
+    expected = np.broadcast_to(to_eight_bits(color), (HEIGHT, WIDTH, 3))
+    assert (expected != color // 256).any()  # rounding differs from truncation
     np.testing.assert_array_equal(decode(tmp_path / "a.png"), expected)
 
 
@@ -156,16 +156,16 @@ def test_palette_with_transparent_entries(tmp_path):
     image = image.convert("L")
     palette = Image.new("P", image.size)
     palette.putdata(list(np.asarray(image).ravel()))
-    colours = np.array([[255, 0, 0], [0, 255, 0], [0, 0, 255], [10, 20, 30]], np.uint8)
-    palette.putpalette(colours.ravel().tolist())
+    colors = np.array([[255, 0, 0], [0, 255, 0], [0, 0, 255], [10, 20, 30]], np.uint8)
+    palette.putpalette(colors.ravel().tolist())
     alpha = np.array([255, 0, 128, 255], np.uint8)
     palette.save(tmp_path / "a.png", transparency=alpha.tobytes())
     index = np.asarray(image)
-    expected = over_white(colours[index] / 255, alpha[index] / 255)
+    expected = over_white(colors[index] / 255, alpha[index] / 255)
     np.testing.assert_array_equal(decode(tmp_path / "a.png"), expected)
 
 
-def test_transparent_key_colours_become_white(tmp_path):
+def test_transparent_key_colors_become_white(tmp_path):
     deep = np.full((HEIGHT, WIDTH, 3), 20000, np.uint16)
     deep[0] = (20000, 20000, 20001)  # same high bytes: only all 16 bits differ from the key
     key = chunk(b"tRNS", struct.pack(">HHH", 20000, 20000, 20001))

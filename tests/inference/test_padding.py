@@ -65,7 +65,7 @@ def test_input_is_aligned_to_the_multiple(height: int, width: int, multiple: int
 
 @pytest.mark.parametrize("scale", [1, 2, 4])
 def test_borders_of_a_network(scale: int) -> None:
-    """A flat image has one colour up to the border, where without padding the border differs visibly."""
+    """A flat image has one color up to the border, where without padding the border differs visibly."""
     restorer = network_restorer(scale)
     x = torch.full((1, 3, 20, 24), 0.5)
     inside = restore_padded(restorer._function, x, margin=64, multiple=restorer.multiple)

@@ -11,6 +11,7 @@ from PIL import Image, ImageCms
 from torchvision.io import ImageReadMode, decode_png, read_file
 
 from andfast.inference import png, tiff
+from andfast.inference.metadata import Metadata
 
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 
@@ -45,13 +46,17 @@ def test_tiff_round_trip(bits: int, channels: int, big: bool, tmp_path: Path, mo
     samples = np.random.default_rng(0).integers(0, 1 << bits, (150, 41, channels), kind)
     file = tmp_path / "x.tif"
     with file.open("wb") as handle:
-        writer = tiff.TiffWriter(handle, 41, 150, channels=channels, bits=bits, profile=SRGB)
+        metadata = Metadata(profile=SRGB, xmp=b"<x/>", density=(11811, 5906, 1))
+        writer = tiff.TiffWriter(handle, 41, 150, channels=channels, bits=bits, metadata=metadata)
         for rows in np.split(samples, [1, 70, 71, 140]):
             writer.write(rows)
         writer.close()
     with tifffile.TiffFile(file) as opened:
         assert opened.is_bigtiff == big
         assert np.array_equal(opened.asarray().reshape(samples.shape), samples)
-        assert opened.pages[0].tags["InterColorProfile"].value == SRGB
+        tags = opened.pages[0].tags
+        assert tags["InterColorProfile"].value == SRGB
+        assert bytes(tags["XMP"].value) == b"<x/>"
+        assert [round(np.divide(*tags[name].value), 2) for name in ("XResolution", "YResolution")] == [300, 150.01]
     if bits == 8:
         assert np.array_equal(np.asarray(Image.open(file)).reshape(samples.shape), samples)
