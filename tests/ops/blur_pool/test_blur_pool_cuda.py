@@ -3,16 +3,13 @@
 test_blur_pool_emulator.py tests the kernels' code on the CPU; test_blur_pool.py also runs on a GPU if there is one.
 """
 
-import os
-import re
-import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 from blur_pool_cases import FORMATS, TOLERANCES, cases, definition, error
+from built_kernels import built_for
 from hypothesis import given, settings
 
 from andfast.functional import blur_pool, dispatch
@@ -92,56 +89,24 @@ def test_runs_on_capability(archs, capability, runs):
     assert _runs_on(archs, capability) == runs
 
 
-# -------------------------------------------------------------------------------------------- that it builds, and fits
+# ----------------------------------------------------------------------------------------------------- compiled kernels
 
-IMPORT = """
-import torch
-from andfast import _C
-assert _C.CUDA_ARCHS == "8.0:9.0a", _C.CUDA_ARCHS
-torch.ops.load_library(_C.__file__.rpartition("/")[0] + "/_ops.abi3.so")
-torch.ops.andfast.convolution_forward
-try:
-    _C.blur_pool_forward_cuda(torch.rand(1, 3, 8, 8), [0.25] * 4, 4, False)
-except RuntimeError as error:
-    print(error)
-"""
-KERNEL = re.compile(
-    r"Compiling entry function '(\w+)' for '(sm_\w+)'.*?(\d+) bytes stack frame, (\d+) bytes spill stores.*?"
-    r"Used (\d+) registers",
-    re.DOTALL,
-)
 KERNELS = 3 * 3 * 3 * 2 + 4 * 2  # filters, dtypes, layouts and directions; dtypes and directions of any filter
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(torch.version.cuda is None, reason="needs a torch built with CUDA")
-@pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs a CUDA toolkit (nvcc)")
-def test_builds_and_fits_both_architectures(tmp_path):
-    """Builds from clean sources for 8.0 and 9.0a; no kernel spills, and registers allow the intended occupancy."""
-    tree = tmp_path / "andfast"
-    ignored = shutil.ignore_patterns(".*", "runs", "build", "dist", "*.egg-info", "*.so", "__pycache__")
-    shutil.copytree(ROOT, tree, symlinks=True, ignore=ignored)
-    switches = {"ANDFAST_CUDA_ARCHS": "8.0;9.0", "ANDFAST_REQUIRE_EXT": "1", "NVCC_APPEND_FLAGS": "-Xptxas=-v"}
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("ANDFAST_")} | switches
-    environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment["PATH"]])  # ninja
-    command = [sys.executable, "setup.py", "build_ext", "--inplace"]
-    done = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True, check=False)
-    output = done.stdout + done.stderr
-    if "asks for the CUDA part: " in output:
-        pytest.skip(output.strip().splitlines()[-1])  # toolkit of another version
-    assert done.returncode == 0, output[-5000:]
-    kernels = [kernel for kernel in KERNEL.findall(output) if "convolution" not in kernel[0]]
-    assert {arch for _, arch, *_ in kernels} == {"sm_80", "sm_90a"}
-    assert len(kernels) == 2 * KERNELS
-    for name, arch, stack, spilled, registers in kernels:
-        assert (int(stack), int(spilled)) == (0, 0), (name, arch, stack, spilled)
+@pytest.mark.parametrize("architecture", ["sm_80", "sm_90a"])
+def test_kernels_do_not_spill_and_reach_the_intended_occupancy(architecture):
+    kernels = {
+        name: resources
+        for (arch, name), resources in built_for("sm_80", "sm_90a").items()
+        if arch == architecture and "convolution" not in name
+    }
+    assert len(kernels) == KERNELS
+    for name, resources in kernels.items():
+        assert resources.stack == resources.local == 0, (name, resources)
         # 65,536 registers for 3 blocks of 288 threads; 1 or 2 blocks where each value of a chunk has its own column.
         narrow = "any_kernel" not in name and ("LayoutE0" in name or ("7Forward" in name and "LayoutE1" in name))
-        assert int(registers) <= (72 if narrow else 112), (name, arch, registers)
-    environment["PYTHONPATH"] = str(tree)
-    done = subprocess.run([sys.executable, "-c", IMPORT], cwd=tree, env=environment, capture_output=True, check=False)
-    assert done.returncode == 0, done.stderr.decode()
-    assert b"expected a (N, C, H, W) tensor on a CUDA device" in done.stdout
+        assert resources.registers <= (72 if narrow else 112), (name, resources)
 
 
 # ------------------------------------------------------------------------------------------------- what a GPU computes

@@ -1,61 +1,49 @@
-"""What nvcc makes of the mma.sync convolution kernels: registers, spills, occupancy. No GPU is needed."""
+"""Compiled mma.sync convolution kernels: spills and occupancy. No GPU is needed."""
 
 import ctypes
 import re
-import subprocess
 
 import pytest
 import torch
-from convolution_emulator import SOURCES, compiled
+from built_kernels import built_for
+from convolution_emulator import compiled
 from convolution_structs import NO_RESAMPLING, UPSAMPLE, shape_of
-from cuda_toolkit import nvcc
 
-KERNEL = re.compile(
-    r"Compiling entry function '\w*mma_convolution\w*KernelE(\d)\w*' for '(sm_\w+)'.*?(\d+) bytes stack frame, "
-    r"(\d+) bytes spill stores, (\d+) bytes spill loads.*?Used (\d+) registers",
-    re.DOTALL,
-)
-# By their number in mma_tile.h's Kernel, a shape that gets the kernel: sources, outputs, resampling
-KERNELS = [
+# By number in mma_tile.h's Kernel, a shape that selects the kernel: sources, outputs, resampling.
+SHAPES = [
     ((192,), 64, NO_RESAMPLING),
     ((64,), 32, NO_RESAMPLING),
     ((64,), 3, NO_RESAMPLING),
     ((8,), 64, NO_RESAMPLING),
     ((64,), 64, UPSAMPLE),
 ]
-ARCHITECTURES = {"sm_80": 164, "sm_90a": 228}  # kB of shared memory of a multiprocessor
+KERNEL = re.compile(r"mma_convolution\w*KernelE(\d)")
+SHARED_KB = {"sm_80": 164, "sm_90a": 228}  # of a multiprocessor
 REGISTERS = 65536  # of a multiprocessor
-REGISTER_UNIT = 256  # that a warp's registers are allocated in
-RESERVED = 1024  # bytes of shared memory that each CTA costs besides
+REGISTER_UNIT = 256  # allocation unit of a warp's registers
+RESERVED = 1024  # bytes of shared memory reserved per CTA
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("source", ["mma_bfloat16.cu", "mma_half.cu"])
-def test_no_spills_and_the_intended_occupancy(source, tmp_path):
-    compiler = nvcc()
-    if compiler is None:
-        pytest.skip("needs a CUDA toolkit (nvcc)")
-    targets = [f"-gencode=arch=compute_{arch[3:]},code={arch}" for arch in ARCHITECTURES]
-    command = [compiler, "-O3", "-std=c++20", "--expt-relaxed-constexpr", "-Xptxas=-v", *targets]
-    command += ["-c", str(SOURCES / source), "-o", str(tmp_path / "kernels.o")]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    said = done.stdout + done.stderr
-    assert done.returncode == 0, said
-    assert "warning" not in said.lower(), said
-    found = KERNEL.findall(said)
-    assert sorted((arch, int(number)) for number, arch, *_ in found) == sorted(
-        (arch, number) for arch in ARCHITECTURES for number in range(len(KERNELS))
-    )
-    for number, arch, *numbers in found:
-        stack, stored, loaded, registers = map(int, numbers)
-        assert stack == stored == loaded == 0, (number, arch, numbers)
-        threads, ctas, shared = tile_numbers(*KERNELS[int(number)])
-        of_warp = -(-32 * registers // REGISTER_UNIT) * REGISTER_UNIT
-        assert ctas * (threads // 32) * of_warp <= REGISTERS, (number, arch, registers)
-        assert ctas * (shared + RESERVED) <= ARCHITECTURES[arch] * 1024, (number, arch, shared)
+@pytest.mark.parametrize("architecture", SHARED_KB)
+def test_kernels_do_not_spill_and_reach_the_intended_occupancy(architecture):
+    kernels = {
+        name: resources
+        for (arch, name), resources in built_for(*SHARED_KB).items()
+        if arch == architecture and KERNEL.search(name)
+    }
+    numbers = {name: int(KERNEL.search(name)[1]) for name in kernels}
+    assert sorted(numbers.values()) == sorted(2 * list(range(len(SHAPES))))  # bf16 and fp16
+    for name, resources in kernels.items():
+        assert resources.stack == resources.local == 0, (name, resources)
+        threads, ctas, shared = tile_numbers(*SHAPES[numbers[name]])
+        registers_of_warp = -(-32 * resources.registers // REGISTER_UNIT) * REGISTER_UNIT
+        assert ctas * (threads // 32) * registers_of_warp <= REGISTERS, (name, resources)
+        assert ctas * (shared + RESERVED) <= SHARED_KB[architecture] * 1024, (name, shared)
 
 
 def tile_numbers(sources, out, resampling):
+    """Threads, CTAs per multiprocessor and bytes of shared memory that a shape's tile is designed for."""
     numbers = (ctypes.c_int64 * 3)()
     shape = shape_of(torch.bfloat16, sources, out, resampling, False)
     compiled("run_mma.cpp").tile_numbers(ctypes.byref(shape), numbers)
