@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from andfast.arguments import integer
+from andfast.console import log_to_stderr
 from andfast.data.pack import pack_images
 from andfast.files import printable
 
 DESCRIPTION = """\
 Decode images (PNG, JPEG, WebP, TIFF, BMP) once into a pack of raw pixels, which training reads. Run it again after the
-folders have changed: only new and changed files are decoded, and removed files leave the pack. Unusable files are
-listed and skipped."""
+folders have changed: only new and changed files are decoded, and files that are not in the given folders (any more)
+leave the pack, unless --add is given. Unusable files are listed and skipped."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -54,6 +55,11 @@ def parser() -> argparse.ArgumentParser:
         metavar="N",
         help="number of decoding processes; 0 decodes in the main process (default: one per core)",
     )
+    result.add_argument(
+        "--add",
+        action="store_true",
+        help="keep images of the pack that are not in these sources (default: remove them)",
+    )
     result.add_argument("--quiet", action="store_true", help="no progress bar")
     return result
 
@@ -62,15 +68,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code: 0, 1 on an error, 130 if interrupted."""
     options = parser().parse_args(arguments)
     try:
-        report = pack_images(
-            options.sources,
-            options.output,
-            min_size=options.min_size,
-            include=options.include,
-            exclude=options.exclude,
-            workers=options.workers,
-            progress=not options.quiet,
-        )
+        with log_to_stderr():
+            report = pack_images(
+                options.sources,
+                options.output,
+                min_size=options.min_size,
+                include=options.include,
+                exclude=options.exclude,
+                workers=options.workers,
+                progress=not options.quiet,
+                add=options.add,
+            )
     except (ValueError, OSError, RuntimeError) as error:
         print(f"error: {printable(str(error))}", file=sys.stderr)
         return 1

@@ -6,6 +6,7 @@ from types import NoneType, UnionType
 from typing import Any, Final, Literal, get_args, get_origin
 
 import jsonargparse
+import yaml
 
 from andfast.config.errors import ConfigError, choices_text, nearest, one_line
 
@@ -34,6 +35,8 @@ def parse_value(name: str, hint: Any, value: object, *, current: object = None, 
     parser = jsonargparse.ArgumentParser(exit_on_error=False, add_help=False, print_config=None)
     parser.add_argument("--value", type=hint, default=current)
     try:
+        if hint == list[str] and (texts := _texts(value)) is not None:
+            return [*_as_list(current), *texts] if operator == "+" else texts
         if isinstance(value, str):
             result = parser.parse_args([f"--value{operator}={value}"]).value
         else:
@@ -42,6 +45,23 @@ def parse_value(name: str, hint: Any, value: object, *, current: object = None, 
         text = one_line(str(value))
         raise ConfigError(f"{name} must be {describe(hint)}, was {text!r}{_nearest(hint, text)}") from error
     return dict(result) if get_origin(hint) is dict else result
+
+
+def _as_list(value: object) -> list[Any]:
+    return list(value) if isinstance(value, list | tuple) else []
+
+
+def _texts(value: object) -> list[str] | None:
+    """A list of texts as written, or None: ``[~/a, 2024]`` is two paths, though YAML reads a number in it."""
+    if isinstance(value, str):
+        try:
+            value = yaml.load(value, Loader=yaml.BaseLoader)
+        except yaml.YAMLError:
+            return None
+    if not isinstance(value, list):
+        return None
+    texts = [str(item) if isinstance(item, int) and not isinstance(item, bool) else item for item in value]
+    return texts if all(isinstance(text, str) for text in texts) else None
 
 
 def describe(hint: Any) -> str:

@@ -16,15 +16,32 @@ import tempfile
 from collections import deque
 from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from . import images
+from .store import digest_of
 
 PIPE_BYTES = 1 << 20
-Decoded = NDArray[np.uint8] | str
+_CRASHES = {signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGTRAP, signal.SIGSYS}
+"""Signals by which a decoder dies of the file; others come from outside."""
+
+
+class DecodedPixels(NamedTuple):
+    """(H, W, 3) uint8 pixels and their digest."""
+
+    pixels: NDArray[np.uint8]
+    digest: str
+
+
+Decoded = DecodedPixels | str
 """The pixels, or the reason why the file could not be decoded."""
+
+
+class DecoderKilledError(RuntimeError):
+    """A decoding process was killed twice on the same file, from outside."""
 
 
 def default_workers() -> int:
@@ -39,6 +56,11 @@ def decode_files(paths: Sequence[str], *, min_size: int, workers: int | None) ->
         paths: Files to decode.
         min_size: Minimum height and width in pixels.
         workers: Number of processes; None for one per core, 0 to decode in this process.
+
+    A file whose process dies is tried once more. If the process crashes again, the file is unusable.
+
+    Raises:
+        DecoderKilledError: The process was killed again, by the system for lack of memory for instance.
     """
     if workers == 0:
         for path in paths:
@@ -78,9 +100,10 @@ def decode_files(paths: Sequence[str], *, min_size: int, workers: int | None) ->
 
 def _decode_here(path: str, min_size: int) -> Decoded:
     try:
-        return images.decode(path, min_size=min_size)
+        pixels = images.decode(path, min_size=min_size)
     except images.UnusableImageError as error:
         return str(error)
+    return DecodedPixels(pixels, digest_of(pixels))
 
 
 class _Worker:
@@ -92,6 +115,20 @@ class _Worker:
         self._closed = False
 
     def decode(self, path: str, min_size: int) -> Decoded:
+        for _ in range(2):
+            result, status = self._decode(path, min_size)
+            if status is None or self._closed:
+                return result
+        assert status is not None
+        if status >= 0 or signal.Signals(-status) in _CRASHES:
+            return result
+        raise DecoderKilledError(
+            f"{path}: {result} twice, often for lack of memory: pack with fewer workers (andfast prepare --workers) "
+            "or exclude the file; finished images are kept"
+        )
+
+    def _decode(self, path: str, min_size: int) -> tuple[Decoded, int | None]:
+        """The result, and the exit status of the process if it ended."""
         process = self._process or self._start()
         assert process.stdin is not None
         assert process.stdout is not None
@@ -100,10 +137,12 @@ class _Worker:
             process.stdin.flush()
             kind, height, width = images.HEADER.unpack(self._read(process, images.HEADER.size).tobytes())
             if kind == images.REASON:
-                return self._read(process, height).tobytes().decode()
-            return self._read(process, height * width * 3).reshape(height, width, 3)
+                return self._read(process, height).tobytes().decode(), None
+            pixels = self._read(process, height * width * 3).reshape(height, width, 3)
+            return DecodedPixels(pixels, digest_of(pixels)), None
         except (EOFError, BrokenPipeError):
-            return f"the decoder {self._wait()}"
+            reason = f"the decoder {self._wait()}"
+            return reason, process.returncode or 0
 
     def _start(self) -> subprocess.Popen[bytes]:
         if self._closed:

@@ -9,6 +9,7 @@ eighth full, so that many small runs do not leave many small files.
 import contextlib
 import fcntl
 import logging
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from pathlib import Path
 from andfast.files import printable
 
 from . import store
-from .pack_update import PackUpdate
+from .pack_update import PackUpdate, shown
 from .sources import find_images
 from .store import PackError
 
@@ -59,11 +60,13 @@ def pack_images(
     exclude: Sequence[str] = (),
     workers: int | None = None,
     progress: bool = True,
+    add: bool = False,
 ) -> PackReport:
     """Update the pack in ``output`` to the image files of ``sources``.
 
-    Unusable files are reported and skipped. Concurrent runs on one pack wait for each other. A run that fails or is
-    killed leaves the previous pack intact.
+    Unusable files are reported and skipped; images removed from the pack are logged. Concurrent runs on one pack wait
+    for each other. A run that fails or is killed leaves the previous pack intact. A pack on a read-only file system is
+    used as it is if it matches the sources.
 
     Args:
         sources: Folders (searched recursively), files, or ``package:NAME/sub/folder``; see ``sources.find_images``.
@@ -73,11 +76,14 @@ def pack_images(
         exclude: Glob patterns of files to skip.
         workers: Number of decoding processes; None for one per core, 0 to decode in this process.
         progress: Show a progress bar on stderr.
+        add: Keep images of the previous pack that are not in ``sources``; False removes them.
 
     Raises:
         FileNotFoundError: A source does not exist.
-        ValueError: An argument is invalid, there is no usable image, or ``output`` is neither a pack nor empty.
+        ValueError: An argument is invalid, there is no usable image, ``output`` is neither a pack nor empty, or it is
+            read-only and differs from the sources.
         OSError: The disk is full (the files of this run are deleted), or a folder cannot be read or written.
+        DecoderKilledError: A decoding process was killed twice on one file; finished shards are kept for the next run.
     """
     for label, value, minimum in (("min_size", min_size, 1), ("workers", workers, 0)):
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < minimum):
@@ -91,19 +97,41 @@ def pack_images(
     files = find_images(sources, include=include, exclude=exclude)
     if not files:
         raise ValueError(_empty_message("no image files", sources, include, exclude))
+    if _is_read_only(output):
+        update = PackUpdate(output, files, min_size, add=add)
+        if (differences := update.differences(workers)) is not None:
+            raise PackError(f"{output} is read-only and must match the sources, but differs: {differences}")
+        return _report(update)
     with _locked(output):
-        update = PackUpdate(output, files, min_size)
+        update = PackUpdate(output, files, min_size, add=add)
         update.decode(workers, progress)
         if not update.images:
             raise ValueError(_empty_message("no usable images", sources, include, exclude, update.skipped))
+        if removed := update.removed:
+            _LOG.warning(
+                "%s: %d images that are not in %s are removed from the pack: %s",
+                *(output, len(removed), ", ".join(map(str, sources)), shown(removed)),
+            )
         update.finish()
-        return PackReport(
-            packed=len(update.images) - update.reused,
-            reused=update.reused,
-            removed=update.removed,
-            skipped=update.skipped,
-            bytes=sum(entry.bytes for entry in update.images.values()),
-        )
+        return _report(update)
+
+
+def _report(update: PackUpdate) -> PackReport:
+    return PackReport(
+        packed=len(update.images) - update.reused,
+        reused=update.reused,
+        removed=len(update.removed),
+        skipped=update.skipped,
+        bytes=sum(entry.bytes for entry in update.images.values()),
+    )
+
+
+def _is_read_only(output: Path) -> bool:
+    """Whether ``output`` is a pack that this process cannot write, on a read-only mount for instance."""
+    if not (output / store.INDEX).exists():
+        return False
+    lock = output / store.LOCK
+    return not os.access(output, os.W_OK) or (lock.exists() and not os.access(lock, os.W_OK))
 
 
 @contextlib.contextmanager

@@ -9,22 +9,27 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
-from andfast.files import sync_folder
+from andfast.files import printable, sync_folder
 from andfast.progress import Progress
 
 from . import store
-from .decoding import decode_files
+from .decoding import DecodedPixels, decode_files
 from .images import DECODER_VERSION
 from .sources import SourceFile
-from .store import Entry, Index, PackError, ShardWriter
+from .store import Entry, Index, PackError, ShardWriter, digest_of
 
 _Key = tuple[str, int, int]  # real path, size, modification time
 
 
 class PackUpdate:
-    """State of one update; the caller holds the pack's lock.
+    """State of one update; nothing is written before :meth:`decode`, for which the caller must hold the pack's lock.
+
+    Args:
+        output: Folder of the pack.
+        files: Image files of the new pack.
+        min_size: Minimum height and width in pixels.
+        add: Keep images of the previous pack whose files are not among ``files``.
 
     Attributes:
         images: Entries of the new pack, by name.
@@ -32,10 +37,9 @@ class PackUpdate:
         skipped: (name, reason) of each unusable file, in the order of ``files``.
     """
 
-    def __init__(self, output: Path, files: Sequence[SourceFile], min_size: int) -> None:
+    def __init__(self, output: Path, files: Sequence[SourceFile], min_size: int, *, add: bool = False) -> None:
         self._output, self._min_size = output, min_size
         self._before, self._old = _read_old_indices(output)
-        _delete_unlisted_shards(output, keep=self._before.shards.keys() | self._old.shards.keys())
         known = {(entry.path, entry.size, entry.mtime_ns): entry for entry in self._old.images}
         self.images: dict[str, Entry] = {}
         self._skipped: dict[str, str] = {}
@@ -56,6 +60,8 @@ class PackUpdate:
             else:
                 self.images[file.name] = replace(entry, name=file.name)
         self._order = {file.name: position for position, file in enumerate(files)}
+        if add:
+            self._keep_others(files)
         self.reused = len(self.images)
         self._writer = ShardWriter(output, self._old.next_shard, store.SHARD_BYTES)
 
@@ -64,13 +70,31 @@ class PackUpdate:
         return sorted(self._skipped.items(), key=lambda item: self._order[item[0]])
 
     @property
-    def removed(self) -> int:
-        """Number of files of the previous index that are not in the new pack."""
+    def removed(self) -> list[str]:
+        """Names of images of the previous index whose files are not in the new pack."""
         paths = {entry.path for entry in self.images.values()}
-        return sum(path not in paths for path in {entry.path for entry in self._before.images})
+        return [entry.name for entry in self._before.images if entry.path not in paths]
+
+    def differences(self, workers: int | None) -> str | None:
+        """How the pack differs from the files, or None, without writing; new files are decoded to see if they count."""
+        decoded = decode_files([file.path for file, _ in self._new], min_size=self._min_size, workers=workers)
+        unpacked = []
+        for (file, _), result in zip(self._new, decoded, strict=True):
+            if isinstance(result, str):
+                self._skipped[file.name] = result
+            else:
+                unpacked.append(file.name)
+        parts = []
+        for names, text in ((unpacked, "not packed"), (self.removed, "not in the sources")):
+            if names:
+                parts.append(f"{len(names)} {text} ({shown(names)})")
+        if not parts and self._sorted() != self._before.images:
+            parts.append("the names or the order of the images")
+        return ", ".join(parts) or None
 
     def decode(self, workers: int | None, progress: bool) -> None:
         """Decode new and changed files into new shards."""
+        _delete_unlisted_shards(self._output, keep=self._before.shards.keys() | self._old.shards.keys())
         paths = [file.path for file, _ in self._new]
         decoded = decode_files(paths, min_size=self._min_size, workers=workers)
         bar = Progress("packing", len(paths), unit="image", enabled=bool(progress and paths))
@@ -85,9 +109,10 @@ class PackUpdate:
     def finish(self) -> None:
         """Compact shards, replace the index, delete shards that it no longer lists."""
         with self._rolled_back_on_error():
+            self._hash_old_images()
             self._compact()
             self._writer.finish_shard()
-            images = [self.images[name] for name in sorted(self.images, key=self._order.__getitem__)]
+            images = self._sorted()
             if images != self._before.images or self._writer.shards:
                 self._write_index(store.INDEX, images)
         # The new index is in place: from here on only leftovers are deleted.
@@ -107,10 +132,24 @@ class PackUpdate:
                 _delete_unlisted_shards(self._output, keep=self._before.shards.keys())
             raise
 
-    def _add(self, name: str, key: _Key, pixels: NDArray[np.uint8]) -> None:
+    def _keep_others(self, files: Sequence[SourceFile]) -> None:
+        """Keep the other images of the previous pack in front; a name that is taken becomes the file's path."""
+        paths = {file.path for file in files}
+        usable = {entry.path: entry for entry in self._old.images}
+        others = [entry for entry in self._before.images if entry.path not in paths and entry.path in usable]
+        for position, entry in enumerate(others):
+            name = entry.path if entry.name in self._order else entry.name
+            self.images[name] = replace(usable[entry.path], name=name)
+            self._order[name] = position - len(others)
+
+    def _sorted(self) -> list[Entry]:
+        return [self.images[name] for name in sorted(self.images, key=self._order.__getitem__)]
+
+    def _add(self, name: str, key: _Key, decoded: DecodedPixels) -> None:
         finished = len(self._writer.shards)
-        shard, offset = self._writer.add(pixels)
-        self.images[name] = Entry(name, *key, shard, offset, *pixels.shape[:2])
+        shard, offset = self._writer.add(decoded.pixels)
+        height, width = decoded.pixels.shape[:2]
+        self.images[name] = Entry(name, *key, shard, offset, height, width, decoded.digest)
         if len(self._writer.shards) > finished:
             finished_shards = self._old.shards.keys() | self._writer.shards.keys()
             entries = [entry for entry in self.images.values() if entry.shard in finished_shards]
@@ -121,6 +160,12 @@ class PackUpdate:
         lengths = {**self._old.shards, **self._writer.shards}
         shards = {shard: lengths[shard] for shard in sorted({entry.shard for entry in images})}
         store.write_index(self._output / name, Index(DECODER_VERSION, self._writer.next_shard, shards, images))
+
+    def _hash_old_images(self) -> None:
+        """Add the digests that packs of format version 1 lack."""
+        for entry in [entry for entry in self.images.values() if not entry.digest]:
+            pixels = np.memmap(self._output / entry.shard, np.uint8, "r", entry.offset, (entry.bytes,))
+            self.images[entry.name] = replace(entry, digest=digest_of(pixels))
 
     def _compact(self) -> None:
         live: dict[str, list[Entry]] = defaultdict(list)
@@ -135,6 +180,12 @@ class PackUpdate:
                 for entry in sorted(entries, key=lambda entry: entry.offset):
                     shard_name, offset = self._writer.add(pixels[entry.offset : entry.offset + entry.bytes])
                     self.images[entry.name] = replace(entry, shard=shard_name, offset=offset)
+
+
+def shown(names: Sequence[str], limit: int = 3) -> str:
+    """The first names, and how many more there are."""
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(printable(name) for name in names[:limit]) + more
 
 
 def _read_old_indices(output: Path) -> tuple[Index, Index]:

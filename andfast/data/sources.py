@@ -29,7 +29,7 @@ class SourceFile:
 
 
 def resolve_source(source: str | Path) -> Path:
-    """Return the folder or file of a source.
+    """Return the folder or file of a source; ``~`` is the home folder.
 
     ``package:NAME/sub/folder`` is a folder (or file) inside the installed top-level package NAME, without importing it.
 
@@ -39,7 +39,7 @@ def resolve_source(source: str | Path) -> Path:
     """
     text = str(source)
     if not text.startswith(PACKAGE):
-        path = Path(source)
+        path = Path(source).expanduser()
         if not path.exists():
             raise FileNotFoundError(f"source {text!r} must be an existing folder or file")
         return path

@@ -3,19 +3,22 @@
 A pack is a folder with
 - ``pixels-NNNN.bin``: shards of concatenated images, each height * width * 3 bytes (row-major, RGB).
 - ``index.json``: format version, shards with their lengths, and per image: name, source file (path, size, modification
-  time), shard, offset, height and width. Shards that the index does not list are ignored.
+  time), shard, offset, height, width and digest of its pixels. Shards that the index does not list are ignored.
 - ``progress.json``: only while packing or after an interrupted run: images in finished shards that are not yet in the
   index, so that the next run need not decode them again. Readers ignore it.
 - ``pack.lock``: flock held by the packing process; the first file of a new pack.
 
 A shard is immutable once written and its name is never reused. The index is replaced atomically after everything it
-lists is on disk, so an interruption leaves either the previous or the new pack.
+lists is on disk, so an interruption leaves either the previous or the new pack. Version 1 had no digests; it is still
+read, and upgraded by the next run that packs.
 """
 
 import contextlib
 import errno
+import hashlib
 import json
 import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -23,12 +26,14 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from andfast.files import atomic_file
+from andfast.files import atomic_file, printable
+from andfast.progress import Progress
 
-FORMAT, VERSION = "andfast-pack", 1
+FORMAT, VERSION = "andfast-pack", 2
 INDEX, PROGRESS, LOCK = "index.json", "progress.json", "pack.lock"
 SHARD_PATTERN = "pixels-*.bin"
 SHARD_BYTES = 1 << 30
+_LARGE = 1 << 30  # bytes of a pack whose verification shows a progress bar
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -38,7 +43,7 @@ class PackError(ValueError):
 
 @dataclass(frozen=True)
 class Entry:
-    """One image of a pack: its source file and the location of its pixels."""
+    """One image of a pack: its source file, the location of its pixels and their digest ("" in version 1)."""
 
     name: str
     path: str
@@ -48,6 +53,7 @@ class Entry:
     offset: int
     height: int
     width: int
+    digest: str = ""
 
     @property
     def bytes(self) -> int:
@@ -78,8 +84,8 @@ def read_index(path: Path) -> Index:
         raise PackError(f"{path} is damaged: {error}") from error
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         raise PackError(f"{path} is not the index of an andfast pack")
-    if data.get("version") != VERSION:
-        raise PackError(f"{path} must have format version {VERSION}, was {data.get('version')}")
+    if data.get("version") not in {1, VERSION}:
+        raise PackError(f"{path} must have format version 1 or {VERSION}, was {data.get('version')}")
     try:
         images = [Entry(**dict(zip(data["columns"], row, strict=True))) for row in data["images"]]
         index = Index(data["decoder"], data["next_shard"], data["shards"], images)
@@ -104,6 +110,11 @@ def write_index(path: Path, index: Index) -> None:
     }
     with atomic_file(path) as file:
         file.write(json.dumps(data, separators=(",", ":")).encode("ascii"))
+
+
+def digest_of(pixels: NDArray[np.uint8]) -> str:
+    """BLAKE2b-128 (hexadecimal) of an image's pixels, which must be contiguous."""
+    return hashlib.blake2b(pixels.data, digest_size=16).hexdigest()
 
 
 class ShardWriter:
@@ -166,13 +177,19 @@ class PackedImages:
         path: Folder of the pack.
         names: Unique image names.
         sizes: (n, 2) int64, height and width.
+        digests: BLAKE2b-128 of each image's pixels, hexadecimal; "" for packs of format version 1.
+
+    Args:
+        path: Folder of the pack.
+        verify: Compare all pixels with their digests, in threads, with a progress bar above 1 GB. Unpickled copies do
+            not verify again.
 
     Raises:
         FileNotFoundError: The folder holds no pack.
-        PackError: The pack is damaged or has another format version.
+        PackError: The pack is damaged or has another format version; the message names the file.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, *, verify: bool = True) -> None:
         self.path = Path(path)
         # Another process may replace the pack between reading the index and opening the shards.
         for attempt in range(3):
@@ -191,7 +208,34 @@ class PackedImages:
                     raise
         self.names = [entry.name for entry in index.images]
         self.sizes = np.array([(entry.height, entry.width) for entry in index.images], np.int64).reshape(-1, 2)
+        self.digests = [entry.digest for entry in index.images]
         self._locations = [(entry.shard, entry.offset, entry.height, entry.width) for entry in index.images]
+
+        if verify:
+            self._verify()
+
+    def _verify(self) -> None:
+        total = sum(height * width * 3 for _, _, height, width in self._locations)
+        hashed = [index for index, digest in enumerate(self.digests) if digest]
+        with (
+            ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="verify") as pool,
+            Progress("verifying", len(hashed), unit="image", enabled=total > _LARGE) as bar,
+        ):
+            try:
+                for index, digest in zip(hashed, pool.map(self._digest, hashed), strict=True):
+                    if digest != self.digests[index]:
+                        file, name = self.path / self._locations[index][0], printable(self.names[index])
+                        raise PackError(
+                            f"{file} is damaged: the pixels of {name} differ from their checksum in {INDEX}; delete "
+                            f"{self.path} and pack again"
+                        )
+                    bar.advance()
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+
+    def _digest(self, index: int) -> str:
+        return digest_of(self[index])
 
     def _map(self) -> dict[str, NDArray[np.uint8]]:
         maps = {}

@@ -173,3 +173,23 @@ def test_errors_do_not_import_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "2 False\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "paths"),
+    [
+        ("[~/photos]", ["~/photos"]),
+        ("[2024]", ["2024"]),
+        ("[1.10, 007, yes, 2024-01-02]", ["1.10", "007", "yes", "2024-01-02"]),
+        ("['a, b', c]", ["a, b", "c"]),
+    ],
+)
+def test_paths_are_texts_whatever_yaml_reads_in_them(text: str, paths: list[str]) -> None:
+    config, _ = read_command_line([f"--data.train={text}", "--output=x", "--precision=fp32"])
+    assert config.data.train == paths
+
+
+def test_paths_of_a_file_may_be_numbers(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("data: {train: [2024, photos]}\n")
+    config, _ = read_command_line(["--config", str(tmp_path / "config.yaml"), "--output=x", "--precision=fp32"])
+    assert config.data.train == ["2024", "photos"]

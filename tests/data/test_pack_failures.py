@@ -27,7 +27,7 @@ from andfast.data.store import PackedImages, PackError
         ),
         (
             lambda p: (p / "index.json").write_text('{"format": "andfast-pack", "version": 99}'),
-            "format version 1, was 99",
+            "format version 1 or 2, was 99",
         ),
         (lambda p: (p / "index.json").write_text("[1]"), "not the index"),
         (lambda p: os.truncate(p / "pixels-0000.bin", 100), "must have 5229 bytes, has 100"),
@@ -194,27 +194,53 @@ def test_concurrent_runs_wait_for_each_other(tmp_path):
     check_pack(output, pixels)
 
 
-def test_crashed_decoder_skips_one_file(tmp_path, monkeypatch):
-    program = tmp_path / "images.py"
-    real = Path(decoding.images.__file__)
-    program.write_text(real.read_text().replace(
-        "def _decode(path: str | Path, min_size: int) -> NDArray[np.uint8]:\n",
-        "def _decode(path: str | Path, min_size: int) -> NDArray[np.uint8]:\n"
-        "    if path.endswith('evil.png'):\n"
-        "        print('last words', file=sys.stderr, flush=True)\n"
-        "        os.abort()\n",
-    ))  # fmt: skip
+@pytest.fixture
+def decoder(tmp_path, monkeypatch):
+    """Insert code into the decoding program, run for files called evil.png; without core dumps."""
+
+    def insert(code):
+        head = "def _decode(path: str | Path, min_size: int) -> NDArray[np.uint8]:\n"
+        program = Path(decoding.images.__file__).read_text()
+        assert program.count(head) == 1
+        lines = "".join(f"        {line}\n" for line in code.splitlines())
+        (tmp_path / "images.py").write_text(program.replace(head, f"{head}    if path.endswith('evil.png'):\n{lines}"))
+        monkeypatch.setattr(decoding.images, "__file__", str(tmp_path / "images.py"))
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_CORE)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, hard))
+    yield insert
+    resource.setrlimit(resource.RLIMIT_CORE, (soft, hard))
+
+
+def test_crashed_decoder_skips_one_file(tmp_path, decoder):
+    decoder(f"print('x', file=open({str(tmp_path / 'tries')!r}, 'a'))\nprint('words', file=sys.stderr)\nos.abort()")
     folder = tmp_path / "photos"
     pixels = {f"{i}.png": save_noise(folder / f"{i}.png", seed=i) for i in range(6)}
     save_noise(folder / "evil.png")
-    soft, hard = resource.getrlimit(resource.RLIMIT_CORE)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, hard))
-    monkeypatch.setattr(decoding.images, "__file__", str(program))
-    try:
-        report = build(folder, tmp_path / "pack", workers=2)
-    finally:
-        resource.setrlimit(resource.RLIMIT_CORE, (soft, hard))
-    assert report.skipped == [("evil.png", "the decoder was killed by SIGABRT: last words")]
+    report = build(folder, tmp_path / "pack", workers=2)
+    assert report.skipped == [("evil.png", "the decoder was killed by SIGABRT: words")]
+    assert (tmp_path / "tries").read_text() == "x\nx\n"
+    check_pack(tmp_path / "pack", pixels)
+
+
+def test_killed_decoder_is_restarted(tmp_path, decoder):
+    mark = str(tmp_path / "killed")
+    decoder(f"if not os.path.exists({mark!r}):\n    open({mark!r}, 'w')\n    os.kill(os.getpid(), 9)")
+    folder = tmp_path / "photos"
+    pixels = {f"{name}.png": save_noise(folder / f"{name}.png", seed=i) for i, name in enumerate(["a", "evil", "z"])}
+    assert build(folder, tmp_path / "pack", workers=1).packed == 3
+    assert (tmp_path / "killed").exists()
+    check_pack(tmp_path / "pack", pixels)
+
+
+def test_decoder_killed_twice_stops_and_keeps_the_pack(tmp_path, decoder):
+    folder = tmp_path / "photos"
+    pixels = {"a.png": save_noise(folder / "a.png", seed=1)}
+    build(folder, tmp_path / "pack")
+    save_noise(folder / "evil.png", seed=2)
+    decoder("os.kill(os.getpid(), 9)")
+    with pytest.raises(decoding.DecoderKilledError, match=r"evil\.png: the decoder was killed by SIGKILL twice"):
+        build(folder, tmp_path / "pack", workers=2)
     check_pack(tmp_path / "pack", pixels)
 
 

@@ -64,3 +64,9 @@ def test_package_sources_are_not_imported():
         "assert 'skimage' not in sys.modules; import andfast.data.pack; assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_home_folder_is_expanded(tmp_path, monkeypatch):
+    save_noise(tmp_path / "photos" / "a.png")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert [file.name for file in find_images(["~/photos"])] == ["a.png"]
