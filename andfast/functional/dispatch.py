@@ -1,12 +1,12 @@
 """Which implementations of an op exist, which of them can run where, and which one a call gets.
 
-Every op of :mod:`andfast.functional` registers its implementations here, fastest first. ``impl="auto"`` takes the first
-that can run on the tensors' device and dtype; an explicit name that cannot run raises and says why. Nothing falls back
-silently.
+Every op of :mod:`andfast.functional` registers its implementations here, fastest first, in an order of its own for
+compute capabilities where another is known. ``impl="auto"`` takes the first that can run on the tensors' device, dtype
+and channels; an explicit name that cannot run raises and says why. Nothing falls back silently.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 import torch
 
@@ -16,19 +16,46 @@ IMPLEMENTATIONS: Final = ("auto", "reference", "triton", "cuda", "cpp")
 WhyNot = Callable[[str], str | None]
 """Maps a device type ("cpu", "cuda", ...) to why an implementation cannot run there, or to None if it can."""
 
+
+class Ranking(NamedTuple):
+    """The implementations of an op on devices of one major compute capability, fastest first.
+
+    Attributes:
+        names: all implementations, for x in bf16 and fp16; other dtypes keep the order of registration.
+        measured: timed on such a device; else counted.
+    """
+
+    names: tuple[str, ...]
+    measured: bool
+
+
 _TABLE: dict[str, dict[str, WhyNot]] = {}
 _DTYPES: dict[tuple[str, str], tuple[torch.dtype, ...]] = {}
+_RANKINGS: dict[str, dict[int, Ranking]] = {}
+_RANKED_DTYPES = (None, torch.bfloat16, torch.float16)
 
 
 def register(
-    op: str, implementations: Mapping[str, WhyNot], dtypes: Mapping[str, Sequence[torch.dtype]] | None = None
+    op: str,
+    implementations: Mapping[str, WhyNot],
+    dtypes: Mapping[str, Sequence[torch.dtype]] | None = None,
+    *,
+    rankings: Mapping[int, Ranking] | None = None,
 ) -> None:
-    """Declare the implementations of ``op``, fastest first, and the dtypes of those that do not take every one."""
+    """Declare the implementations of ``op``.
+
+    Args:
+        op: its name.
+        implementations: where each can run, fastest first.
+        dtypes: of x, for implementations that do not take every one.
+        rankings: orders by major compute capability.
+    """
     unknown = [name for name in implementations if name not in IMPLEMENTATIONS[1:]]
     if unknown:
         raise ValueError(f"implementations of {op} must be among {IMPLEMENTATIONS[1:]}, were {unknown}")
     _TABLE[op] = dict(implementations)
     _DTYPES.update({(op, name): tuple(some) for name, some in (dtypes or {}).items()})
+    _RANKINGS[op] = dict(rankings or {})
 
 
 def everywhere(_device_type: str) -> str | None:
@@ -38,18 +65,26 @@ def everywhere(_device_type: str) -> str | None:
 
 # For torch.compile a call with these arguments is a constant: it asks for devices and packages, which cannot be traced.
 @torch.compiler.assume_constant_result
-def resolve(op: str, impl: str, device_type: str, dtype: torch.dtype | None = None) -> str:
+def resolve(
+    op: str,
+    impl: str,
+    device_type: str,
+    dtype: torch.dtype | None = None,
+    no_cuda: str | None = None,
+) -> str:
     """Return the name of the implementation that ``op`` runs with on ``device_type``, for x of ``dtype``.
 
+    ``no_cuda`` is why the implementation "cuda" does not take these arguments, or None if it does.
+
     Raises:
-        ValueError: ``impl`` is no implementation's name.
+        ValueError: ``impl`` is no implementation's name, or ``no_cuda`` rules it out.
         TypeError: the implementation asked for does not take this dtype.
         RuntimeError: the implementation asked for is not available here; the message says why.
     """
     table = _TABLE[op]
     if impl == "auto":
-        for name, why_not in table.items():
-            if _takes(op, name, dtype) and why_not(device_type) is None:
+        for name in available(op, device_type, dtype):
+            if name != "cuda" or no_cuda is None:
                 return name
         raise RuntimeError(f"{op} has no implementation for device {device_type!r} and dtype {dtype}")
     if impl not in IMPLEMENTATIONS:
@@ -62,6 +97,8 @@ def resolve(op: str, impl: str, device_type: str, dtype: torch.dtype | None = No
     if not _takes(op, impl, dtype):
         *most, last = (str(one).removeprefix("torch.") for one in _DTYPES[op, impl])
         raise TypeError(f"x must be {', '.join(most)} or {last} with impl={impl!r}, was {dtype}")
+    if impl == "cuda" and no_cuda is not None:
+        raise ValueError(f"{no_cuda} with impl='cuda' of {op}")
     return impl
 
 
@@ -76,9 +113,23 @@ def chosen(device_type: str, impl: str = "auto") -> dict[str, str]:
 
 def available(op: str, device_type: str, dtype: torch.dtype | None = None) -> tuple[str, ...]:
     """The implementations of ``op`` that can run on ``device_type``, for x of ``dtype``; fastest first."""
-    return tuple(
-        name for name, why_not in _TABLE[op].items() if _takes(op, name, dtype) and why_not(device_type) is None
-    )
+    table = _TABLE[op]
+    ranking = _ranking(op, device_type) if dtype in _RANKED_DTYPES else None
+    names = table if ranking is None else ranking.names
+    return tuple(name for name in names if _takes(op, name, dtype) and table[name](device_type) is None)
+
+
+def counted(op: str, device_type: str) -> bool:
+    """Whether the order of ``op``'s implementations on ``device_type`` was counted, not measured."""
+    ranking = _ranking(op, device_type)
+    return ranking is not None and not ranking.measured
+
+
+def _ranking(op: str, device_type: str) -> Ranking | None:
+    rankings = _RANKINGS.get(op)
+    if not rankings or device_type != "cuda" or not torch.cuda.is_available():
+        return None
+    return rankings.get(torch.cuda.get_device_capability()[0])
 
 
 def unavailable(device_type: str) -> dict[str, dict[str, str]]:

@@ -11,8 +11,8 @@ With ``F`` channels of x, ``G`` of growth, zero padding of 1 and ``lrelu`` the l
 of F + 4G channels holds x, x1, ..., x4, and convolution k reads its first F + (k-1)G channels. The backward pass
 accumulates in a buffer of the same layout, from the last convolution to the first.
 
-Saved for backward: the buffer if weights require gradients (in Triton x and the growth as two tensors); with frozen
-weights only the signs of x1 to x4.
+Saved for backward: the buffer if weights require gradients (in Triton and CUDA x and the growth as two tensors); with
+frozen weights only the signs of x1 to x4.
 """
 
 import math
@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from andfast import checks
-from andfast.functional import dispatch
+from andfast.functional import compiled_ops, dense_blocks_cuda, dispatch
 from andfast.functional import triton_support as _triton
 from andfast.functional.layout import cast as _cast
 from andfast.functional.layout import convolution_backward as _convolution_backward
@@ -76,7 +76,8 @@ def residual_dense_block(
     """
     x, weights, biases, slope, scale = _checked(x, weights, biases, slope, scale)
     keep_features = torch.is_grad_enabled() and any(weight.requires_grad for weight in weights)
-    impl = dispatch.resolve(NAME, impl, x.device.type, x.dtype)
+    no_cuda = dense_blocks_cuda.unsuited(x.shape[1], weights[0].shape[0])
+    impl = dispatch.resolve(NAME, impl, x.device.type, x.dtype, no_cuda)
     return forward_op(x, weights, biases, slope, scale, keep_features, impl)[0]
 
 
@@ -234,11 +235,16 @@ def _positive(saved: Tensor, k: int, start: int, growth: int) -> Tensor:
     return saved[:, start : start + growth] > 0
 
 
-# "auto" selects the first that is available.
+# "auto" selects the first that is available. An H200 measured Triton against the reference; counts (docs/kernels) are
+# for the compiled ops on both architectures, but on 9.0 they wait for a measurement.
 dispatch.register(
     NAME,
-    {"reference": dispatch.everywhere, "triton": _triton.why_not},
-    dtypes={"triton": _triton.DTYPES},
+    {"reference": dispatch.everywhere, "triton": _triton.why_not, "cuda": compiled_ops.why_not},
+    dtypes={"triton": _triton.DTYPES, "cuda": compiled_ops.DTYPES},
+    rankings={
+        8: dispatch.Ranking(("cuda", "reference", "triton"), measured=False),
+        9: dispatch.Ranking(("triton", "reference", "cuda"), measured=True),
+    },
 )
 
 
@@ -259,8 +265,11 @@ def forward_op(
 
     With ``keep_features``, which gradients to weights need, the latter is the features (N, F + 4G, H, W), x first; else
     the signs, uint8 (N, G, H, W): bit k of channel g is set where channel g of x(k+1) is positive. For Triton see
-    :func:`andfast.kernels.residual_dense_block.buffers.saved_for_backward`.
+    :func:`andfast.kernels.residual_dense_block.buffers.saved_for_backward`, for CUDA
+    :func:`andfast.functional.dense_blocks_cuda.saved_for_backward`.
     """
+    if impl == "cuda":
+        return dense_blocks_cuda.forward(x, weights, biases, slope, scale, keep_features, _memory_format(x))
     if impl == "triton":
         from andfast.kernels.residual_dense_block import block  # noqa: PLC0415  (imports Triton)
 
@@ -273,6 +282,8 @@ def forward_op(
 def _(x: Tensor, weights: Sequence[Tensor], *others: Any) -> tuple[Tensor, Tensor]:
     _biases, _slope, _scale, keep_features, impl = others
     channels, growth = x.shape[1], weights[0].shape[0]
+    if impl == "cuda":
+        return _empty(x, channels), dense_blocks_cuda.saved_for_backward(x, growth, keep_features)
     if impl == "triton":
         return _empty(x, channels), saved_for_backward(x, growth, keep_features)
     saved = _empty(x, channels + 4 * growth) if keep_features else _empty(x, growth, torch.uint8)
@@ -294,10 +305,12 @@ def backward_op(
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     """Return the gradients to x, weights and biases; empty tensors for those not needed.
 
-    Triton needs ``x`` for gradients to weights; the reference has it in its features.
+    Triton and CUDA need ``x`` for gradients to weights; the reference has it in its features.
     """
     needs = _Needs(needs_x, needs_weights, needs_biases)
-    if impl == "triton":
+    if impl == "cuda":
+        grad_x, grad_weights, grad_biases = dense_blocks_cuda.backward(grad, saved, x, weights, slope, scale, *needs)
+    elif impl == "triton":
         from andfast.kernels.residual_dense_block import block  # noqa: PLC0415  (imports Triton)
 
         grad_x, grad_weights, grad_biases = block.backward(
@@ -319,7 +332,7 @@ def _(
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     _slope, _scale, needs_x, needs_weights, needs_biases, impl, *_ = others
     if needs_x:
-        grad_x = gradient_to_x(grad) if impl == "triton" else _empty(saved, weights[-1].shape[0], grad.dtype)
+        grad_x = gradient_to_x(grad) if impl != "reference" else _empty(saved, weights[-1].shape[0], grad.dtype)
     return (
         grad_x if needs_x else grad.new_empty(0),
         [w.new_empty(w.shape if needed else (0,)) for w, needed in zip(weights, needs_weights, strict=True)],
@@ -330,7 +343,7 @@ def _(
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     x, weights, _, ctx.slope, ctx.scale, ctx.keep_features, ctx.impl = inputs
     ctx.mark_non_differentiable(output[1])
-    saved_x = x if ctx.keep_features and ctx.impl == "triton" else None
+    saved_x = x if ctx.keep_features and ctx.impl != "reference" else None
     ctx.save_for_backward(output[1], saved_x, *weights)
 
 
@@ -380,9 +393,11 @@ def _backward_operations(grad_shape: Any, _saved_shape: Any, weight_shapes: Any,
     _slope, _scale, needs_x, needs_weights, needs_biases, impl, *_ = others
     needs = _Needs(needs_x, needs_weights, needs_biases)
     first = 0 if needs_x else weight_shapes[-1][0]
-    if impl == "triton":  # one gather per activation whose gradient is needed, and one for x
+    if impl != "reference":  # one gather per activation whose gradient is needed, and one for x
         features, growth = weight_shapes[-1][0], weight_shapes[0][0]
         lowest = first_activation(needs_x, needs_weights, needs_biases)
+        if impl == "cuda" and lowest < ACTIVATIONS:  # always the whole block
+            needs_x, lowest = True, 0
         channels = [features + (ACTIVATIONS - 1 - k) * growth for k in range(lowest, ACTIVATIONS)]
         to_input = sum(_operations(grad_shape, cin, growth) for cin in channels)
         to_input += _operations(grad_shape, features + 4 * growth, features) if needs_x else 0

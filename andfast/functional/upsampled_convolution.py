@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from andfast import checks
-from andfast.functional import dispatch
+from andfast.functional import compiled_ops, dispatch
 from andfast.functional import layout as _layout
 from andfast.functional import triton_support as _triton
 from andfast.functional.upsampled_kernel import gradients, transposed_kernel
@@ -32,6 +32,7 @@ FACTORS: Final = (1, 2)
 TAPS: Final = 9
 NAME: Final = "upsampled_convolution"
 _SIGNS_PER_BYTE: Final = 8
+_OPS: Any = torch.ops.andfast
 
 
 def upsampled_convolution(
@@ -61,8 +62,10 @@ def upsampled_convolution(
     """
     x, weight, bias, slope = _checked(x, weight, bias, factor, slope)
     frozen = torch.is_grad_enabled() and x.requires_grad and not (weight.requires_grad or bias.requires_grad)
-    impl = dispatch.resolve(NAME, impl, x.device.type, x.dtype)
-    return forward_op(x, weight, bias, factor, slope, frozen and slope != 1, impl)[0]
+    keep_signs = frozen and slope != 1
+    no_cuda = _unsuited_to_cuda(x.shape[1], weight.shape[0], factor, keep_signs)
+    impl = dispatch.resolve(NAME, impl, x.device.type, x.dtype, no_cuda)
+    return forward_op(x, weight, bias, factor, slope, keep_signs, impl)[0]
 
 
 def upsampled_convolution_reference(
@@ -189,11 +192,26 @@ def _gradient_to_x(grad: Tensor, weight: Tensor, factor: int, channels_last: boo
     return torch.empty(shape, dtype=grad.dtype, device=grad.device, memory_format=form)
 
 
-# "auto" selects the first that is available.
+def _unsuited_to_cuda(c_in: int, c_out: int, factor: int, keep_signs: bool) -> str | None:
+    """Why the compiled ops do not take these channels, or None if they do, forward and backward."""
+    multiple = compiled_ops.CHANNELS
+    for name, channels, whole in (("Cout", c_out, factor == 2 or keep_signs), ("Cin", c_in, factor == 2)):
+        if channels % multiple and (whole or channels > multiple):
+            below = "" if whole else f" or less than {multiple}"
+            return f"{name} must be a multiple of {multiple}{below}, was {channels},"
+    return None
+
+
+# "auto" selects the first that is available. An H200 measured Triton against the reference; counts (docs/kernels) are
+# for the compiled ops on both architectures, but on 9.0 they wait for a measurement.
 dispatch.register(
     NAME,
-    {"reference": dispatch.everywhere, "triton": _triton.why_not},
-    dtypes={"triton": _triton.DTYPES},
+    {"reference": dispatch.everywhere, "triton": _triton.why_not, "cuda": compiled_ops.why_not},
+    dtypes={"triton": _triton.DTYPES, "cuda": compiled_ops.DTYPES},
+    rankings={
+        8: dispatch.Ranking(("cuda", "reference", "triton"), measured=False),
+        9: dispatch.Ranking(("triton", "reference", "cuda"), measured=True),
+    },
 )
 
 
@@ -247,6 +265,55 @@ def _backward_triton(
     return grad_x, grad_weight, grad_bias
 
 
+# -------------------------------------------------------------------------------------------------------- CUDA
+
+
+def _forward_cuda(
+    x: Tensor, weight: Tensor, bias: Tensor, factor: int, slope: float, keep_signs: bool
+) -> tuple[Tensor, Tensor]:
+    """Return out and its signs, see :func:`forward_op`."""
+    packed = _OPS.convolution_pack(weight.contiguous(), bias.contiguous(), x.dtype, factor, False)
+    out, signs = _OPS.convolution_forward(
+        x, packed, weight.shape[0], factor, slope, None, 1.0, None, None, False, False, keep_signs
+    )
+    return compiled_ops.in_format(out, _layout.memory_format(x)), signs
+
+
+def _backward_cuda(
+    grad: Tensor,
+    saved: Tensor,
+    x: Tensor | None,
+    weight: Tensor,
+    factor: int,
+    slope: float,
+    needs_grad: Sequence[bool],
+    channels_last: bool,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Return the gradients to x, weight and bias; None for those not needed. ``saved`` as in :func:`backward_op`.
+
+    The gradients to weight and bias are PyTorch's.
+    """
+    needs_x, needs_weight, needs_bias = needs_grad
+    if saved.numel():
+        grad = grad.contiguous(memory_format=torch.channels_last)
+        if saved.dtype == torch.uint8:
+            grad = _OPS.convolution_activation_backward(grad, saved, slope)
+        else:
+            grad = torch.ops.aten.leaky_relu_backward(grad, saved, slope, False)
+    grad_x = grad_weight = grad_bias = None
+    if needs_x:
+        packed = _OPS.convolution_pack(weight.contiguous(), None, grad.dtype, factor, True)
+        grad_x = _OPS.convolution_backward(grad, packed, weight.shape[1], factor, None, 1.0, False)
+        grad_x = compiled_ops.in_format(grad_x, torch.channels_last if channels_last else torch.contiguous_format)
+    if needs_weight:
+        if x is None:
+            raise ValueError(f"the gradient to the weight of {NAME} needs x")
+        _, grad_weight, _ = gradients(grad, x, weight, factor, [False, True, False])
+    if needs_bias:
+        grad_bias = compiled_ops.bias_gradient(grad)
+    return grad_x, grad_weight, grad_bias
+
+
 # ------------------------------------------------- Registration: one forward and one backward op
 
 
@@ -257,27 +324,36 @@ def forward_op(
     """Return out, and its signs if ``keep_signs``, else an empty tensor; arguments are not validated.
 
     Signs are (N, factor * H, factor * W, ceil(Cout / 8)) bytes: bit c % 8 of byte c // 8 is set where channel c is
-    positive. Without them backward reads the signs off out itself.
+    positive; in CUDA 4 * ceil(Cout / 32) bytes. Without them backward reads the signs off out itself.
     """
+    if impl == "cuda":
+        return _forward_cuda(x, weight, bias, factor, slope, keep_signs)
     if impl == "triton":
         out = _layout.empty(x, weight.shape[0], factor=factor)
-        signs = x.new_empty(_signs_shape(x, weight, factor, keep_signs), dtype=torch.uint8)
+        signs = x.new_empty(_signs_shape(x, weight, factor, keep_signs, impl), dtype=torch.uint8)
         _forward_triton(x, weight, bias, factor, slope, out, signs)
         return out, signs
     return _forward_reference(x, weight, bias, factor, slope, keep_signs)
 
 
-def _signs_shape(x: Tensor, weight: Tensor, factor: int, keep_signs: bool) -> tuple[int, ...]:
+def _signs_shape(x: Tensor, weight: Tensor, factor: int, keep_signs: bool, impl: str) -> tuple[int, ...]:
+    if not keep_signs:
+        return (0,)
     n, _, height, width = x.shape
-    return (n, factor * height, factor * width, -(-weight.shape[0] // _SIGNS_PER_BYTE)) if keep_signs else (0,)
+    channels = weight.shape[0]
+    count = compiled_ops.sign_bytes(channels) if impl == "cuda" else -(-channels // _SIGNS_PER_BYTE)
+    return n, factor * height, factor * width, count
 
 
 @forward_op.register_fake
 def _(
     x: Tensor, weight: Tensor, bias: Tensor, factor: int, slope: float, keep_signs: bool, impl: str
 ) -> tuple[Tensor, Tensor]:
-    signs = x.new_empty(_signs_shape(x, weight, factor, keep_signs), dtype=torch.uint8)
+    signs = x.new_empty(_signs_shape(x, weight, factor, keep_signs, impl), dtype=torch.uint8)
     return _layout.empty(x, weight.shape[0], factor=factor), signs
+
+
+_BACKWARD: Final = {"reference": _backward_reference, "triton": _backward_triton, "cuda": _backward_cuda}
 
 
 @torch.library.custom_op("andfast::upsampled_convolution_backward", mutates_args=())
@@ -297,7 +373,7 @@ def backward_op(
     ``saved`` is the signs of out, out itself, or empty without an activation. ``x`` is needed for the gradient to
     weight only; ``channels_last`` is the memory format of the gradient to x.
     """
-    implementation = _backward_triton if impl == "triton" else _backward_reference
+    implementation = _BACKWARD[impl]
     grad_x, grad_weight, grad_bias = implementation(grad, saved, x, weight, factor, slope, needs_grad, channels_last)
     # An op must return tensors, with the strides that the fake below promises.
     return (

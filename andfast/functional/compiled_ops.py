@@ -1,0 +1,147 @@
+"""andfast._ops, the convolution ops of csrc/convolution: loading, where they run, and their fake kernels.
+
+The library is built against torch's stable ABI and defines ops of the namespace ``andfast``; it has no Python symbols.
+It is loaded when an op first asks for it on a CUDA device. docs/kernels/convolution.md describes the ops.
+"""
+
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+LIBRARY: Final = Path(__file__).resolve().parents[1] / "_ops.abi3.so"
+DTYPES: Final = (torch.bfloat16, torch.float16)
+"""The dtypes of x that the ops take."""
+KEEP_NOTHING, KEEP_SIGNS, KEEP_GROWTH = 0, 1, 2
+"""What ``dense_blocks_forward`` keeps for backward."""
+CHANNELS: Final = 8
+"""Channels must be a multiple of this: 16 bytes, the kernels' unit of access."""
+_OLDEST = (8, 0)
+_ACTIVATIONS = 4
+
+
+@functools.cache
+def load() -> str | None:
+    """Load the library, once; return the reason if it cannot be loaded."""
+    if not LIBRARY.is_file():
+        return f"no compiled extension: {LIBRARY.name} was not built (see setup.py)"
+    try:
+        torch.ops.load_library(str(LIBRARY))
+    except (OSError, RuntimeError) as error:  # missing libraries, or a torch without the stable ABI
+        return f"{LIBRARY.name} cannot be loaded: {error}"
+    register_fakes()
+    return None
+
+
+@functools.cache
+def _why_not_here() -> str | None:
+    if torch.version.cuda is None:
+        return f"torch {torch.__version__} is a build without CUDA"
+    if not torch.cuda.is_available():
+        return load() or "torch finds no CUDA device"
+    for index in range(torch.cuda.device_count()):
+        capability = torch.cuda.get_device_capability(index)
+        if capability < _OLDEST:
+            version = ".".join(map(str, capability))
+            return f"it needs compute capability 8.0 or newer, device {index} has {version}"
+    return load()
+
+
+def why_not(device_type: str) -> str | None:
+    """Why the ops cannot run on tensors of this device type, or None if they can."""
+    if device_type != "cuda":
+        return f"it runs on CUDA devices, and the tensors are on {device_type!r}"
+    return _why_not_here()
+
+
+def sign_bytes(channels: int) -> int:
+    """Bytes per pixel of the signs of an activation; bit c % 8 of byte c // 8 is channel c's."""
+    return (channels + 31) // 32 * 4
+
+
+def block_signs_shape(x: Tensor, growth: int, blocks: int) -> tuple[int, ...]:
+    """Shape of the signs that ``dense_blocks_forward`` keeps."""
+    n, _, height, width = x.shape
+    return blocks, _ACTIVATIONS, n, height, width, sign_bytes(growth)
+
+
+def empty_channels_last(x: Tensor, channels: int, height: int | None = None, width: int | None = None) -> Tensor:
+    """Allocate a channels_last tensor of x's batch, dtype and device, and its size unless given."""
+    shape = (x.shape[0], channels, x.shape[2] if height is None else height, x.shape[3] if width is None else width)
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+
+
+def in_format(value: Tensor, memory_format: torch.memory_format) -> Tensor:
+    """Return a channels_last result of an op in the memory format of x."""
+    if memory_format == torch.channels_last:
+        return value
+    return torch.empty(value.shape, dtype=value.dtype, device=value.device, memory_format=memory_format).copy_(value)
+
+
+def bias_gradient(grad: Tensor) -> Tensor:
+    """Sum a gradient over images and pixels, at least in fp32."""
+    return grad.sum((0, 2, 3), dtype=torch.promote_types(grad.dtype, torch.float32)).to(grad.dtype)
+
+
+# ------------------------------------------------------------------------------------------------ Fake kernels
+
+
+def register_fakes() -> None:
+    """Register shapes, strides and dtypes of the results for FakeTensor and torch.compile."""
+    for function in (
+        convolution_pack,
+        convolution_forward,
+        convolution_backward,
+        convolution_activation_backward,
+        dense_blocks_pack,
+        dense_blocks_forward,
+        dense_blocks_backward,
+    ):
+        torch.library.register_fake(f"andfast::{function.__name__}", function)
+
+
+def convolution_pack(weight: Tensor, *_: Any, **_kwargs: Any) -> Tensor:
+    return _packed(weight)
+
+
+def dense_blocks_pack(weights: Sequence[Tensor], *_: Any, **_kwargs: Any) -> Tensor:
+    return _packed(weights[0])
+
+
+def _packed(weight: Tensor) -> Tensor:
+    """The number of bytes depends on the kernels that the device gets."""
+    return weight.new_empty(torch.library.get_ctx().new_dynamic_size(), dtype=torch.uint8)
+
+
+def convolution_forward(
+    x: Tensor, _packed: Tensor, out_channels: int, factor: int, *others: Any
+) -> tuple[Tensor, Tensor]:
+    keep_signs = others[-1]
+    n, _, height, width = x.shape
+    out = empty_channels_last(x, out_channels, factor * height, factor * width)
+    signs = (n, factor * height, factor * width, sign_bytes(out_channels)) if keep_signs else (0,)
+    return out, x.new_empty(signs, dtype=torch.uint8)
+
+
+def convolution_backward(grad: Tensor, _packed: Tensor, in_channels: int, factor: int, *_: Any) -> Tensor:
+    return empty_channels_last(grad, in_channels, grad.shape[2] // factor, grad.shape[3] // factor)
+
+
+def convolution_activation_backward(grad: Tensor, _signs: Tensor, _slope: float) -> Tensor:
+    return empty_channels_last(grad, grad.shape[1])
+
+
+def dense_blocks_forward(x: Tensor, _packed: Tensor, growth: int, blocks: int, *others: Any) -> tuple[Tensor, Tensor]:
+    keep = others[-1]
+    out = empty_channels_last(x, x.shape[1])
+    if keep == KEEP_GROWTH:
+        return out, empty_channels_last(x, _ACTIVATIONS * growth)
+    shape = block_signs_shape(x, growth, blocks) if keep == KEEP_SIGNS else (0,)
+    return out, x.new_empty(shape, dtype=torch.uint8)
+
+
+def dense_blocks_backward(grad: Tensor, _saved: Tensor, _packed: Tensor, growth: int, *_: Any) -> tuple[Tensor, Tensor]:
+    return empty_channels_last(grad, grad.shape[1]), empty_channels_last(grad, _ACTIVATIONS * growth)

@@ -1,0 +1,233 @@
+"""Chains of frozen residual dense blocks as one op, in CUDA: the trunk of a frozen RRDBNet.
+
+The host makes one call per direction, where block by block it makes one per block, and weights are packed once for any
+number of passes. Every ``blocks_per_group`` blocks form an RRDB (Wang et al., ESRGAN, 2018, figure 4)::
+
+    x  ->  x + outer_scale * (block(...block(x)))
+
+Differentiable in x alone. Saved for backward: the signs of all activations.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from andfast import checks
+from andfast.functional import compiled_ops, dense_blocks_cuda
+from andfast.functional.layout import cast, memory_format
+from andfast.functional.residual_dense_block import residual_dense_block_reference
+
+_CONVOLUTIONS = 5
+_OPS: Any = torch.ops.andfast
+
+
+class PackedBlocks(NamedTuple):
+    """Frozen dense blocks as the kernels read them; for one dtype of x, on one device.
+
+    Attributes:
+        forward, backward: packed weights and biases.
+        features, growth: channels of x and of each growth.
+        blocks, blocks_per_group: number of blocks, and of those that an outer residual spans; 0 for none.
+        slope, scale, outer_scale: of the leaky ReLUs, of each block's and of each group's residual.
+        dtype: of x.
+    """
+
+    forward: Tensor
+    backward: Tensor
+    features: int
+    growth: int
+    blocks: int
+    blocks_per_group: int
+    slope: float
+    scale: float
+    outer_scale: float
+    dtype: torch.dtype
+
+
+@torch.no_grad()
+def pack_dense_blocks(
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    dtype: torch.dtype,
+    *,
+    blocks_per_group: int = 3,
+    slope: float = 0.2,
+    scale: float = 0.2,
+    outer_scale: float = 0.2,
+) -> PackedBlocks:
+    """Pack the weights of frozen blocks, once for any number of passes.
+
+    Args:
+        weights: five kernels per block, of the shapes of :func:`andfast.functional.residual_dense_block`, on one CUDA
+            device, in bf16, fp16 or fp32.
+        biases: five vectors per block.
+        dtype: bf16 or fp16; of x, and of the weights that are multiplied.
+        blocks_per_group: blocks that an outer residual spans, at least 2, or 0 for none.
+        slope, scale, outer_scale: see :class:`PackedBlocks`.
+
+    Raises:
+        ValueError: the number of weights or biases, their channels, or dtype is not supported.
+        RuntimeError: the compiled ops are not available, or reject a tensor.
+    """
+    if not weights or len(weights) % _CONVOLUTIONS:
+        raise ValueError(f"weights must hold {_CONVOLUTIONS} tensors for each block, held {len(weights)}")
+    if len(biases) != len(weights):
+        raise ValueError(f"biases must hold as many tensors as weights, {len(weights)}, held {len(biases)}")
+    if dtype not in compiled_ops.DTYPES:
+        raise ValueError(f"dtype must be {' or '.join(map(str, compiled_ops.DTYPES))}, was {dtype}")
+    if (reason := compiled_ops.why_not(weights[0].device.type)) is not None:
+        raise RuntimeError(f"frozen dense blocks are not available: {reason}")
+    growth, features = weights[0].shape[:2]
+    if (reason := dense_blocks_cuda.unsuited(features, growth)) is not None:
+        raise ValueError(f"{reason} in frozen dense blocks")
+    forward, backward = (
+        dense_blocks_cuda.pack(weights, biases, dtype, blocks_per_group, scale, outer_scale, backward=backward)
+        for backward in (False, True)
+    )
+    blocks = len(weights) // _CONVOLUTIONS
+    return PackedBlocks(forward, backward, features, growth, blocks, blocks_per_group, slope, scale, outer_scale, dtype)
+
+
+def frozen_dense_blocks(x: Tensor, packed: PackedBlocks) -> Tensor:
+    """Apply a chain of frozen dense blocks.
+
+    Under autocast x is cast to the autocast dtype.
+
+    Args:
+        x: (N, F, H, W), of the dtype and on the device of ``packed``. The result has its memory format.
+        packed: from :func:`pack_dense_blocks`.
+
+    Returns:
+        Tensor of x's shape.
+
+    Raises:
+        TypeError: x has another dtype than ``packed``.
+        ValueError: x has another number of channels than ``packed``.
+    """
+    checks.images("x", x)
+    dtype = checks.autocast_dtype(x.device.type)
+    x = x if dtype is None else cast(x, dtype)
+    if x.dtype != packed.dtype:
+        raise TypeError(f"x must be {packed.dtype}, the dtype of the packed weights, was {x.dtype}")
+    if x.shape[1] != packed.features:
+        raise ValueError(f"x must have {packed.features} channels, those of the packed weights, was {tuple(x.shape)}")
+    keep_signs = torch.is_grad_enabled() and x.requires_grad
+    return forward_op(x, *packed[:2], *packed[3:9], keep_signs)[0]
+
+
+def frozen_dense_blocks_reference(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    *,
+    blocks_per_group: int = 3,
+    slope: float = 0.2,
+    scale: float = 0.2,
+    outer_scale: float = 0.2,
+) -> Tensor:
+    """The definition, composed of PyTorch ops; tests compare with it."""
+    group = x
+    for block in range(len(weights) // _CONVOLUTIONS):
+        if blocks_per_group and block % blocks_per_group == 0:
+            group = x
+        of = slice(_CONVOLUTIONS * block, _CONVOLUTIONS * (block + 1))
+        x = residual_dense_block_reference(x, weights[of], biases[of], slope=slope, scale=scale)
+        if blocks_per_group and (block + 1) % blocks_per_group == 0:
+            x = group + outer_scale * x
+    return x
+
+
+# ------------------------------------------------- Registration: one forward and one backward op
+
+
+@torch.library.custom_op("andfast::frozen_dense_blocks", mutates_args=())
+def forward_op(
+    x: Tensor,
+    packed: Tensor,
+    packed_backward: Tensor,
+    growth: int,
+    blocks: int,
+    blocks_per_group: int,
+    slope: float,
+    scale: float,
+    outer_scale: float,
+    keep_signs: bool,
+) -> tuple[Tensor, Tensor]:
+    """Return out and the signs of all activations, (blocks, 4, N, H, W, 4 * ceil(G / 32)), or an empty tensor."""
+    keep = compiled_ops.KEEP_SIGNS if keep_signs else compiled_ops.KEEP_NOTHING
+    out, signs = _OPS.dense_blocks_forward(x, packed, growth, blocks, blocks_per_group, slope, scale, outer_scale, keep)
+    return compiled_ops.in_format(out, memory_format(x)), signs
+
+
+@forward_op.register_fake
+def _(x: Tensor, _packed: Tensor, _packed_backward: Tensor, growth: int, blocks: int, *others: Any) -> Any:
+    shape = compiled_ops.block_signs_shape(x, growth, blocks) if others[-1] else (0,)
+    out = torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=memory_format(x))
+    return out, x.new_empty(shape, dtype=torch.uint8)
+
+
+@torch.library.custom_op("andfast::frozen_dense_blocks_backward", mutates_args=())
+def backward_op(
+    grad: Tensor,
+    signs: Tensor,
+    packed_backward: Tensor,
+    growth: int,
+    blocks: int,
+    blocks_per_group: int,
+    slope: float,
+    scale: float,
+    outer_scale: float,
+) -> Tensor:
+    """Return the gradient to x, channels_last."""
+    grad_x: Tensor = _OPS.dense_blocks_backward(
+        grad, signs, packed_backward, growth, blocks, blocks_per_group, slope, scale, outer_scale
+    )[0]
+    return grad_x
+
+
+@backward_op.register_fake
+def _(grad: Tensor, *_: Any) -> Tensor:
+    return compiled_ops.empty_channels_last(grad, grad.shape[1])
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    _, _, packed_backward, *ctx.numbers, ctx.keep_signs = inputs
+    ctx.mark_non_differentiable(output[1])
+    ctx.save_for_backward(output[1], packed_backward)
+
+
+def _backward(ctx: Any, grad: Tensor, _grad_signs: Tensor | None) -> tuple[Any, ...]:
+    if not ctx.keep_signs:
+        raise RuntimeError("the gradient to x of frozen_dense_blocks needs keep_signs=True in the forward op")
+    return backward_op(grad, *ctx.saved_tensors, *ctx.numbers), *(None,) * 9
+
+
+forward_op.register_autograd(_backward, setup_context=_setup_context)
+
+
+# -------------------------- Operation counts for torch.utils.flop_counter: two per multiply-accumulate
+
+
+def _operations(shape: Sequence[int], growth: int, blocks: int) -> int:
+    """Operations of the blocks on images of this (N, C, H, W), in either direction."""
+    n, features, height, width = shape
+    channels = sum((features + k * growth) * growth for k in range(_CONVOLUTIONS - 1))
+    channels += (features + (_CONVOLUTIONS - 1) * growth) * features
+    return 2 * 9 * channels * blocks * n * height * width
+
+
+@register_flop_formula(torch.ops.andfast.frozen_dense_blocks)
+def _forward_operations(
+    x_shape: Any, _packed: Any, _packed_backward: Any, growth: int, blocks: int, *_: Any, **_kwargs: Any
+) -> int:
+    return _operations(x_shape, growth, blocks)
+
+
+@register_flop_formula(torch.ops.andfast.frozen_dense_blocks_backward)
+def _backward_operations(
+    grad_shape: Any, _signs: Any, _packed: Any, growth: int, blocks: int, *_: Any, **_kwargs: Any
+) -> int:
+    return _operations(grad_shape, growth, blocks)
