@@ -1,9 +1,10 @@
 """Builds andfast's compiled parts (csrc/); the metadata is in pyproject.toml.
 
-``andfast._C``
-    blur_pool for the CPU and, with CUDA, for the GPU; built for one version of torch.
 ``andfast._ops``
-    With CUDA: the convolution ops (csrc/convolution), registered with torch's stable ABI and without Python symbols.
+    All that takes tensors: blur_pool for the CPU and, with CUDA, for the GPU, and the convolutions of csrc/convolution.
+    Registered with torch's stable ABI and without Python symbols, so that one binary serves every torch from 2.11 on.
+``andfast._C``
+    Host queries without tensors, by pybind11; it needs no torch, and is built for one version of Python.
 
 torch must be installed first, and pip must use it: ``pip install --no-build-isolation .`` (or ``-e .``), which is what
 the Makefile does. Under build isolation pip hides torch from this file, and installs the pure-Python package.
@@ -33,13 +34,16 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from setuptools import setup
+from setuptools import Extension, setup
 
 ROOT = Path(__file__).resolve().parent
 DEFAULT_ARCHS = "8.0+PTX;9.0a"
 STABLE_ABI = "0x020b000000000000"  # of torch 2.11, the oldest that andfast._ops loads into
 ARCH = r"\d+\.\d+[a-z]?(\+PTX)?"
 NVCC_FLAGS = ["-O3", "-std=c++20", "--expt-relaxed-constexpr", "-Xfatbin=-compress-all"]
+# Without the last two, comparisons keep loops over half types from being vectorised; torch is built so too.
+CXX_FLAGS = ["-O3", "-std=c++20", "-fvisibility=hidden", "-Wall", "-fno-math-errno", "-fno-trapping-math"]
+BINDINGS = "csrc/bindings.cpp"
 METADATA_COMMANDS = {"egg_info", "dist_info", "sdist", "--version", "--name"}
 PROBE = """
 #include <cuda_bf16.h>
@@ -166,21 +170,37 @@ def arch_macro(archs: str) -> tuple[str, str]:
     return "ANDFAST_CUDA_ARCHS", archs.replace(";", ":")
 
 
-def stable_extension(kind: Any, archs: str) -> Any:
-    """andfast._ops, a shared library that torch.ops.load_library loads."""
-    folder = "csrc/convolution/"
-    files = [name for name in sources("*.cpp") + sources("*.cu") if name.startswith(folder)]
+def stable_extension(kind: Any, archs: str | None) -> Any:
+    """andfast._ops, a shared library that torch.ops.load_library loads; of the CPU part only without ``archs``."""
+    if archs is None:
+        files, macros = ["csrc/blur_pool/cpu.cpp", "csrc/blur_pool/ops.cpp"], []
+    else:
+        files = [name for name in sources("*.cpp") + sources("*.cu") if name != BINDINGS]
+        macros = [arch_macro(archs), ("USE_CUDA", None)]
     return kind(
         "andfast._ops",
         files,
         depends=sources("*.h") + sources("*.cuh"),
-        define_macros=[arch_macro(archs), ("TORCH_TARGET_VERSION", STABLE_ABI), ("USE_CUDA", None)],
+        define_macros=[*macros, ("TORCH_TARGET_VERSION", STABLE_ABI)],
         py_limited_api=True,  # no symbol of Python's is used at all
-        extra_compile_args={
-            "cxx": ["-O3", "-std=c++20", "-fvisibility=hidden", "-Wall"],
-            "nvcc": [*NVCC_FLAGS],
-        },
+        extra_compile_args={"cxx": [*CXX_FLAGS]} | ({} if archs is None else {"nvcc": [*NVCC_FLAGS]}),
         extra_link_args=["-s"],
+    )
+
+
+def query_extension(archs: str | None) -> Any:
+    """andfast._C. torch only lends its copy of pybind11's headers, nothing of it is linked."""
+    import torch  # noqa: PLC0415
+
+    return Extension(
+        "andfast._C",
+        [BINDINGS],
+        depends=sources("*.h"),
+        define_macros=[] if archs is None else [arch_macro(archs)],
+        include_dirs=[str(Path(torch.__file__).parent / "include")],
+        extra_compile_args=[*CXX_FLAGS],
+        extra_link_args=["-s"],
+        language="c++",
     )
 
 
@@ -190,26 +210,11 @@ def extension() -> dict[str, Any]:
     import torch  # noqa: PLC0415
     from torch.utils.cpp_extension import BuildExtension, CppExtension, CUDAExtension  # noqa: PLC0415
 
-    # Without the last two, comparisons keep loops over half types from being vectorised; torch is built so too.
-    cxx = ["-O3", "-std=c++20", "-fopenmp", "-fvisibility=hidden", "-Wall"]
-    cxx += ["-fno-math-errno", "-fno-trapping-math"]
-    flags = {"cxx": cxx}
     if archs is not None:
-        flags["nvcc"] = [*NVCC_FLAGS]
         os.environ["TORCH_CUDA_ARCH_LIST"] = archs
-    files = [name for name in sources("*.cpp") + sources("*.cu") if not name.startswith("csrc/convolution/")]
-    if archs is None:
-        files = [name for name in files if not name.endswith(("cuda_host.cpp", ".cu"))]
-    built = (CppExtension if archs is None else CUDAExtension)(
-        "andfast._C",
-        files,
-        depends=sources("*.h") + sources("*.cuh"),
-        define_macros=[] if archs is None else [arch_macro(archs)],
-        extra_compile_args=flags,
-        extra_link_args=["-fopenmp", "-s"],
-    )
+    kind = CppExtension if archs is None else CUDAExtension
     return {
-        "ext_modules": [built] if archs is None else [built, stable_extension(CUDAExtension, archs)],
+        "ext_modules": [stable_extension(kind, archs), query_extension(archs)],
         "cmdclass": {"build_ext": BuildExtension},
         # Objects compiled against one torch must not be linked for another.
         "options": {"build": {"build_base": f"build/torch-{torch.__version__}"}},

@@ -115,7 +115,7 @@ if [ "$(cat "$venv/requirements.stamp" 2>/dev/null)" != "$wanted" ]; then
 fi
 
 wanted=$(hash_sources)
-built() { [ "$mode" = copy ] || compgen -G 'andfast/_C.*.so' >/dev/null; }
+built() { [ "$mode" = copy ] || { compgen -G 'andfast/_C.*.so' && [ -e andfast/_ops.abi3.so ]; } >/dev/null; }
 if [ "$(cat "$venv/sources.stamp" 2>/dev/null)" != "$wanted" ] || ! built; then
   rm -f "$venv/sources.stamp"
   say "building andfast's extension"
@@ -128,7 +128,7 @@ if [ "$(cat "$venv/sources.stamp" 2>/dev/null)" != "$wanted" ] || ! built; then
     rm -rf build/torch-*/lib*  # files that the sources no longer have
     install --no-build-isolation --no-deps "${again[@]}" .
   fi
-  (cd "$venv" && bin/python -c 'import torch, andfast._C') ||
+  (cd "$venv" && bin/python -c 'import sys, andfast._C; from andfast.functional import extension; sys.exit(extension.why_missing())') ||
     die "the extension was built but does not load"
   echo "$wanted" >"$venv/sources.stamp"
 fi

@@ -1,7 +1,8 @@
-// andfast._C: compiled implementations behind andfast.functional. Private.
-#include <torch/csrc/utils/pybind.h>
+// andfast._C: host queries without tensors, for andfast.functional and its tests. Private. It needs no torch; whatever
+// takes tensors is in andfast._ops.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
-#include "blur_pool/blur_pool.h"
 #include "blur_pool/index.h"
 
 namespace py = pybind11;
@@ -9,21 +10,12 @@ namespace py = pybind11;
 #define ANDFAST_TEXT_(...) #__VA_ARGS__
 #define ANDFAST_TEXT(...) ANDFAST_TEXT_(__VA_ARGS__)
 
-PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
-  m.doc() = "Compiled implementations behind andfast.functional (private).";
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "Host queries about andfast._ops (private).";
 
-  m.def("blur_pool_forward_cpu", &andfast::blur_pool_forward_cpu, py::arg("x"), py::arg("taps"), py::arg("factor"),
-        py::arg("channels_last"), py::call_guard<py::gil_scoped_release>());
-  m.def("blur_pool_backward_cpu", &andfast::blur_pool_backward_cpu, py::arg("grad"), py::arg("taps"), py::arg("factor"),
-        py::arg("channels_last"), py::call_guard<py::gil_scoped_release>());
-
-  // Compute capabilities that the CUDA part was built for, e.g. "8.0:9.0+PTX"; empty in a CPU-only build.
+  // Compute capabilities that andfast._ops was built for, e.g. "8.0:9.0+PTX"; empty in a CPU-only build.
 #ifdef ANDFAST_CUDA_ARCHS
   m.attr("CUDA_ARCHS") = ANDFAST_TEXT(ANDFAST_CUDA_ARCHS);
-  m.def("blur_pool_forward_cuda", &andfast::blur_pool_forward_cuda, py::arg("x"), py::arg("taps"), py::arg("factor"),
-        py::arg("channels_last"), py::call_guard<py::gil_scoped_release>());
-  m.def("blur_pool_backward_cuda", &andfast::blur_pool_backward_cuda, py::arg("grad"), py::arg("taps"),
-        py::arg("factor"), py::arg("channels_last"), py::call_guard<py::gil_scoped_release>());
 #else
   m.attr("CUDA_ARCHS") = "";
 #endif

@@ -15,6 +15,7 @@ import torch
 import andfast
 from andfast import torchvision_weights
 from andfast.functional import dispatch
+from andfast.functional import extension as compiled
 from andfast.functional.selftest import self_test
 from andfast.provenance import commit_of
 
@@ -120,16 +121,16 @@ def devices(report: Diagnosis) -> None:
 
 
 def extension(report: Diagnosis) -> None:
-    """Whether the compiled extension is available, and its CUDA architectures."""
-    try:
-        from andfast import _C  # noqa: PLC0415
-    except ImportError as error:
-        report.data["extension"] = {"built": False, "error": str(error)}
-        report.add("Extension", f"andfast._C is not available: {error}", "note")
+    """Whether the compiled library is available, and its CUDA architectures."""
+    if (reason := compiled.why_missing()) is not None:
+        report.data["extension"] = {"built": False, "error": reason}
+        report.add("Extension", reason, "note")
         return
-    architectures = str(getattr(_C, "CUDA_ARCHS", ""))
+    architectures = compiled.cuda_archs()
     report.data["extension"] = {"built": True, "cuda_architectures": architectures}
     report.add("Extension", "built for the CPU " + (f"and CUDA ({architectures})" if architectures else "only"))
+    if not architectures and torch.cuda.is_available():
+        report.add("", "no CUDA part here: blur_pool and convolutions run other implementations", "note")
 
 
 def ops(report: Diagnosis, device_types: Sequence[str]) -> None:

@@ -11,7 +11,6 @@ window is centred on the block of samples that an output pixel represents: LR is
 The paper (section 3.1) has average pooling in the middle of F; docs/method.md explains this choice.
 """
 
-import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -22,65 +21,13 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from andfast import checks
-from andfast.functional import dispatch, layout
+from andfast.functional import dispatch, extension, layout
 
 OP = "blur_pool"
 _SUM_TOLERANCE = 1e-5  # for the sum of fp32 taps
 _MAX_CUDA_TAPS = 256  # kMaxTaps of csrc/blur_pool/any_filter.h
 
-try:
-    from andfast import _C
-
-    _cpp_error = None
-except ImportError as error:  # reported if impl="cpp" is requested
-    _cpp_error = f"no compiled extension: {error}"
-
-
-def _why_no_cpp(device_type: str) -> str | None:
-    if device_type != "cpu":
-        return f"it runs on the CPU, the tensor is on {device_type!r}"
-    return _cpp_error
-
-
-@functools.cache
-def _why_no_cuda_here() -> str | None:
-    if _cpp_error is not None:
-        return _cpp_error
-    archs: str = getattr(_C, "CUDA_ARCHS", "")  # older builds do not have it
-    if not archs:
-        return "the extension was built without its CUDA part (see setup.py)"
-    if torch.version.cuda is None:
-        return f"torch {torch.__version__} is a build without CUDA"
-    if not torch.cuda.is_available():
-        return "torch finds no CUDA device"
-    for index in range(torch.cuda.device_count()):
-        capability = torch.cuda.get_device_capability(index)
-        if not _runs_on(archs, capability):
-            version, built = ".".join(map(str, capability)), archs.replace(":", ", ")
-            return f"device {index} has compute capability {version}, the extension was built for {built}"
-    return None
-
-
-def _runs_on(archs: str, capability: tuple[int, int]) -> bool:
-    """Whether a build for ``archs`` runs on a device: same major version and not newer, or through PTX."""
-    for arch in archs.split(":"):
-        built = tuple(map(int, arch.removesuffix("+PTX").rstrip("abcdefghijklmnopqrstuvwxyz").split(".")))
-        exact = arch.removesuffix("+PTX")[-1].isalpha()
-        if exact and built != capability:
-            continue
-        if built <= capability and (built[0] == capability[0] or arch.endswith("+PTX")):
-            return True
-    return False
-
-
-@torch.compiler.assume_constant_result  # device queries cannot be traced
-def _why_no_cuda(device_type: str) -> str | None:
-    if device_type != "cuda":
-        return f"it runs on CUDA devices, the tensor is on {device_type!r}"
-    return _why_no_cuda_here()
-
-
-dispatch.register(OP, {"cuda": _why_no_cuda, "cpp": _why_no_cpp, "reference": dispatch.everywhere})
+dispatch.register(OP, {"cuda": extension.why_not_cuda, "cpp": extension.why_not_cpu, "reference": dispatch.everywhere})
 
 
 def blur_pool(
@@ -132,7 +79,8 @@ def blur_pool(
             f"filter must have at most {_MAX_CUDA_TAPS} taps with impl='cuda', had {len(taps)}; "
             "impl='reference' takes any number"
         )
-    out: Tensor = torch.ops.andfast.blur_pool(x, taps, factor, impl)
+    op = torch.ops.andfast.blur_pool_reference if impl == "reference" else torch.ops.andfast.blur_pool
+    out: Tensor = op(x, taps, factor)
     return out
 
 
@@ -168,63 +116,53 @@ def _taps(filter_: object, factor: int) -> list[float]:
 
 # ----------------------------------------------------------------------------------------------- the registered ops
 
-
-@torch.library.custom_op("andfast::blur_pool", mutates_args=())
-def _forward(x: Tensor, taps: Sequence[float], factor: int, impl: str) -> Tensor:
-    channels_last = layout.memory_format(x) == torch.channels_last
-    x = x.detach().contiguous(memory_format=_format(channels_last))
-    if impl == "cpp":
-        return _C.blur_pool_forward_cpu(x, taps, factor, channels_last)
-    if impl == "cuda":
-        return _C.blur_pool_forward_cuda(x, taps, factor, channels_last)
-    return _reference_forward(x, taps, factor).contiguous(memory_format=_format(channels_last))
+# csrc/blur_pool defines andfast::blur_pool and blur_pool_backward (Tensor, float[] taps, int factor) for the CPU
+# and CUDA; these two are the reference, with the same signature.
 
 
-@_forward.register_fake
-def _(x: Tensor, taps: Sequence[float], factor: int, impl: str) -> Tensor:
+@torch.library.custom_op("andfast::blur_pool_reference", mutates_args=())
+def _forward(x: Tensor, taps: Sequence[float], factor: int) -> Tensor:
+    return _reference_forward(x.detach(), taps, factor).contiguous(memory_format=layout.memory_format(x))
+
+
+@torch.library.custom_op("andfast::blur_pool_reference_backward", mutates_args=())
+def _backward(grad: Tensor, taps: Sequence[float], factor: int) -> Tensor:
+    """The transposed map: (N, C, H, W) -> (N, C, H * factor, W * factor)."""
+    return _reference_backward(grad.detach(), taps, factor).contiguous(memory_format=layout.memory_format(grad))
+
+
+def _fake_forward(x: Tensor, taps: Sequence[float], factor: int) -> Tensor:
     n, c, height, width = x.shape
     shape = (n, c, height // factor, width // factor)
     return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=layout.memory_format(x))
 
 
-@torch.library.custom_op("andfast::blur_pool_backward", mutates_args=())
-def _backward(grad: Tensor, taps: Sequence[float], factor: int, impl: str) -> Tensor:
-    """The transposed map: (N, C, H, W) -> (N, C, H * factor, W * factor)."""
-    channels_last = layout.memory_format(grad) == torch.channels_last
-    grad = grad.detach().contiguous(memory_format=_format(channels_last))
-    if impl == "cpp":
-        return _C.blur_pool_backward_cpu(grad, taps, factor, channels_last)
-    if impl == "cuda":
-        return _C.blur_pool_backward_cuda(grad, taps, factor, channels_last)
-    return _reference_backward(grad, taps, factor).contiguous(memory_format=_format(channels_last))
-
-
-@_backward.register_fake
-def _(grad: Tensor, taps: Sequence[float], factor: int, impl: str) -> Tensor:
+def _fake_backward(grad: Tensor, taps: Sequence[float], factor: int) -> Tensor:
     n, c, height, width = grad.shape
     shape = (n, c, height * factor, width * factor)
     return torch.empty(shape, dtype=grad.dtype, device=grad.device, memory_format=layout.memory_format(grad))
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    _, ctx.taps, ctx.factor, ctx.impl = inputs
+    _, ctx.taps, ctx.factor = inputs
 
 
-def _forward_autograd(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    return torch.ops.andfast.blur_pool_backward(grad, ctx.taps, ctx.factor, ctx.impl), None, None, None
+def _register(forward: str, backward: str) -> None:
+    """Register shapes, gradients and operation counts of a pair of ops, each of which is the other's transpose."""
+    ops = torch.ops.andfast
 
+    def forward_autograd(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return getattr(ops, backward)(grad, ctx.taps, ctx.factor), None, None
 
-def _backward_autograd(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    # The transpose of the transposed map.
-    return torch.ops.andfast.blur_pool(grad, ctx.taps, ctx.factor, ctx.impl), None, None, None
+    def backward_autograd(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return getattr(ops, forward)(grad, ctx.taps, ctx.factor), None, None
 
-
-_forward.register_autograd(_forward_autograd, setup_context=_setup_context)
-_backward.register_autograd(_backward_autograd, setup_context=_setup_context)
-
-
-def _format(channels_last: bool) -> torch.memory_format:
-    return torch.channels_last if channels_last else torch.contiguous_format
+    torch.library.register_fake(f"andfast::{forward}", _fake_forward)
+    torch.library.register_fake(f"andfast::{backward}", _fake_backward)
+    torch.library.register_autograd(f"andfast::{forward}", forward_autograd, setup_context=_setup_context)
+    torch.library.register_autograd(f"andfast::{backward}", backward_autograd, setup_context=_setup_context)
+    register_flop_formula(getattr(ops, forward))(_flops_forward)
+    register_flop_formula(getattr(ops, backward))(_flops_backward)
 
 
 # -------------------------------------------------------------------------------------------------- the reference
@@ -287,13 +225,16 @@ def _flops(n: int, channels: int, height: int, width: int, taps: int, factor: in
     return 2 * n * channels * macs
 
 
-@register_flop_formula(torch.ops.andfast.blur_pool)
 def _flops_forward(x_shape: Any, taps: Any, factor: int, *_args: Any, **_kwargs: Any) -> int:
     n, channels, height, width = x_shape
     return _flops(n, channels, height, width, len(taps), factor)
 
 
-@register_flop_formula(torch.ops.andfast.blur_pool_backward)
 def _flops_backward(grad_shape: Any, taps: Any, factor: int, *_args: Any, **_kwargs: Any) -> int:
     n, channels, height, width = grad_shape
     return _flops(n, channels, height * factor, width * factor, len(taps), factor)
+
+
+_register("blur_pool_reference", "blur_pool_reference_backward")
+if extension.why_missing() is None:
+    _register("blur_pool", "blur_pool_backward")

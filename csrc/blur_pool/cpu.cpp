@@ -9,12 +9,9 @@
 // With few values per pixel, horizontal sums become contiguous by splitting the row into `factor` phases first
 // (backward: joining them last). From kWide values per pixel on, the values of a pixel are contiguous enough by
 // themselves.
-#include "blur_pool.h"
-
-#include <ATen/Dispatch_v2.h>
-#include <ATen/Parallel.h>
-#include <ATen/ops/empty.h>
-#include <c10/util/Exception.h>
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/headeronly/core/Dispatch_v2.h>
 
 #include <algorithm>
 #include <cstdint>
@@ -22,6 +19,7 @@
 
 #include "index.h"
 #include "simd.h"
+#include "tensors.h"
 
 namespace andfast {
 namespace {
@@ -189,7 +187,7 @@ void backward_row(const T* grad, T* out, int64_t i, const Geometry& g, Scratch<T
 template <typename T, typename Fn>
 void for_rows(const Geometry& g, const std::vector<double>& taps, int64_t rows, int64_t bytes_per_row, const Fn& fn) {
   const int64_t grain = std::max<int64_t>(1, kGrainBytes / std::max<int64_t>(1, bytes_per_row));
-  at::parallel_for(0, g.images * rows, grain, [&](int64_t begin, int64_t end) {
+  torch::stable::parallel_for(0, g.images * rows, grain, [&](int64_t begin, int64_t end) {
     Scratch<T> scratch(g, taps);
     for (int64_t n = begin; n < end; ++n) {
       fn(n / rows, n % rows, scratch);
@@ -198,61 +196,52 @@ void for_rows(const Geometry& g, const std::vector<double>& taps, int64_t rows, 
 }
 
 // large: x is the large side (forward), else the small side (backward).
-Geometry geometry(
-    const at::Tensor& x, bool large, const std::vector<double>& taps, int64_t factor, bool channels_last) {
-  TORCH_CHECK(x.dim() == 4 && x.device().is_cpu(), "andfast: expected a (N, C, H, W) tensor on the CPU");
-  const auto format = channels_last ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous;
-  TORCH_CHECK(x.is_contiguous(format), "andfast: expected a tensor that is dense in the stated memory order");
+Geometry geometry(const Tensor& x, bool large, const std::vector<double>& taps, int64_t factor) {
+  check_call(x, large, taps, factor);
+  const bool nhwc = is_channels_last(x);
   const int64_t grow = large ? 1 : factor;
-  const Geometry g{
-      channels_last ? x.size(0) : x.size(0) * x.size(1), x.size(2) * grow,  x.size(3) * grow,
-      channels_last ? x.size(1) : 1,                     factor,           static_cast<int64_t>(taps.size())};
-  TORCH_CHECK(
-      factor > 0 && g.n_taps >= factor && (g.n_taps - factor) % 2 == 0 && g.height % factor == 0 &&
-          g.width % factor == 0 && g.height > g.pad() && g.width > g.pad(),
-      "andfast: impossible sizes for blur pooling by ", factor, " with ", g.n_taps, " taps: ", x.sizes());
-  return g;
+  return {nhwc ? x.size(0) : x.size(0) * x.size(1), x.size(2) * grow, x.size(3) * grow,
+          nhwc ? x.size(1) : 1,                     factor,           static_cast<int64_t>(taps.size())};
 }
 
-at::Tensor result(const at::Tensor& x, int64_t height, int64_t width, bool channels_last) {
-  const auto format = channels_last ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous;
-  return at::empty({x.size(0), x.size(1), height, width}, x.options().memory_format(format));
-}
-
-}  // namespace
-
-at::Tensor blur_pool_forward_cpu(
-    const at::Tensor& x, const std::vector<double>& taps, int64_t factor, bool channels_last) {
-  const Geometry g = geometry(x, true, taps, factor, channels_last);
-  at::Tensor out = result(x, g.out_height(), g.out_width(), channels_last);
-  AT_DISPATCH_V2(x.scalar_type(), "blur_pool_forward", AT_WRAP([&] {
-    const auto* from = x.const_data_ptr<scalar_t>();
-    auto* to = out.mutable_data_ptr<scalar_t>();
+Tensor forward_cpu(const Tensor& x, std::vector<double> taps, int64_t factor) {
+  const Geometry g = geometry(x, true, taps, factor);
+  const Tensor from = dense(x);
+  Tensor out = empty_in_order_of(x, g.out_height(), g.out_width());
+  THO_DISPATCH_V2(x.scalar_type(), "blur_pool", AT_WRAP([&] {
+    const auto* in = static_cast<const scalar_t*>(from.const_data_ptr());
+    auto* to = static_cast<scalar_t*>(out.mutable_data_ptr());
     const int64_t in_image = g.height * g.width * g.inner;
     const int64_t out_row = g.out_width() * g.inner;
     const int64_t bytes = g.factor * g.width * g.inner * static_cast<int64_t>(sizeof(scalar_t));
     for_rows<scalar_t>(g, taps, g.out_height(), bytes, [&](int64_t image, int64_t row, Scratch<scalar_t>& scratch) {
-      forward_row(from + image * in_image, to + (image * g.out_height() + row) * out_row, row, g, scratch);
+      forward_row(in + image * in_image, to + (image * g.out_height() + row) * out_row, row, g, scratch);
     });
-  }), AT_EXPAND(AT_FLOATING_TYPES), at::kHalf, at::kBFloat16);
+  }), AT_EXPAND(AT_FLOATING_TYPES), ScalarType::Half, ScalarType::BFloat16);
   return out;
 }
 
-at::Tensor blur_pool_backward_cpu(
-    const at::Tensor& grad, const std::vector<double>& taps, int64_t factor, bool channels_last) {
-  const Geometry g = geometry(grad, false, taps, factor, channels_last);
-  at::Tensor out = result(grad, g.height, g.width, channels_last);
-  AT_DISPATCH_V2(grad.scalar_type(), "blur_pool_backward", AT_WRAP([&] {
-    const auto* from = grad.const_data_ptr<scalar_t>();
-    auto* to = out.mutable_data_ptr<scalar_t>();
+Tensor backward_cpu(const Tensor& grad, std::vector<double> taps, int64_t factor) {
+  const Geometry g = geometry(grad, false, taps, factor);
+  const Tensor from = dense(grad);
+  Tensor out = empty_in_order_of(grad, g.height, g.width);
+  THO_DISPATCH_V2(grad.scalar_type(), "blur_pool_backward", AT_WRAP([&] {
+    const auto* in = static_cast<const scalar_t*>(from.const_data_ptr());
+    auto* to = static_cast<scalar_t*>(out.mutable_data_ptr());
     const int64_t in_image = g.out_height() * g.out_width() * g.inner;
     const int64_t out_row = g.width * g.inner;
     const int64_t bytes = out_row * static_cast<int64_t>(sizeof(scalar_t));
     for_rows<scalar_t>(g, taps, g.height, bytes, [&](int64_t image, int64_t row, Scratch<scalar_t>& scratch) {
-      backward_row(from + image * in_image, to + (image * g.height + row) * out_row, row, g, scratch);
+      backward_row(in + image * in_image, to + (image * g.height + row) * out_row, row, g, scratch);
     });
-  }), AT_EXPAND(AT_FLOATING_TYPES), at::kHalf, at::kBFloat16);
+  }), AT_EXPAND(AT_FLOATING_TYPES), ScalarType::Half, ScalarType::BFloat16);
   return out;
 }
 
+}  // namespace
 }  // namespace andfast
+
+STABLE_TORCH_LIBRARY_IMPL(andfast, CPU, m) {
+  m.impl("blur_pool", TORCH_BOX(&andfast::forward_cpu));
+  m.impl("blur_pool_backward", TORCH_BOX(&andfast::backward_cpu));
+}

@@ -1,7 +1,7 @@
 // CUDA kernels of anti-aliased pooling. A thread's work is in forward.h, backward.h and any_filter.h, the launch plan
 // in plan.h; docs/kernels/blur_pool.md has the counts.
-#include <c10/util/BFloat16.h>
-#include <c10/util/Half.h>
+#include <torch/headeronly/util/BFloat16.h>
+#include <torch/headeronly/util/Half.h>
 
 #include <algorithm>
 #include <cstring>

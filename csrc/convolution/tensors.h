@@ -13,6 +13,7 @@
 #include <string>
 #include <vector>
 
+#include "../check.h"
 #include "backend.h"
 #include "problem.h"
 
@@ -20,15 +21,6 @@ namespace andfast::convolution {
 
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
-
-// An error about an argument: its name, what it must be, what it was.
-#define ANDFAST_CHECK(holds, ...)                                              \
-  do {                                                                         \
-    if (!(holds)) {                                                            \
-      throw std::runtime_error(torch::headeronly::detail::stdTorchCheckMsgImpl( \
-          "", __VA_ARGS__));                                                   \
-    }                                                                          \
-  } while (false)
 
 std::string shape_text(const Tensor& t);
 

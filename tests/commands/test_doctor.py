@@ -5,7 +5,6 @@ import json
 import sys
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -94,11 +93,26 @@ def test_without_configuration(capsys: pytest.CaptureFixture[str], tmp_path: Pat
 @pytest.mark.parametrize(("archs", "text"), [("", "built for the CPU only"), ("8.0;9.0", "and CUDA (8.0;9.0)")])
 def test_reports_the_extensions_architectures(monkeypatch: pytest.MonkeyPatch, archs: str, text: str) -> None:
     report = machine.Diagnosis()
-    monkeypatch.setitem(sys.modules, "andfast._C", SimpleNamespace(CUDA_ARCHS=archs))
-    monkeypatch.setattr("andfast._C", sys.modules["andfast._C"], raising=False)
+    monkeypatch.setattr("andfast._C.CUDA_ARCHS", archs)
     machine.extension(report)
     assert text in report.lines[0][2]
     assert report.data["extension"] == {"built": True, "cuda_architectures": archs}
+
+
+def test_reports_a_missing_extension(monkeypatch: pytest.MonkeyPatch) -> None:
+    report = machine.Diagnosis()
+    monkeypatch.setattr("andfast.functional.extension.why_missing", lambda: "no compiled extension: no such file")
+    machine.extension(report)
+    assert report.lines == [("Extension", "note", "no compiled extension: no such file")]
+
+
+def test_reports_a_gpu_without_a_cuda_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    report = machine.Diagnosis()
+    monkeypatch.setattr("andfast._C.CUDA_ARCHS", "")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    machine.extension(report)
+    assert report.lines[-1][1] == "note"
+    assert "no CUDA part here" in report.lines[-1][2]
 
 
 class Terminal(io.StringIO):

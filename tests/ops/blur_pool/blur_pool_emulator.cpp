@@ -1,8 +1,8 @@
 // Runs the GPU code of csrc/blur_pool on the CPU, block by block and thread by thread, and reports accesses out of
 // bounds or unaligned, shared memory read before it is written or while another thread writes it, and results written
 // twice or never. Compiled and called by test_blur_pool_emulator.py.
-#include <c10/util/BFloat16.h>
-#include <c10/util/Half.h>
+#include <torch/headeronly/util/BFloat16.h>
+#include <torch/headeronly/util/Half.h>
 
 #include <cstdio>
 #include <cstring>

@@ -3,20 +3,15 @@
 test_blur_pool_emulator.py tests the kernels' code on the CPU; test_blur_pool.py also runs on a GPU if there is one.
 """
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from blur_pool_cases import FORMATS, TOLERANCES, cases, definition, error
 from built_kernels import built_for
 from hypothesis import given, settings
 
-from andfast.functional import blur_pool, dispatch
-from andfast.functional.blur_pool import _runs_on, _why_no_cuda_here
+from andfast import _C
+from andfast.functional import blur_pool, dispatch, extension
 
-ROOT = Path(__file__).resolve().parents[3]
-MODULE = sys.modules["andfast.functional.blur_pool"]  # the package's attribute of that name is the function
 REAL = (48, 64, 256, 256)
 
 # --------------------------------------------------------------------------------------------------- when it is chosen
@@ -25,13 +20,13 @@ REAL = (48, 64, 256, 256)
 @pytest.fixture
 def fresh(monkeypatch):
     """Clear the cached availability before and after a test that fakes the machine."""
-    _why_no_cuda_here.cache_clear()
+    extension._why_not_cuda_here.cache_clear()
     yield monkeypatch
-    _why_no_cuda_here.cache_clear()
+    extension._why_not_cuda_here.cache_clear()
 
 
 def fake_machine(monkeypatch, archs="8.0:9.0+PTX", version="13.0", *capabilities):
-    monkeypatch.setattr(MODULE._C, "CUDA_ARCHS", archs, raising=False)
+    monkeypatch.setattr(_C, "CUDA_ARCHS", archs)
     monkeypatch.setattr(torch.version, "cuda", version)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: bool(capabilities))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: len(capabilities))
@@ -61,7 +56,7 @@ def test_auto_selects_cuda_if_available(fresh):
 
 
 def test_missing_extension_is_reported(fresh):
-    fresh.setattr(MODULE, "_cpp_error", "no compiled extension: libtorch.so not found")
+    fresh.setattr(extension, "why_missing", lambda: "no compiled extension: libtorch.so not found")
     with pytest.raises(RuntimeError, match=r"not available: no compiled extension: libtorch\.so not found"):
         dispatch.resolve("blur_pool", "cuda", "cuda")
 
@@ -86,10 +81,18 @@ def test_rejects_cpu_tensors():
     ],
 )
 def test_runs_on_capability(archs, capability, runs):
-    assert _runs_on(archs, capability) == runs
+    assert extension._runs_on(archs, capability) == runs
 
 
 # ----------------------------------------------------------------------------------------------------- compiled kernels
+
+
+@pytest.mark.skipif(not _C.CUDA_ARCHS, reason="needs an extension with its CUDA part")
+@pytest.mark.parametrize("key", ["CPU", "CUDA"])
+@pytest.mark.parametrize("op", ["blur_pool", "blur_pool_backward"])
+def test_ops_have_kernels_for_both_devices(op, key):
+    assert torch._C._dispatch_has_kernel_for_dispatch_key(f"andfast::{op}", key)
+
 
 KERNELS = 3 * 3 * 3 * 2 + 4 * 2  # filters, dtypes, layouts and directions; dtypes and directions of any filter
 

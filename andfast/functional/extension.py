@@ -1,0 +1,86 @@
+"""The compiled library andfast._ops: loaded on import, and why it cannot run on a device.
+
+It registers ops with torch's stable ABI, so one binary serves every torch from 2.11 on; andfast._C answers what it was
+built for. An installation without it works, with a warning: ops then run other implementations.
+"""
+
+import functools
+import logging
+from pathlib import Path
+
+import torch
+
+LIBRARY = Path(__file__).parents[1] / "_ops.abi3.so"
+
+_logger = logging.getLogger(__name__)
+
+
+@functools.cache
+def why_missing() -> str | None:
+    """Load the library on the first call; None, or why ops of csrc/ are not available at all."""
+    if not LIBRARY.is_file():
+        return "no compiled extension: this andfast was installed without one (see its setup.py)"
+    try:
+        torch.ops.load_library(LIBRARY)
+    except (OSError, RuntimeError) as error:
+        return f"no compiled extension: {LIBRARY.name} does not load with torch {torch.__version__}: {error}"
+    return None
+
+
+def cuda_archs() -> str:
+    """Compute capabilities that the library was built for, like "8.0+PTX:9.0a"; empty if for the CPU only."""
+    try:
+        from andfast import _C  # noqa: PLC0415
+    except ImportError:
+        return ""
+    return str(_C.CUDA_ARCHS)
+
+
+def why_not_cpu(device_type: str) -> str | None:
+    """Why the library's CPU ops cannot run on tensors of this device type, or None if they can."""
+    if device_type != "cpu":
+        return f"it runs on the CPU, the tensor is on {device_type!r}"
+    return why_missing()
+
+
+@torch.compiler.assume_constant_result  # device queries cannot be traced
+def why_not_cuda(device_type: str) -> str | None:
+    """Why the library's CUDA ops cannot run on tensors of this device type, or None if they can."""
+    if device_type != "cuda":
+        return f"it runs on CUDA devices, the tensor is on {device_type!r}"
+    return _why_not_cuda_here()
+
+
+@functools.cache
+def _why_not_cuda_here() -> str | None:
+    if (reason := why_missing()) is not None:
+        return reason
+    archs = cuda_archs()
+    if not archs:
+        return "the extension was built without its CUDA part (see setup.py)"
+    if torch.version.cuda is None:
+        return f"torch {torch.__version__} is a build without CUDA"
+    if not torch.cuda.is_available():
+        return "torch finds no CUDA device"
+    for index in range(torch.cuda.device_count()):
+        capability = torch.cuda.get_device_capability(index)
+        if not _runs_on(archs, capability):
+            version, built = ".".join(map(str, capability)), archs.replace(":", ", ")
+            return f"device {index} has compute capability {version}, the extension was built for {built}"
+    return None
+
+
+def _runs_on(archs: str, capability: tuple[int, int]) -> bool:
+    """Whether a build for ``archs`` runs on a device: same major version and not newer, or through PTX."""
+    for arch in archs.split(":"):
+        built = tuple(map(int, arch.removesuffix("+PTX").rstrip("abcdefghijklmnopqrstuvwxyz").split(".")))
+        exact = arch.removesuffix("+PTX")[-1].isalpha()
+        if exact and built != capability:
+            continue
+        if built <= capability and (built[0] == capability[0] or arch.endswith("+PTX")):
+            return True
+    return False
+
+
+if (_reason := why_missing()) is not None:
+    _logger.warning("andfast: %s; ops run their other implementations", _reason)
