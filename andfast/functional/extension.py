@@ -24,6 +24,8 @@ def why_missing() -> str | None:
         torch.ops.load_library(LIBRARY)
     except (OSError, RuntimeError) as error:
         return f"no compiled extension: {LIBRARY.name} does not load with torch {torch.__version__}: {error}"
+    if not hasattr(torch.ops.andfast, "blur_pool"):
+        return f"no compiled extension: {LIBRARY.name} is of older sources; build it again"
     return None
 
 
