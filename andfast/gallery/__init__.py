@@ -1,1 +1,1 @@
-"""What the adversary does to one photograph, as a picture and as numbers: behind ``andfast degrade``."""
+"""The attack on one photograph as a picture and as numbers; implements ``andfast degrade``."""

@@ -1,4 +1,4 @@
-"""What the adversary does to one photograph: every step of the ascent, each group alone, other radii."""
+"""Attacks on one photograph: every step of the ascent, each group only, other radii."""
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -45,8 +45,8 @@ class Case(NamedTuple):
 
     def numbers(self) -> dict[str, Any]:
         """All but the pictures, for JSON."""
-        found = self._asdict()
-        return {name: value for name, value in found.items() if name not in ("lr", "sr")} | {
+        values = self._asdict()
+        return {name: value for name, value in values.items() if name not in ("lr", "sr")} | {
             "radii": dict(zip(GROUPS, self.radii, strict=True))
         }
 
@@ -125,7 +125,7 @@ class Degrader:
         groups: Collection[str] = GROUPS,
         *,
         tolerance: float = 0.1,
-        report: Callable[[float, float], None] = lambda factor, found: None,
+        report: Callable[[float, float], None] = lambda factor, lr_psnr: None,
     ) -> tuple[Ball, Calibration]:
         """Radii at ``patch_size`` under which the adversary takes LR to a PSNR, on average over identity networks.
 
@@ -133,20 +133,20 @@ class Degrader:
             target: dB against the clean LR.
             groups: whose radii count; the others are 0.
             tolerance: dB.
-            report: is told every factor and its PSNR.
+            report: called with every factor and its PSNR.
 
         Returns:
-            The adversary's ball with these groups' radii times the factor that was found, and that factor.
+            The adversary's ball with these groups' radii times the resulting factor, and that factor.
 
         Raises:
             ValueError: no factor gives this PSNR.
         """
         drawn = self._identity(self.networks)
-        identities = [drawn.rebuild(one[n : n + 1] for one in drawn.tensors()) for n in range(self.networks)]
+        identities = [drawn.rebuild(tensor[n : n + 1] for tensor in drawn.tensors()) for n in range(self.networks)]
 
         def quality(factor: float) -> float:
             ball = scaled(self.ball, factor, groups)
-            lr_psnr = [mean_psnr(*self.attack.degrade(self.hr, self.search(one, ball))) for one in identities]
+            lr_psnr = [mean_psnr(*self.attack.degrade(self.hr, self.search(identity, ball))) for identity in identities]
             return float(torch.stack(lr_psnr).mean())
 
         calibration = find_factor(quality, target, tolerance=tolerance, report=report)

@@ -46,7 +46,7 @@ def run(options: argparse.Namespace, settings: Sequence[str]) -> str:
     degrader = _degrader(options, config, generator)
     adversary = degrader.attack.settings
     cases = list(_with_progress(degrader, options))
-    found: dict[str, Any] = {
+    record: dict[str, Any] = {
         "image": str(options.image),
         "hr_size": list(degrader.hr.shape[2:]),
         "generator": origin,
@@ -62,16 +62,16 @@ def run(options: argparse.Namespace, settings: Sequence[str]) -> str:
             "step_size": adversary.step_size,
             "channels": adversary.channels,
         },
-        "cases": [_finite(one.numbers()) for one in cases],
+        "cases": [_finite(case.numbers()) for case in cases],
     }
     text = [f"G: {origin}", _table(cases)]
     if options.target_psnr is not None:
-        found["calibration"] = _calibrate(degrader, options, text)
-    found["versions"] = {"andfast": __version__, "torch": torch.__version__}
+        record["calibration"] = _calibrate(degrader, options, text)
+    record["versions"] = {"andfast": __version__, "torch": torch.__version__}
     options.output.mkdir(parents=True, exist_ok=True)
     _draw(options.output / _FILES[0], cases, degrader, options)
     with atomic_file(options.output / _FILES[1]) as file:
-        file.write((json.dumps(found, indent=2, allow_nan=False) + "\n").encode())
+        file.write((json.dumps(record, indent=2, allow_nan=False) + "\n").encode())
     return "\n".join([*text, *(f"  {options.output / name}" for name in _FILES)])
 
 
@@ -152,7 +152,7 @@ def _with_progress(degrader: Degrader, options: argparse.Namespace) -> tqdm:
 
 def _calibrate(degrader: Degrader, options: argparse.Namespace, text: list[str]) -> dict[str, Any]:
     """Find radii; adds what to print."""
-    found: dict[str, Any] = {"target_psnr": options.target_psnr, "networks": options.networks}
+    record: dict[str, Any] = {"target_psnr": options.target_psnr, "networks": options.networks}
     before = degrader.attack.settings.ball
 
     def find(name: str, groups: Sequence[str]) -> Ball:
@@ -163,7 +163,7 @@ def _calibrate(degrader: Degrader, options: argparse.Namespace, text: list[str])
                 bar.update()
 
             ball, calibration = degrader.calibrate(options.target_psnr, groups, report=report)
-        found[name] = {
+        record[name] = {
             "factor": calibration.factor,
             "lr_psnr": calibration.quality,
             "radii": dict(zip(GROUPS, ball.radii, strict=True)),
@@ -180,14 +180,14 @@ def _calibrate(degrader: Degrader, options: argparse.Namespace, text: list[str])
             text.append(f"# radii alone, for the size of the photograph: {rows}; a joint ball takes them together only")
         else:
             text.append(configuration_lines(replace(before, **radii), degrader.attack.settings.patch_size))
-    return found
+    return record
 
 
 def _table(cases: Sequence[Case]) -> str:
     lines = [f"{'case':<18}{'LR PSNR, dB':>12}{'loss':>10}{'gain':>10}{'SR PSNR-Y, dB':>15}"]
     lines += [
-        f"{one.name:<18}{one.lr_psnr:>12.2f}{one.loss:>10.4f}{one.loss_gain:>+10.4f}{one.sr_psnr_y:>15.2f}"
-        for one in cases
+        f"{case.name:<18}{case.lr_psnr:>12.2f}{case.loss:>10.4f}{case.loss_gain:>+10.4f}{case.sr_psnr_y:>15.2f}"
+        for case in cases
     ]
     return "\n".join(lines)
 
@@ -205,15 +205,18 @@ def _draw(path: Path, cases: Sequence[Case], degrader: Degrader, options: argpar
     titles = {
         "ascent": f"From the identity network, F's parameters are pushed up G's loss in {steps} steps "
         "(above: LR with its PSNR against the clean LR; below: what G makes of it, with its PSNR-Y against HR)",
-        "one group alone": f"One group of F's parameters alone, and the same {steps} steps within other radii",
+        "one group alone": f"Only one group of F's parameters, and the same {steps} steps within other radii",
     }
     sections: dict[str, list[Cell]] = {title: [] for title in titles.values()}
     sections[titles["ascent"]].append(Cell("HR", (degrader.hr[0],), (options.image.name,)))
-    for one in cases:
-        gain = "" if one.name == "identity" else f", loss {one.loss_gain:+.3f}"
-        captions = ("clean LR" if one.name == "identity" else f"{one.lr_psnr:.1f} dB{gain}", f"{one.sr_psnr_y:.1f} dB")
-        cell = Cell(one.name, (one.lr, one.sr), captions)
-        sections[titles.get(one.section, titles["one group alone"])].append(cell)
+    for case in cases:
+        gain = "" if case.name == "identity" else f", loss {case.loss_gain:+.3f}"
+        captions = (
+            "clean LR" if case.name == "identity" else f"{case.lr_psnr:.1f} dB{gain}",
+            f"{case.sr_psnr_y:.1f} dB",
+        )
+        cell = Cell(case.name, (case.lr, case.sr), captions)
+        sections[titles.get(case.section, titles["one group alone"])].append(cell)
     against = "interpolation" if options.weights is None else options.weights.name
     heading = f"{options.image.name}, x{degrader.attack.degradation.scale}, against {against}"
     gallery_sheet(path, heading, [(title, cells) for title, cells in sections.items() if cells])

@@ -36,17 +36,17 @@ def away(identity: Theta, ball: Ball, reach: float, seed: int = 1) -> Theta:
     generator = torch.Generator().manual_seed(seed)
     groups = []
     for group, radius in zip(identity, ball.radii, strict=True):
-        steps = [torch.randn(one.shape, generator=generator, dtype=one.dtype) for one in group]
+        steps = [torch.randn(tensor.shape, generator=generator, dtype=tensor.dtype) for tensor in group]
         length = norm(steps)
-        wanted = reach * radius * (0.5 + torch.rand(length.shape, generator=generator, dtype=length.dtype))
-        factor = wanted / length
-        groups.append(tuple(one + step * spread(factor, one) for one, step in zip(group, steps, strict=True)))
+        distance = reach * radius * (0.5 + torch.rand(length.shape, generator=generator, dtype=length.dtype))
+        factor = distance / length
+        groups.append(tuple(tensor + step * spread(factor, tensor) for tensor, step in zip(group, steps, strict=True)))
     return Theta(*groups)
 
 
 def norm(group: Any) -> Tensor:
-    """The L2 norm of a group an image at a time, written out."""
-    return torch.cat([one.reshape(one.shape[0], -1) for one in group], 1).square().sum(1).sqrt()
+    """L2 norm of a group per image, written out."""
+    return torch.cat([tensor.reshape(tensor.shape[0], -1) for tensor in group], 1).square().sum(1).sqrt()
 
 
 def spread(factor: Tensor, like: Tensor) -> Tensor:
@@ -54,25 +54,25 @@ def spread(factor: Tensor, like: Tensor) -> Tensor:
 
 
 def differences(a: Theta, b: Theta) -> Theta:
-    return a.rebuild(one - other for one, other in zip(a.tensors(), b.tensors(), strict=True))
+    return a.rebuild(tensor - second for tensor, second in zip(a.tensors(), b.tensors(), strict=True))
 
 
 def in_u(theta: Theta, identity: Theta, ball: Ball) -> Tensor:
     """All coordinates (theta - identity) / radius, (N, M)."""
     rows = [
-        torch.cat([one.reshape(one.shape[0], -1) for one in group], 1) / radius
+        torch.cat([tensor.reshape(tensor.shape[0], -1) for tensor in group], 1) / radius
         for group, radius in zip(differences(theta, identity), ball.radii, strict=True)
     ]
     return torch.cat(rows, 1)
 
 
 def equal(a: Theta, b: Theta) -> bool:
-    return all(torch.equal(one, other) for one, other in zip(a.tensors(), b.tensors(), strict=True))
+    return all(torch.equal(tensor, second) for tensor, second in zip(a.tensors(), b.tensors(), strict=True))
 
 
 def close(a: Theta, b: Theta, rtol: float = 1e-9) -> None:
-    for one, other in zip(a.tensors(), b.tensors(), strict=True):
-        torch.testing.assert_close(one, other, rtol=rtol, atol=1e-9)
+    for tensor, second in zip(a.tensors(), b.tensors(), strict=True):
+        torch.testing.assert_close(tensor, second, rtol=rtol, atol=1e-9)
 
 
 @given(SHAPES, RADII, RADII, RADII, st.booleans(), st.floats(0.01, 30.0))
@@ -95,7 +95,7 @@ def test_projection_is_inside_and_idempotent(
 ) -> None:
     ball, identity = Ball(convolution, noise, slope, joint), start(shape, seed)
     theta = away(identity, ball, reach, seed)
-    before = theta.rebuild(one.clone() for one in theta.tensors())
+    before = theta.rebuild(tensor.clone() for tensor in theta.tensors())
     inside = project(theta, identity, ball)
     assert equal(theta, before)  # the arguments are left alone
     assert ball.overshoot(inside, identity).max() <= 1 + 1e-5
@@ -103,7 +103,7 @@ def test_projection_is_inside_and_idempotent(
     # What was outside comes to the border, not deeper, and in its direction.
     outside = ball.overshoot(theta, identity) > 1
     torch.testing.assert_close(ball.overshoot(inside, identity)[outside], torch.ones(int(outside.sum())).double())
-    old, new = (in_u(one, identity, ball) for one in (theta, inside))
+    old, new = (in_u(tensor, identity, ball) for tensor in (theta, inside))
     if joint:
         assert torch.cosine_similarity(old, new).min() > 1 - 1e-9
 
@@ -116,7 +116,7 @@ def test_projection_keeps_inside_points_bit_identical(
 ) -> None:
     ball, identity = Ball(convolution, noise, slope, joint), start(shape)
     theta = away(identity, ball, reach)
-    theta, identity = (one.rebuild(t.to(dtype) for t in one.tensors()) for one in (theta, identity))
+    theta, identity = (tensor.rebuild(t.to(dtype) for t in tensor.tensors()) for tensor in (theta, identity))
     if ball.overshoot(theta, identity).max() <= 1:  # rounding to float32 may leave a tiny ball
         assert equal(project(theta, identity, ball), theta)
     assert equal(project(identity, identity, ball), identity)
@@ -132,10 +132,10 @@ def test_projection_is_per_network() -> None:
             torch.stack([a[0], b[1], a[2]]) for a, b in zip(near.tensors(), far.tensors(), strict=True)
         )
         inside = project(mixed, identity, ball)
-        for one, other in zip(inside.tensors(), mixed.tensors(), strict=True):
-            assert torch.equal(one[0], other[0])
-            assert torch.equal(one[2], other[2])
-            assert not torch.equal(one[1], other[1])
+        for tensor, second in zip(inside.tensors(), mixed.tensors(), strict=True):
+            assert torch.equal(tensor[0], second[0])
+            assert torch.equal(tensor[2], second[2])
+            assert not torch.equal(tensor[1], second[1])
 
 
 @given(SHAPES, RADII, RADII, RADII, st.booleans(), st.floats(1.5, 20.0))
@@ -148,8 +148,8 @@ def test_projection_is_nearest_point(
     nearest = in_u(project(theta, identity, ball), identity, ball)
     gap = in_u(theta, identity, ball) - nearest
     for seed in range(5):
-        other = in_u(project(away(identity, ball, 3.0, seed + 50), identity, ball), identity, ball)
-        product = (gap * (other - nearest)).sum(1)
+        second = in_u(project(away(identity, ball, 3.0, seed + 50), identity, ball), identity, ball)
+        product = (gap * (second - nearest)).sum(1)
         assert (product <= 1e-8 * gap.norm(dim=1)).all()
 
 
@@ -187,7 +187,7 @@ def test_radius_zero_keeps_a_group_at_its_identity(joint: bool, fixed: int) -> N
         assert all(torch.equal(a, b) for a, b in zip(inside[index], expected, strict=True))
     assert ball.norms(theta, identity)[fixed].isinf().all()
     assert not ball.norms(inside, identity)[fixed].any()
-    gradient = theta.rebuild(torch.ones_like(one) for one in theta.tensors())
+    gradient = theta.rebuild(torch.ones_like(tensor) for tensor in theta.tensors())
     moved = ball.move(identity, gradient, 0.3)
     for index in range(3):
         stays = all(torch.equal(a, b) for a, b in zip(moved[index], identity[index], strict=True))
@@ -202,12 +202,12 @@ def test_projection_propagates_nan(joint: bool, radius: float, value: float, gro
     """A broken theta or gradient stays visible after the step and the projection, in its image only."""
     identity = start({"n": 2, "hr_size": 4, "channels": 3})
     ball = Ball(*[radius if index == group else 1.0 for index in range(3)], joint)
-    broken = identity.rebuild(one.clone() for one in identity.tensors())
+    broken = identity.rebuild(tensor.clone() for tensor in identity.tensors())
     broken[group][1][0].fill_(value)
     assert not ball.norms(broken, identity)[group, 0].isfinite()
     for theta in (project(broken, identity, ball), project(ball.move(identity, broken, 0.3), identity, ball)):
-        assert any(one[0].isnan().any() for one in theta.tensors())
-        assert all(one[1].isfinite().all() for one in theta.tensors())
+        assert any(tensor[0].isnan().any() for tensor in theta.tensors())
+        assert all(tensor[1].isfinite().all() for tensor in theta.tensors())
 
 
 @given(SHAPES, RADII, RADII, RADII, st.booleans(), st.floats(0.01, 2.0), st.floats(1e-12, 1e12))
@@ -219,7 +219,7 @@ def test_move_has_step_size_length(
     identity = differences(start(shape), start(shape))  # zeros, which round no step
     generator = torch.Generator().manual_seed(2)
     gradient = identity.rebuild(
-        scale * torch.randn(one.shape, generator=generator, dtype=one.dtype) for one in identity.tensors()
+        scale * torch.randn(tensor.shape, generator=generator, dtype=tensor.dtype) for tensor in identity.tensors()
     )
     moved = ball.move(identity, gradient, size)
     taken = ball.overshoot(moved, identity)
@@ -240,24 +240,24 @@ def test_move_has_step_size_length(
 def test_zero_gradient_moves_nothing(name: str, dtype: torch.dtype) -> None:
     """Also where a radius squared over the smallest number of the type is infinite, as with radius 20."""
     identity = sample_identity(2, hr_size=4, channels=3, dtype=dtype)
-    nothing = identity.rebuild(torch.zeros_like(one) for one in identity.tensors())
+    nothing = identity.rebuild(torch.zeros_like(tensor) for tensor in identity.tensors())
     for ball in (PRESETS[name].ball, Ball(1e6, 1e6, 1e6)):
         assert equal(ball.move(identity, nothing, 0.3), identity)
     # One network without a gradient does not stop the others.
     half = identity.rebuild(
-        torch.stack([torch.zeros_like(one[0]), torch.ones_like(one[1])]) for one in identity.tensors()
+        torch.stack([torch.zeros_like(tensor[0]), torch.ones_like(tensor[1])]) for tensor in identity.tensors()
     )
     moved = PRESETS[name].ball.move(identity, half, 0.3)
-    for one, other in zip(moved.tensors(), identity.tensors(), strict=True):
-        assert torch.equal(one[0], other[0])
-        assert not torch.equal(one[1], other[1])
+    for tensor, second in zip(moved.tensors(), identity.tensors(), strict=True):
+        assert torch.equal(tensor[0], second[0])
+        assert not torch.equal(tensor[1], second[1])
 
 
 def test_float32_at_training_radii() -> None:
     """theta's own rounding costs less than 1e-4 of the calibrated radii."""
     identity = sample_identity(2, hr_size=32, channels=16, generator=torch.Generator().manual_seed(0))
     ball = PRESETS["calibrated"].ball_for(32, 32)
-    gradient = identity.rebuild(torch.randn(one.shape) for one in identity.tensors())
+    gradient = identity.rebuild(torch.randn(tensor.shape) for tensor in identity.tensors())
     theta = identity
     for _ in range(5):
         theta = project(ball.move(theta, gradient, 0.3), identity, ball)
@@ -308,5 +308,5 @@ def test_smallest_slope_bounds_all_slopes(ball: Ball, seed: int, slope: str) -> 
     one_alone = Theta(identity.weights, identity.noises, (identity.slopes[0] - 5 * ball.slope, *identity.slopes[1:]))
     for far in (theta, one_alone):
         slopes = project(far, identity, ball).slopes
-        assert min(one.min().item() for one in slopes) >= ball.smallest_slope - 1e-9
+        assert min(tensor.min().item() for tensor in slopes) >= ball.smallest_slope - 1e-9
     assert Ball(1, 1, 1.5).smallest_slope == 0

@@ -67,11 +67,11 @@ def test_batch_statistics_are_per_chunk_in_the_ascent_only() -> None:
     actual = parts.gradients([crops(size=128)], 5)
     assert torch.isfinite(actual["loss"])
     assert actual["loss_gain"] > 0
-    for (name, one), (_, other) in zip(
+    for (name, value), (_, expected) in zip(
         whole.discriminator.named_buffers(), parts.discriminator.named_buffers(), strict=True
     ):
         if name.endswith("num_batches_tracked"):
-            assert one == other, name
+            assert value == expected, name
 
 
 def test_chunks_share_one_capture() -> None:

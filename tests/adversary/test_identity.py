@@ -21,7 +21,7 @@ def seeded(seed: int = 0) -> torch.Generator:
 
 
 def equal(a: Theta, b: Theta) -> bool:
-    return all(torch.equal(one, other) for one, other in zip(a.tensors(), b.tensors(), strict=True))
+    return all(torch.equal(tensor, second) for tensor, second in zip(a.tensors(), b.tensors(), strict=True))
 
 
 def deviation(theta: Theta, size: int, scale: int) -> Tensor:
@@ -75,23 +75,23 @@ def test_draws_differ() -> None:
 
 def test_shapes_and_dtypes() -> None:
     theta = sample_identity(2, hr_size=(8, 12), channels=5, generator=seeded())
-    assert [tuple(one.shape) for one in theta.weights] == [
+    assert [tuple(tensor.shape) for tensor in theta.weights] == [
         (2, 5, 3, 3, 3),
         *[(2, 5, 5, 3, 3)] * 9,
         (2, 3, 5, 3, 3),
     ]
-    assert [tuple(one.shape) for one in theta.noises] == [(2, 5, 8, 12)] * 5 + [(2, 5, 2, 3)] * 5
-    assert [tuple(one.shape) for one in theta.slopes] == [(2,)] * 10
+    assert [tuple(tensor.shape) for tensor in theta.noises] == [(2, 5, 8, 12)] * 5 + [(2, 5, 2, 3)] * 5
+    assert [tuple(tensor.shape) for tensor in theta.slopes] == [(2,)] * 10
     for kernel in theta.weights:
         center = kernel[..., 1, 1].clone()
         assert (center != 0).all()
         assert kernel.count_nonzero() == center.count_nonzero()
-    assert not any(one.any() for one in theta.noises)
-    assert all((one == 1).all() for one in theta.slopes)
-    assert all(one.dtype == torch.float32 and not one.requires_grad for one in theta.tensors())
-    other = sample_identity(2, hr_size=(8, 12), channels=5, noise="single", slope="channel")
-    assert [tuple(one.shape) for one in other.noises] == [(2, 1, 8, 12)] * 5 + [(2, 1, 2, 3)] * 5
-    assert [tuple(one.shape) for one in other.slopes] == [(2, 5)] * 10
+    assert not any(tensor.any() for tensor in theta.noises)
+    assert all((tensor == 1).all() for tensor in theta.slopes)
+    assert all(tensor.dtype == torch.float32 and not tensor.requires_grad for tensor in theta.tensors())
+    second = sample_identity(2, hr_size=(8, 12), channels=5, noise="single", slope="channel")
+    assert [tuple(tensor.shape) for tensor in second.noises] == [(2, 1, 8, 12)] * 5 + [(2, 1, 2, 3)] * 5
+    assert [tuple(tensor.shape) for tensor in second.slopes] == [(2, 5)] * 10
 
 
 def test_kernels_are_xavier_normal() -> None:
@@ -114,7 +114,7 @@ def test_shards_are_slices_of_the_whole_batch(dtype: torch.dtype) -> None:
     whole = sample_identity(6, generator=seeded(), **options)
     for offset, n in ((0, 6), (0, 2), (2, 3), (5, 1), (4, 0)):
         part = sample_identity(n, generator=seeded(), batch=(offset, 6), **options)
-        assert equal(part, whole.rebuild(one[offset : offset + n] for one in whole.tensors()))
+        assert equal(part, whole.rebuild(tensor[offset : offset + n] for tensor in whole.tensors()))
 
 
 def test_equal_generators_draw_equal_networks() -> None:
@@ -137,7 +137,7 @@ def test_equal_generators_draw_equal_networks() -> None:
 def test_no_host_synchronization() -> None:
     """On the meta device whatever would wait for a value raises: .item(), a nonzero, a factorisation's check."""
     theta = sample_identity(3, hr_size=16, device="meta", batch=(3, 9))
-    assert all(one.is_meta for one in theta.tensors())
+    assert all(tensor.is_meta for tensor in theta.tensors())
     lr = DegradationNetwork()(torch.empty(3, 3, 16, 16, device="meta"), theta)
     assert lr.shape == (3, 3, 4, 4)
     with pytest.raises(RuntimeError, match="meta"):
@@ -147,12 +147,12 @@ def test_no_host_synchronization() -> None:
 def test_fresh_noise_takes_no_memory() -> None:
     """22 million zeros an image are one zero until the adversary moves them."""
     theta = sample_identity(2, hr_size=256)
-    assert sum(one.untyped_storage().nbytes() for one in theta.noises) <= 4 * len(theta.noises)
+    assert sum(tensor.untyped_storage().nbytes() for tensor in theta.noises) <= 4 * len(theta.noises)
 
 
 def test_zero_networks() -> None:
     theta = sample_identity(0, hr_size=8)
-    assert all(one.shape[0] == 0 for one in theta.tensors())
+    assert all(tensor.shape[0] == 0 for tensor in theta.tensors())
 
 
 @pytest.mark.parametrize(

@@ -53,7 +53,7 @@ def test_terms_match_definition(kind: Any, vgg: PerceptualLoss) -> None:
     objective = Objective(2.0, 3.0, 0.1, vgg, discriminator, GANLoss(kind))
     targets = objective.targets(hr)
     assert targets.features is not None
-    assert not any(one.requires_grad for one in targets.features.values())
+    assert not any(tensor.requires_grad for tensor in targets.features.values())
     # D sees HR only if the loss needs it.
     assert len(discriminator.passes) == (kind == "relativistic")
     assert (targets.logits is not None) == (kind == "relativistic")
@@ -98,7 +98,7 @@ def test_targets_have_no_graph(vgg: PerceptualLoss) -> None:
     targets = objective.targets(hr.requires_grad_())
     assert targets.features is not None
     assert targets.logits is not None
-    assert not any(one.requires_grad for one in (*targets.features.values(), targets.logits))
+    assert not any(tensor.requires_grad for tensor in (*targets.features.values(), targets.logits))
 
 
 def test_frozen_discriminator_gets_no_gradients(vgg: PerceptualLoss) -> None:
@@ -108,7 +108,7 @@ def test_frozen_discriminator_gets_no_gradients(vgg: PerceptualLoss) -> None:
     with frozen(discriminator):
         objective.total(objective.terms(sr, objective.targets(hr))).backward()
     assert sr.grad is not None
-    assert all(one.grad is None for one in (*discriminator.parameters(), *vgg.parameters()))
+    assert all(tensor.grad is None for tensor in (*discriminator.parameters(), *vgg.parameters()))
 
 
 def test_half_precision_images_give_float32_losses(vgg: PerceptualLoss) -> None:
@@ -118,7 +118,7 @@ def test_half_precision_images_give_float32_losses(vgg: PerceptualLoss) -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         terms = objective.terms(sr.bfloat16(), objective.targets(hr))
         total = objective.total(terms)
-    assert all(one.dtype == torch.float32 for one in (*terms.values(), total))
+    assert all(tensor.dtype == torch.float32 for tensor in (*terms.values(), total))
     torch.testing.assert_close(total, exact, rtol=3e-2, atol=0)
 
 

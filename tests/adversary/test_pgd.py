@@ -28,7 +28,7 @@ def photographs() -> list[Any]:
 
 def photos(size: int) -> Tensor:
     """Crops of three photographs, (3, 3, size, size) in [0, 1]."""
-    crops = [one[:size, :size] for one in photographs()]
+    crops = [tensor[:size, :size] for tensor in photographs()]
     return torch.stack([torch.from_numpy(crop.copy()).permute(2, 0, 1).float() / 255 for crop in crops])
 
 
@@ -59,7 +59,7 @@ def identity(n: int, size: int, channels: int = 16, seed: int = 0, **options: st
 
 
 def equal(a: Theta, b: Theta) -> bool:
-    return all(torch.equal(one, other) for one, other in zip(a.tensors(), b.tensors(), strict=True))
+    return all(torch.equal(tensor, second) for tensor, second in zip(a.tensors(), b.tensors(), strict=True))
 
 
 def lr_psnr(hr: Tensor, theta: Theta) -> Tensor:
@@ -96,9 +96,9 @@ def test_each_step_raises_the_loss_on_average(preset: str, joint: bool, trained:
         objective = l1(hr, generator)
         with frozen(trained):
             start = identity(9, 64)
-            found = ascend(objective, start, ball=ball)
+            ascent = ascend(objective, start, ball=ball)
             with torch.no_grad():
-                losses = [*found.losses.tolist(), objective(found.theta).mean().item()]
+                losses = [*ascent.losses.tolist(), objective(ascent.theta).mean().item()]
                 clean = objective(start)
         assert len(losses) == 6
         assert losses[0] == pytest.approx(clean.mean().item(), rel=1e-5)
@@ -106,8 +106,8 @@ def test_each_step_raises_the_loss_on_average(preset: str, joint: bool, trained:
         assert min(rises) > 0
         assert losses[-1] > 1.5 * losses[0]
         with torch.no_grad():
-            assert (objective(found.theta) > clean).all()
-        assert all(one.grad is None for one in trained.parameters())
+            assert (objective(ascent.theta) > clean).all()
+        assert all(tensor.grad is None for tensor in trained.parameters())
 
 
 @given(
@@ -135,34 +135,34 @@ def test_steps_stay_in_the_ball(
         used.append(ball.overshoot(theta.detach(), start).max())
         return (F.interpolate(NETWORK(hr, theta), scale_factor=4) - hr).abs().mean()
 
-    found = ascend(objective, start, ball=ball, steps=4, step_size=step_size)
-    used.append(ball.overshoot(found.theta, start).max())
+    ascent = ascend(objective, start, ball=ball, steps=4, step_size=step_size)
+    used.append(ball.overshoot(ascent.theta, start).max())
     assert used[0] == 0
     assert max(used) <= 1 + 1e-5
     assert not joint or used[1] == pytest.approx(min(step_size, 1), rel=1e-5) or not any(radii)
-    for group, before, radius in zip(found.theta, start, radii, strict=True):
+    for group, before, radius in zip(ascent.theta, start, radii, strict=True):
         if radius == 0:
             assert all(torch.equal(a, b) for a, b in zip(group, before, strict=True))
-    assert not any(one.requires_grad for one in found.theta.tensors())
+    assert not any(tensor.requires_grad for tensor in ascent.theta.tensors())
 
 
 def test_zero_gradient_moves_nothing() -> None:
     start = identity(2, 8, 8)
     for preset in PRESETS.values():
-        found = ascend(lambda theta: sum(one.sum() for one in theta.tensors()) * 0, start, ball=preset.ball)
-        assert equal(found.theta, start)
+        ascent = ascend(lambda theta: sum(tensor.sum() for tensor in theta.tensors()) * 0, start, ball=preset.ball)
+        assert equal(ascent.theta, start)
 
 
 def test_one_step_matches_definition() -> None:
     hr, start, ball = photos(16)[:2], identity(2, 16), Ball(0.002, 0.5, 0.03)
-    leaves = start.rebuild(one.clone().requires_grad_() for one in start.tensors())
+    leaves = start.rebuild(tensor.clone().requires_grad_() for tensor in start.tensors())
     gradients = start.rebuild(iter(torch.autograd.grad(l1(hr)(leaves).sum(), tuple(leaves.tensors()))))
-    found = ascend(l1(hr), start, ball=ball, steps=1, step_size=0.4)
-    for group, before, gradient, radius in zip(found.theta, start, gradients, ball.radii, strict=True):
-        lengths = torch.cat([one.reshape(2, -1) for one in gradient], 1).norm(dim=1)
-        for one, zero, up in zip(group, before, gradient, strict=True):
+    ascent = ascend(l1(hr), start, ball=ball, steps=1, step_size=0.4)
+    for group, before, gradient, radius in zip(ascent.theta, start, gradients, ball.radii, strict=True):
+        lengths = torch.cat([tensor.reshape(2, -1) for tensor in gradient], 1).norm(dim=1)
+        for tensor, zero, up in zip(group, before, gradient, strict=True):
             unit = up / lengths.view(-1, *[1] * (up.dim() - 1))
-            torch.testing.assert_close(one, zero + 0.4 * radius * unit)
+            torch.testing.assert_close(tensor, zero + 0.4 * radius * unit)
 
 
 def test_images_are_independent() -> None:
@@ -172,36 +172,36 @@ def test_images_are_independent() -> None:
     together = ascend(l1(hr), start, ball=ball, steps=3).theta
     mean = ascend(lambda theta: l1(hr)(theta).mean(), start, ball=ball, steps=3).theta
     for i in range(3):
-        alone = start.rebuild(one[i : i + 1] for one in start.tensors())
+        alone = start.rebuild(tensor[i : i + 1] for tensor in start.tensors())
         theta = ascend(l1(hr[i : i + 1]), alone, ball=ball, steps=3).theta
-        for one, other, third in zip(theta.tensors(), together.tensors(), mean.tensors(), strict=True):
-            torch.testing.assert_close(one, other[i : i + 1], rtol=1e-4, atol=1e-5)
-            torch.testing.assert_close(one, third[i : i + 1], rtol=1e-4, atol=1e-5)
+        for tensor, second, third in zip(theta.tensors(), together.tensors(), mean.tensors(), strict=True):
+            torch.testing.assert_close(tensor, second[i : i + 1], rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(tensor, third[i : i + 1], rtol=1e-4, atol=1e-5)
 
 
 def test_shared_networks_use_gradients_of_all_their_images() -> None:
     hr, ball = photos(16).repeat(2, 1, 1, 1), PRESETS["calibrated"].ball_for(16, 16)
     for networks in (1, 2):
         start = identity(networks, 16)
-        found = ascend(l1(hr), start, ball=ball)
-        assert found.theta.weights[0].shape[0] == networks
+        ascent = ascend(l1(hr), start, ball=ball)
+        assert ascent.theta.weights[0].shape[0] == networks
         with torch.no_grad():
-            assert l1(hr)(found.theta).mean() > l1(hr)(start).mean()
+            assert l1(hr)(ascent.theta).mean() > l1(hr)(start).mean()
 
 
 def test_loss_scale_does_not_change_the_result() -> None:
     hr, start, ball = photos(16), identity(3, 16), PRESETS["calibrated"].ball_for(16, 16)
     plain, scaled = (ascend(l1(hr), start, ball=ball, loss_scale=scale) for scale in (1.0, 2.0**16))
     torch.testing.assert_close(plain.losses, scaled.losses, rtol=1e-5, atol=0)
-    for one, other in zip(plain.theta.tensors(), scaled.theta.tensors(), strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+    for tensor, second in zip(plain.theta.tensors(), scaled.theta.tensors(), strict=True):
+        torch.testing.assert_close(tensor, second, rtol=1e-4, atol=1e-5)
 
 
 def test_zero_steps() -> None:
     start = identity(2, 8, 8)
-    found = ascend(l1(photos(8)[:2]), start, ball=PRESETS["paper"].ball, steps=0)
-    assert equal(found.theta, start)
-    assert found.losses.shape == (0,)
+    ascent = ascend(l1(photos(8)[:2]), start, ball=PRESETS["paper"].ball, steps=0)
+    assert equal(ascent.theta, start)
+    assert ascent.losses.shape == (0,)
 
 
 def test_runs_under_no_grad() -> None:
@@ -217,18 +217,18 @@ def test_no_host_synchronization() -> None:
     hr = torch.empty(2, 3, 16, 16, device="meta")
     start = sample_identity(2, hr_size=16, channels=8, device="meta")
     for preset in PRESETS.values():
-        found = ascend(l1(hr), start, ball=preset.ball, steps=2)
-        assert found.losses.shape == (2,)
-        assert all(one.is_meta for one in found.theta.tensors())
+        ascent = ascend(l1(hr), start, ball=preset.ball, steps=2)
+        assert ascent.losses.shape == (2,)
+        assert all(tensor.is_meta for tensor in ascent.theta.tensors())
 
 
 def test_propagates_nan_of_the_objective() -> None:
     start = identity(2, 8, 8)
     bad = torch.tensor([1.0, math.nan])
-    found = ascend(lambda theta: l1(photos(8)[:2])(theta) * bad, start, ball=PRESETS["calibrated"].ball, steps=1)
-    assert found.losses.isnan().all()
-    assert all(one[1].isnan().any() for one in found.theta.tensors())
-    assert all(one[0].isfinite().all() for one in found.theta.tensors())
+    ascent = ascend(lambda theta: l1(photos(8)[:2])(theta) * bad, start, ball=PRESETS["calibrated"].ball, steps=1)
+    assert ascent.losses.isnan().all()
+    assert all(tensor[1].isnan().any() for tensor in ascent.theta.tensors())
+    assert all(tensor[0].isfinite().all() for tensor in ascent.theta.tensors())
 
 
 @pytest.mark.parametrize(
@@ -255,13 +255,13 @@ def test_literal_preset_destroys_the_image() -> None:
     """
     hr, preset = photos(64)[:2], PRESETS["paper"]
     start = identity(2, 64, channels=64)
-    found = ascend(l1(hr), start, ball=preset.ball, steps=5, step_size=preset.step_size)
-    assert all(one.isfinite().all() for one in found.theta.tensors())
-    assert lr_psnr(hr, found.theta).max() < -200
-    convolution, noise, slope = preset.ball.norms(found.theta, start)
+    ascent = ascend(l1(hr), start, ball=preset.ball, steps=5, step_size=preset.step_size)
+    assert all(tensor.isfinite().all() for tensor in ascent.theta.tensors())
+    assert lr_psnr(hr, ascent.theta).max() < -200
+    convolution, noise, slope = preset.ball.norms(ascent.theta, start)
     assert (convolution**2).min() > 0.98
     assert max(noise.max(), slope.max()) < 0.15
-    assert found.losses[-1] > 1e6 * found.losses[0]
+    assert ascent.losses[-1] > 1e6 * ascent.losses[0]
 
 
 @pytest.mark.slow
@@ -273,8 +273,8 @@ def test_calibrated_groups_alone_give_30_db(group: int) -> None:
     radii[group] = preset.ball.radii[group]
     hr = photos(256)[:1]
     start = identity(1, 256, channels=64, seed=1)
-    found = ascend(l1(hr), start, ball=Ball(*radii), step_size=preset.step_size)
-    assert lr_psnr(hr, found.theta).item() == pytest.approx(30, abs=4)
+    ascent = ascend(l1(hr), start, ball=Ball(*radii), step_size=preset.step_size)
+    assert lr_psnr(hr, ascent.theta).item() == pytest.approx(30, abs=4)
 
 
 @pytest.mark.slow

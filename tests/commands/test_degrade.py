@@ -58,17 +58,17 @@ def degrader() -> Degrader:
 
 @pytest.mark.parametrize("target", [12.0, 29.9, 30.0, 31.3, 55.0, 80.0])
 def test_the_factor_for_a_target(target: float) -> None:
-    found = find_factor(lambda factor: 30 - 20 * math.log10(factor), target, tolerance=0.01)
-    assert found.quality == pytest.approx(target, abs=0.01)
-    assert found.factor == pytest.approx(10 ** ((30 - target) / 20), rel=0.002)
-    assert (found.factor, found.quality) in found.tried
-    assert [one[0] for one in found.tried] == sorted(one[0] for one in found.tried)
-    assert len(found.tried) < 25
+    record = find_factor(lambda factor: 30 - 20 * math.log10(factor), target, tolerance=0.01)
+    assert record.quality == pytest.approx(target, abs=0.01)
+    assert record.factor == pytest.approx(10 ** ((30 - target) / 20), rel=0.002)
+    assert (record.factor, record.quality) in record.tried
+    assert [entry[0] for entry in record.tried] == sorted(entry[0] for entry in record.tried)
+    assert len(record.tried) < 25
 
 
 def test_what_is_destroyed_counts_as_too_far() -> None:
-    found = find_factor(lambda factor: math.nan if factor > 3 else 30 - factor, 28.0, tolerance=0.01)
-    assert found.factor == pytest.approx(2, abs=0.011)
+    record = find_factor(lambda factor: math.nan if factor > 3 else 30 - factor, 28.0, tolerance=0.01)
+    assert record.factor == pytest.approx(2, abs=0.011)
 
 
 def test_no_factor() -> None:
@@ -91,10 +91,10 @@ def test_scaled_balls() -> None:
 
 def test_radii_that_meet_the_target(degrader: Degrader) -> None:
     told = []
-    ball, found = degrader.calibrate(28.0, tolerance=0.2, report=lambda *one: told.append(one))
-    assert found.quality == pytest.approx(28, abs=0.2)
-    assert sorted(told) == list(found.tried)
-    assert ball.radii == pytest.approx([radius * found.factor for radius in degrader.attack.settings.ball.radii])
+    ball, record = degrader.calibrate(28.0, tolerance=0.2, report=lambda *entry: told.append(entry))
+    assert record.quality == pytest.approx(28, abs=0.2)
+    assert sorted(told) == list(record.tried)
+    assert ball.radii == pytest.approx([radius * record.factor for radius in degrader.attack.settings.ball.radii])
     # With these radii as the adversary's own, no factor is needed.
     settings = replace(degrader.attack.settings, ball=ball)
     again = replace(degrader, attack=replace(degrader.attack, settings=settings))
@@ -122,26 +122,26 @@ def test_configuration_lines_say_what_was_found() -> None:
 
 
 def test_the_cases(degrader: Degrader) -> None:
-    found = {one.name: one for one in degrader.cases(factors=(0.5, 2.0))}
+    record = {entry.name: entry for entry in degrader.cases(factors=(0.5, 2.0))}
     steps = ["step 1", "step 2", "step 3"]
     groups = [f"{name} only" for name in GROUPS]
-    assert list(found) == ["identity", "random", *steps, *groups, "radii x 0.5", "radii x 2"]
-    clean = found["identity"]
+    assert list(record) == ["identity", "random", *steps, *groups, "radii x 0.5", "radii x 2"]
+    clean = record["identity"]
     assert clean.lr_psnr > 100
     assert clean.loss_gain == 0
-    for one in found.values():
-        assert one.lr.shape == (3, 8, 10)
-        assert one.sr.shape == (3, 32, 40)
-        assert one.loss == pytest.approx((one.sr - degrader.hr[0]).abs().mean().item(), rel=1e-5)
-        assert one.loss_gain == pytest.approx(one.loss - clean.loss, abs=1e-6)
-        error = (one.lr - clean.lr).square().mean().item()
-        if one is not clean:
-            assert one.lr_psnr == pytest.approx(-10 * math.log10(error), abs=0.05)
-    gains = [found[name].loss_gain for name in steps]
+    for entry in record.values():
+        assert entry.lr.shape == (3, 8, 10)
+        assert entry.sr.shape == (3, 32, 40)
+        assert entry.loss == pytest.approx((entry.sr - degrader.hr[0]).abs().mean().item(), rel=1e-5)
+        assert entry.loss_gain == pytest.approx(entry.loss - clean.loss, abs=1e-6)
+        error = (entry.lr - clean.lr).square().mean().item()
+        if entry is not clean:
+            assert entry.lr_psnr == pytest.approx(-10 * math.log10(error), abs=0.05)
+    gains = [record[name].loss_gain for name in steps]
     assert 0 < gains[0] < gains[1] < gains[2]
-    assert found["random"].loss_gain < gains[2] / 3
-    assert found["radii x 0.5"].loss_gain < gains[2] < found["radii x 2"].loss_gain
-    assert all(0 < found[name].loss_gain < gains[2] for name in groups)
+    assert record["random"].loss_gain < gains[2] / 3
+    assert record["radii x 0.5"].loss_gain < gains[2] < record["radii x 2"].loss_gain
+    assert all(0 < record[name].loss_gain < gains[2] for name in groups)
 
 
 def test_path_is_the_attack_step_by_step(degrader: Degrader) -> None:
@@ -173,8 +173,8 @@ def test_radii_scale_with_the_photograph(degrader: Degrader) -> None:
 def test_one_seed_one_gallery(degrader: Degrader) -> None:
     first, second = (list(degrader.cases(factors=()))[4].lr for _ in range(2))
     assert torch.equal(first, second)
-    other = list(replace(degrader, seed=1).cases(factors=()))[4].lr
-    assert not torch.equal(first, other)
+    second = list(replace(degrader, seed=1).cases(factors=()))[4].lr
+    assert not torch.equal(first, second)
 
 
 def test_cutting() -> None:
@@ -204,17 +204,17 @@ def test_the_files(photo: Path, weights: Path, tmp_path: Path, capsys: pytest.Ca
     assert degrade.main([str(photo), "--weights", str(weights), "--output", str(out), *SMALL]) == 0
     text = capsys.readouterr().out
     assert "radii x 0.5" in text
-    assert sorted(one.name for one in out.iterdir()) == ["gallery.json", "gallery.png"]
+    assert sorted(entry.name for entry in out.iterdir()) == ["gallery.json", "gallery.png"]
     with Image.open(out / "gallery.png") as picture:
         assert min(picture.size) > 400
-    found = json.loads((out / "gallery.json").read_text())
-    assert found["hr_size"] == [32, 32]
-    assert found["scale"] == 4
-    assert found["adversary"]["radii"] == {"convolution": 0.0018, "noise": 0.65, "slope": 0.032}
-    assert found["adversary"]["patch_size"] == 256
-    assert len(found["cases"]) == 2 + 5 + 3 + 1
-    assert found["cases"][6]["radii"]["noise"] == pytest.approx(0.65 / 8)
-    assert found["cases"][6]["loss_gain"] > found["cases"][1]["loss_gain"]
+    record = json.loads((out / "gallery.json").read_text())
+    assert record["hr_size"] == [32, 32]
+    assert record["scale"] == 4
+    assert record["adversary"]["radii"] == {"convolution": 0.0018, "noise": 0.65, "slope": 0.032}
+    assert record["adversary"]["patch_size"] == 256
+    assert len(record["cases"]) == 2 + 5 + 3 + 1
+    assert record["cases"][6]["radii"]["noise"] == pytest.approx(0.65 / 8)
+    assert record["cases"][6]["loss_gain"] > record["cases"][1]["loss_gain"]
 
     before = (out / "gallery.json").read_bytes()
     assert degrade.main([str(photo), "--output", str(out), *SMALL]) == 1
@@ -238,14 +238,14 @@ def test_a_target(photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
     ]
     assert degrade.main([str(photo), "--output", str(tmp_path / "out"), *SMALL, *more]) == 0
     text = capsys.readouterr().out
-    found = json.loads((tmp_path / "out" / "gallery.json").read_text())["calibration"]
-    together = found["all groups together"]
+    record = json.loads((tmp_path / "out" / "gallery.json").read_text())["calibration"]
+    together = record["all groups together"]
     assert together["lr_psnr"] == pytest.approx(33, abs=0.1)
     assert together["radii"]["slope"] == pytest.approx(0.057 * together["factor"])
     assert f"radius_slope: {together['radii']['slope']:.4g}" in text
     last = yaml.safe_load(text[text.rindex("adversary:") : text.rindex("  " + str(tmp_path / "out" / "gallery.png"))])
     for group in GROUPS:
-        alone = found[f"{group} alone"]
+        alone = record[f"{group} alone"]
         assert alone["lr_psnr"] == pytest.approx(33, abs=0.1)
         assert alone["radii"][group] > together["radii"][group]
         assert last["adversary"][f"radius_{group}"] == pytest.approx(alone["radii"][group], rel=1e-3)
@@ -260,11 +260,11 @@ def test_a_configuration(photo: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     arguments = [str(photo), "--config", str(file), "--output", str(out), "--crop", "32", "--quiet"]
     assert degrade.main([*arguments, "--factors", "2"]) == 0
-    found = json.loads((out / "gallery.json").read_text())
-    assert found["adversary"]["steps"] == 2
-    assert found["adversary"]["channels"] == 4
-    assert found["adversary"]["radii"]["noise"] == 0.2
-    assert found["cases"][2]["radii"]["noise"] == pytest.approx(0.2)
+    record = json.loads((out / "gallery.json").read_text())
+    assert record["adversary"]["steps"] == 2
+    assert record["adversary"]["channels"] == 4
+    assert record["adversary"]["radii"]["noise"] == 0.2
+    assert record["cases"][2]["radii"]["noise"] == pytest.approx(0.2)
 
 
 @pytest.mark.parametrize(
@@ -288,7 +288,7 @@ def test_bad_input(
     arguments: list[str], message: str, photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "text.png").write_text("nothing")
-    filled = [one.format(photo=photo, folder=tmp_path) for one in arguments]
+    filled = [entry.format(photo=photo, folder=tmp_path) for entry in arguments]
     assert degrade.main([*filled, "--output", str(tmp_path / "out"), "--quiet"]) == 1
     error = capsys.readouterr().err
     assert error.startswith("error: ")

@@ -177,10 +177,10 @@ def test_damaged_configurations(
         else:
             file.write_bytes(damaged(generator, good.encode()))
         code = doctor.main(["--config", str(file), "--output", str(tmp_path / "run")])
-        found = capsys.readouterr()
-        assert code == 1, found.out  # fails in any case: there are no photographs
-        assert found.err == ""
-        assert "would not run:\n  - " in found.out
-        assert "Traceback" not in found.out
-        assert "must not run" not in found.out.replace("echo this must not run", "")
+        result = capsys.readouterr()
+        assert code == 1, result.out  # fails in any case: there are no photographs
+        assert result.err == ""
+        assert "would not run:\n  - " in result.out
+        assert "Traceback" not in result.out
+        assert "must not run" not in result.out.replace("echo this must not run", "")
     assert not (tmp_path / "run").exists()

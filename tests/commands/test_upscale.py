@@ -161,8 +161,8 @@ def test_folders_are_mirrored(tmp_path: Path) -> None:
     out = tmp_path / "in" / "out"  # inside the input: a second run must not restore results
     for _ in range(2):
         assert upscale(tmp_path / "in", out, "--overwrite") == 0
-        found = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
-        assert found == {"a.png", "sub/deep/b.jpg", "sub/c.png", "d.JPEG"}
+        result = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
+        assert result == {"a.png", "sub/deep/b.jpg", "sub/c.png", "d.JPEG"}
     assert read(out / "sub" / "c.png").shape == (16, 18, 3)
 
 

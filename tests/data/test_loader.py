@@ -46,9 +46,9 @@ def test_batches_are_the_samples_in_order(dataset):
 @pytest.mark.parametrize("workers", [1, 2, 3])
 def test_workers_do_not_change_the_batches(dataset, workers):
     expected = batches(dataset, 7)
-    found = batches(dataset, 7, workers=workers)
-    assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
-    assert found[0].is_contiguous(memory_format=torch.channels_last)
+    loaded = batches(dataset, 7, workers=workers)
+    assert all(torch.equal(a, b) for a, b in zip(expected, loaded, strict=True))
+    assert loaded[0].is_contiguous(memory_format=torch.channels_last)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -60,10 +60,10 @@ def test_start_batch_continues_the_sequence(dataset, workers):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_two_ranks_equal_one(dataset, workers):
-    one = batches(dataset, 5, batch_size=6)
+    batch = batches(dataset, 5, batch_size=6)
     two = [batches(dataset, 5, batch_size=3, rank=rank, world_size=2, workers=workers) for rank in range(2)]
     for step in range(5):
-        assert torch.equal(torch.cat([two[0][step], two[1][step]]), one[step])
+        assert torch.equal(torch.cat([two[0][step], two[1][step]]), batch[step])
 
 
 def test_accumulation_equals_a_larger_batch(dataset):

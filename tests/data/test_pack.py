@@ -19,7 +19,7 @@ def test_pack_holds_all_images(photos, tmp_path, workers):
     folder, pixels = photos
     report = build(folder, tmp_path / "pack", workers=workers)
     assert (report.packed, report.reused, report.removed, report.skipped) == (4, 0, 0, [])
-    assert report.bytes == sum(one.size for one in pixels.values())
+    assert report.bytes == sum(image.size for image in pixels.values())
     check_pack(tmp_path / "pack", pixels)
     images = PackedImages(tmp_path / "pack")
     assert images.names == sorted(pixels)
@@ -126,7 +126,7 @@ def test_updates_changed_new_and_removed_files(photos, tmp_path):
     report = build(folder, tmp_path / "pack")
     assert (report.packed, report.reused, report.removed) == (2, 2, 1)
     check_pack(tmp_path / "pack", pixels)
-    total = sum(one.size for one in pixels.values())
+    total = sum(image.size for image in pixels.values())
     assert sum(path.stat().st_size for path in (tmp_path / "pack").glob("pixels-*")) == total
 
 

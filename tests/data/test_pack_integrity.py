@@ -154,23 +154,23 @@ def test_read_only_pack_that_differs_raises(photos, tmp_path, read_only):
 
 def test_removal_of_another_source_is_logged(photos, tmp_path, caplog):
     folder, _ = photos
-    other = {"b.png": save_noise(tmp_path / "other" / "b.png", seed=7)}
+    second = {"b.png": save_noise(tmp_path / "other" / "b.png", seed=7)}
     build(folder, tmp_path / "pack")
     assert build(tmp_path / "other", tmp_path / "pack").removed == 4
     (record,) = caplog.records
     assert "4 images that are not in " in record.message
     assert "are removed from the pack: Füße 犬.bmp, a.png, sub/a.png and 1 more" in record.message
-    check_pack(tmp_path / "pack", other)
+    check_pack(tmp_path / "pack", second)
 
 
 def test_add_keeps_another_source(photos, tmp_path, caplog):
     folder, pixels = photos
-    other = {name: save_noise(tmp_path / "other" / name, seed=7) for name in ("a.png", "b.png")}
+    second = {name: save_noise(tmp_path / "other" / name, seed=7) for name in ("a.png", "b.png")}
     build(folder, tmp_path / "pack")
     report = build(tmp_path / "other", tmp_path / "pack", add=True)
     assert (report.packed, report.reused, report.removed) == (2, 4, 0)
     first = str(folder / "a.png")
-    check_pack(tmp_path / "pack", {**pixels, **other, first: pixels["a.png"]})
+    check_pack(tmp_path / "pack", {**pixels, **second, first: pixels["a.png"]})
     assert PackedImages(tmp_path / "pack").names[-2:] == ["a.png", "b.png"]
     assert build(tmp_path / "other", tmp_path / "pack", add=True).packed == 0
     assert not caplog.records

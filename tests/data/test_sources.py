@@ -13,11 +13,11 @@ def test_finds_files_folders_and_links(photos, tmp_path):
     folder, _ = photos
     single = tmp_path / "elsewhere" / "scan.dat"
     save_noise(single, format="PNG", seed=9)
-    other = tmp_path / "other"
-    save_noise(other / "a.png", seed=8)
-    (other / "circle").symlink_to(other)
-    (other / "linked").symlink_to(folder / "sub")
-    files = find_images([folder, single, other, folder / "sub"])
+    second = tmp_path / "other"
+    save_noise(second / "a.png", seed=8)
+    (second / "circle").symlink_to(second)
+    (second / "linked").symlink_to(folder / "sub")
+    files = find_images([folder, single, second, folder / "sub"])
     names = [file.name for file in files]
     # Two files are a.png relative to their sources and get their real paths; files reached twice are listed once.
     assert names == [
@@ -26,9 +26,9 @@ def test_finds_files_folders_and_links(photos, tmp_path):
         "sub/a.png",
         "sub/deep/b.TIFF",
         "scan.dat",
-        str(other / "a.png"),
+        str(second / "a.png"),
     ]
-    assert build([folder, single, other], tmp_path / "pack").packed == 6
+    assert build([folder, single, second], tmp_path / "pack").packed == 6
 
 
 def test_lists_every_name_of_linked_files_and_folders(tmp_path):

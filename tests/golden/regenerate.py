@@ -121,7 +121,7 @@ def _stage(
     attack = Attack(degradation, generator, objective, settings, reuse)
     step = TrainingStep(attack, RankInfo(seed=0, stage=stage))
     networks = [network for network in (generator, objective.discriminator) if network is not None]
-    optimizers = [torch.optim.Adam(one.parameters(), lr=1e-4, betas=(0.9, 0.99)) for one in networks]
+    optimizers = [torch.optim.Adam(network.parameters(), lr=1e-4, betas=(0.9, 0.99)) for network in networks]
     losses: dict[str, list[float]] = {}
     for number in range(STEPS):
         for optimizer in optimizers:
@@ -136,21 +136,21 @@ def _stage(
     return losses
 
 
-def differences(ours: dict[str, list[float]], other: dict[str, list[float]]) -> list[float]:
+def differences(ours: dict[str, list[float]], theirs: dict[str, list[float]]) -> list[float]:
     """The largest relative difference of a stage's losses, step by step."""
-    assert ours.keys() == other.keys()
-    pairs = [zip(ours[name], other[name], strict=True) for name in ours]
+    assert ours.keys() == theirs.keys()
+    pairs = [zip(ours[name], theirs[name], strict=True) for name in ours]
     return [max(abs(a - b) / abs(b) for a, b in step) for step in zip(*pairs, strict=True)]
 
 
 def main() -> None:
-    """Write losses.json anew."""
+    """Rewrite losses.json."""
     before = json.loads(FILE.read_text()) if FILE.exists() else None
-    found = {**train(), "gan, batch statistics": train_against_batch_statistics()}
-    FILE.write_text(json.dumps({"torch": torch.__version__.split("+")[0], "losses": found}, indent=1) + "\n")
+    losses_by_case = {**train(), "gan, batch statistics": train_against_batch_statistics()}
+    FILE.write_text(json.dumps({"torch": torch.__version__.split("+")[0], "losses": losses_by_case}, indent=1) + "\n")
     print(f"wrote {FILE.name}: {STEPS} steps of each stage, with torch {torch.__version__}")
     if before is not None and len(before["losses"]["net"]["loss"]) == STEPS:
-        largest = max(max(differences(found[stage], before["losses"][stage])) for stage in before["losses"])
+        largest = max(max(differences(losses_by_case[stage], before["losses"][stage])) for stage in before["losses"])
         print(f"largest relative difference from before: {largest:.3g}")
 
 

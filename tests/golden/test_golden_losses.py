@@ -28,10 +28,10 @@ def test_losses_are_reproduced(name: str) -> None:
     by less than 1e-6, its last by 1e-4, as a kink is met, and gan, which starts where net ended, by 2e-4. An ascent
     with steps of 0.29 for 0.3, of which the ball leaves little to see, moves the first 20 steps of net by 7e-5.
     """
-    stored, found = json.loads(FILE.read_text())["losses"], train(**VARIANTS[name])
+    stored, losses = json.loads(FILE.read_text())["losses"], train(**VARIANTS[name])
     torch.compiler.reset()
-    assert found.keys() == {"net", "gan"}
-    by_step = {stage: differences(found[stage], stored[stage]) for stage in found}
+    assert losses.keys() == {"net", "gan"}
+    by_step = {stage: differences(losses[stage], stored[stage]) for stage in losses}
     assert [len(steps) for steps in by_step.values()] == [STEPS, STEPS]
     assert max(by_step["net"][:20]) < 1e-5, by_step
     assert max(by_step["net"]) < 3e-4, by_step
@@ -41,8 +41,8 @@ def test_losses_are_reproduced(name: str) -> None:
 @pytest.mark.slow
 def test_recovered_slopes_reproduce_a_saved_preactivation() -> None:
     """As a training run has it: 20 steps of net to rounding, seen 1e-7, then the kinks; gan starts where net ended."""
-    stored, found = json.loads(FILE.read_text())["losses"], train(ReuseOptions(), recovered=True)
-    by_step = {stage: differences(found[stage], stored[stage]) for stage in ("net", "gan")}
+    stored, losses = json.loads(FILE.read_text())["losses"], train(ReuseOptions(), recovered=True)
+    by_step = {stage: differences(losses[stage], stored[stage]) for stage in ("net", "gan")}
     assert max(by_step["net"][:20]) < 1e-5, by_step
     assert max(by_step["net"]) < 1e-3, by_step
     assert max(by_step["gan"]) < 1e-3, by_step
