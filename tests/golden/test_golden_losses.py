@@ -50,7 +50,7 @@ def test_recovered_slopes_reproduce_a_saved_preactivation() -> None:
 
 @pytest.mark.slow
 def test_one_discriminator_pass_reproduces_two() -> None:
-    """What is stored are two passes of ESRGAN's D over SR, in float64, in which 50 steps of both agree to 1e-9."""
+    """The stored losses come from two passes of ESRGAN's D over SR in float64; 50 steps of both agree to 1e-9."""
     stored = json.loads(FILE.read_text())["losses"]["gan, batch statistics"]
     by_step = differences(train_against_batch_statistics(ReuseOptions(discriminator_pass=True)), stored)
     assert len(by_step) == STEPS
