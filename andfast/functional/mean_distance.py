@@ -1,13 +1,13 @@
-"""The mean distance of two tensors, in float32 whatever they are stored in: what the pixel and perceptual losses are.
+"""Mean absolute or squared distance of two tensors, accumulated in float32: the pixel and perceptual losses.
 
-Over all n values, with d = x - target, taken in float32 (float64 for float64)::
+Over all n values, with d = x - target in float32 (float64 if either tensor is)::
 
     l1: sum |d| / n        its gradient to x: sign(d) g / n
     l2: sum d^2 / n                           2 d g / n
 
-Composed of PyTorch's ops this writes both tensors in float32, their difference, its absolute value, and as much again
-backward. As one op it reads both once, keeps nothing but the two themselves, and its backward pass reads them again and
-writes the gradient, in x's dtype. docs/kernels.md counts.
+Composed of PyTorch ops, this materializes both tensors in float32, their difference and its absolute value, and as much
+again in backward. The fused op reads both tensors once, saves only its inputs, and backward reads them once more and
+writes the gradient in x's dtype. See docs/kernels/mean_distance.md for byte counts.
 """
 
 from typing import Any, Literal, get_args
@@ -16,8 +16,7 @@ import torch
 from torch import Tensor
 
 from andfast import checks
-from andfast.functional import dispatch
-from andfast.kernels.mean_distance import launch as _mean_distance_triton
+from andfast.functional import dispatch, triton_support
 
 OP = "mean_distance"
 
@@ -25,26 +24,25 @@ Kind = Literal["l1", "l2"]
 
 dispatch.register(
     OP,
-    {"triton": _mean_distance_triton.why_not, "reference": dispatch.everywhere},
-    {"triton": _mean_distance_triton.DTYPES},
+    {"triton": triton_support.why_not, "reference": dispatch.everywhere},
+    {"triton": triton_support.DTYPES},
 )
 
 
 def mean_distance(x: Tensor, target: Tensor, *, kind: Kind = "l1", impl: str = "auto") -> Tensor:
-    """Mean over all values of |x - target| ("l1") or of (x - target)^2 ("l2"); a scalar.
+    """Mean over all values of |x - target| ("l1") or of (x - target)^2 ("l2"), as a scalar.
 
-    Differentiable in x, any number of times; at x = target the gradient of "l1" is 0, and as with torch.sign so it is
-    where the difference is NaN. The target is data: one that requires a gradient is refused. Two runs on a device give
-    the same bits. Autocast does not change it.
+    Differentiable in x, any number of times. The gradient of "l1" is 0 where x = target, and where the difference is
+    NaN, as with torch.sign. The target must not require a gradient. Deterministic; unaffected by autocast.
 
     Args:
-        x: floating point, any shape, any order in memory; its gradient has the same.
-        target: of x's shape, on its device; its dtype may differ. It is copied where it lies in another order than x.
+        x: floating point, any shape and strides; its gradient has the same memory order.
+        target: x's shape and device, any floating-point dtype. Copied if its memory order differs from that of x.
         kind: "l1" or "l2".
         impl: "auto", "reference" or "triton"; "triton" takes float32, bfloat16 and float16.
 
     Returns:
-        () in float32, or float64 if one of the two is. NaN where there are no values, as from torch.mean.
+        () in float32, or float64 if either input is. NaN for empty inputs, like torch.mean.
 
     Raises:
         ValueError, TypeError: an argument does not fit; the message names it.
@@ -85,7 +83,9 @@ def _forward(x: Tensor, target: Tensor, kind: str, impl: str) -> Tensor:
     if x.numel() == 0:
         return torch.full((), float("nan"), dtype=_wide_dtype(x, target), device=x.device)
     if impl == "triton":
-        return _mean_distance_triton.forward(x, target, kind == "l2")
+        from andfast.kernels.mean_distance import kernels  # noqa: PLC0415  (imports Triton)
+
+        return kernels.forward(x, target, kind == "l2")
     difference = _difference(x, target)
     return (difference.abs_() if kind == "l1" else difference.mul_(difference)).mean()
 
@@ -97,11 +97,13 @@ def _(x: Tensor, target: Tensor, kind: str, impl: str) -> Tensor:
 
 @torch.library.custom_op("andfast::mean_distance_backward", mutates_args=())
 def _backward(grad: Tensor, x: Tensor, target: Tensor, kind: str, impl: str) -> Tensor:
-    """The gradient to x, in x's dtype and order in memory, from that to the mean, which stays on the device."""
+    """Gradient to x in x's dtype and memory order; ``grad``, of the mean, is never read by the host."""
     if x.numel() == 0:
         return torch.empty_like(x)
     if impl == "triton":
-        return _mean_distance_triton.backward(grad, x, target, kind == "l2")
+        from andfast.kernels.mean_distance import kernels  # noqa: PLC0415  (imports Triton)
+
+        return kernels.backward(grad, x, target, kind == "l2")
     difference = _difference(x, target)
     scale = grad / x.numel()
     scaled = difference.sign_().mul_(scale) if kind == "l1" else difference.mul_(2 * scale)
@@ -114,11 +116,11 @@ def _(grad: Tensor, x: Tensor, target: Tensor, kind: str, impl: str) -> Tensor:
 
 
 def _difference(x: Tensor, target: Tensor) -> Tensor:
-    """x - target in float32 at least: one new tensor in x's order, and no other."""
+    """x - target in at least float32, as a single new tensor in x's memory order."""
     return torch.empty_like(x, dtype=_wide_dtype(x, target)).copy_(x).sub_(target)
 
 
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     x, target, ctx.kind, ctx.impl = inputs
     ctx.save_for_backward(x, target)
 
@@ -128,13 +130,13 @@ def _forward_autograd(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return torch.ops.andfast.mean_distance_backward(grad, x, target, ctx.kind, ctx.impl), None, None, None
 
 
-def _keep_for_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+def _setup_backward_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     grad, x, target, ctx.kind, _ = inputs
     ctx.save_for_backward(grad, x, target)
 
 
 def _backward_autograd(ctx: Any, seed: Tensor) -> tuple[Tensor | None, ...]:
-    """Of the gradient: rare, and so composed of differentiable ops."""
+    """Double backward: rare, so composed of differentiable PyTorch ops."""
     grad, x, target = ctx.saved_tensors
     wide = _wide_dtype(x, target)
     difference, seed = x.to(wide) - target.to(wide), seed.to(wide)
@@ -143,5 +145,5 @@ def _backward_autograd(ctx: Any, seed: Tensor) -> tuple[Tensor | None, ...]:
     return (seed * slope).sum() / max(x.numel(), 1), to_x, None, None, None
 
 
-_forward.register_autograd(_forward_autograd, setup_context=_keep)
-_backward.register_autograd(_backward_autograd, setup_context=_keep_for_backward)
+_forward.register_autograd(_forward_autograd, setup_context=_setup_context)
+_backward.register_autograd(_backward_autograd, setup_context=_setup_backward_context)

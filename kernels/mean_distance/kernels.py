@@ -1,12 +1,12 @@
-"""The mean distance's Triton kernels and their launchers: partial sums, their mean, and the gradient.
+"""Triton kernels of the mean distance and their launchers: partial sums, their mean, and the gradient.
 
-A program takes a chunk of both tensors, which lie in one order without gaps, as vectors of n values::
+Both tensors are dense, in the same memory order, and read as vectors of n values. With d = x - target::
 
-    sums      a partial sum of |d| or d^2 of each chunk, in float32, d = x - target
-    mean      one program: all partial sums in float64, in a fixed order; over n
-    gradient  sign(d) g / n or 2 d g / n in x's dtype; g is read from the device
+    sums      partial sum of |d| or d^2 per chunk, in float32; one program per chunk
+    mean      sum of all partial sums in float64, in a fixed order, over n; one program
+    gradient  sign(d) g / n or 2 d g / n in x's dtype; g is read from device memory
 
-No atomics, so two runs give the same bits, and nothing that the host would have to wait for.
+Deterministic (no atomics) and free of host synchronization.
 """
 
 from typing import Final, NamedTuple
@@ -16,18 +16,20 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-PARTIALS_BLOCK: Final = 2048  # partial sums a step of the kernel that adds them
+from ..common.layout import in_order
+
+PARTIALS_BLOCK: Final = 2048  # partial sums per iteration of the mean kernel
 
 
 class Config(NamedTuple):
-    """How a pass is cut. Both wait for memory alone, so one choice serves every architecture."""
+    """Launch configuration. The kernels are memory-bound, so one configuration serves every architecture."""
 
     block: int = 1024
-    """Values that a program has in flight, a power of two."""
+    """Values per iteration of a program, a power of two."""
     blocks: int = 16
-    """Blocks of a chunk, one after another."""
+    """Iterations per program; a chunk is ``block * blocks`` values."""
     warps: int = 4
-    """Warps of a program."""
+    """Warps per program."""
 
 
 CONFIG: Final = Config()
@@ -37,13 +39,13 @@ CONFIG: Final = Config()
 def _sums_kernel(
     x_ptr,  # n values
     target_ptr,  # n values
-    partials_ptr,  # in fp32, one a program
-    n,  # how many values
-    SQUARE: tl.constexpr,  # d^2, not |d|
-    BLOCK: tl.constexpr,  # values at a time
-    BLOCKS: tl.constexpr,  # blocks of a chunk
+    partials_ptr,  # (programs,) fp32
+    n,  # number of values
+    SQUARE: tl.constexpr,  # d^2 instead of |d|
+    BLOCK: tl.constexpr,  # values per iteration
+    BLOCKS: tl.constexpr,  # iterations per program
 ):
-    """One program: one chunk."""
+    """Grid: one program per chunk."""
     chunk = tl.program_id(0)
     begin = chunk.to(tl.int64) * (BLOCK * BLOCKS)
     x_ptr += begin
@@ -61,13 +63,13 @@ def _sums_kernel(
 
 @triton.jit(do_not_specialize=["n", "count"])
 def _mean_kernel(
-    partials_ptr,  # in fp32
-    mean_ptr,  # one number in fp32
-    n,  # how many values there are
-    count,  # how many partial sums
-    BLOCK: tl.constexpr,  # partial sums at a time
+    partials_ptr,  # (count,) fp32
+    mean_ptr,  # fp32 scalar
+    n,  # number of values
+    count,  # number of partial sums
+    BLOCK: tl.constexpr,  # partial sums per iteration
 ):
-    """One program."""
+    """Grid: a single program."""
     total = tl.zeros((BLOCK,), dtype=tl.float64)
     for first in range(0, count, BLOCK):
         at = first + tl.arange(0, BLOCK)
@@ -77,22 +79,22 @@ def _mean_kernel(
 
 @triton.jit
 def _gradient_kernel(
-    grad_ptr,  # one number in fp32: the gradient to the mean
+    grad_ptr,  # fp32 scalar: gradient to the mean
     x_ptr,  # n values
     target_ptr,  # n values
     grad_x_ptr,  # n values
-    n,  # how many values
-    SQUARE: tl.constexpr,  # of d^2, not |d|
-    BLOCK: tl.constexpr,  # values at a time
-    BLOCKS: tl.constexpr,  # blocks of a chunk
+    n,  # number of values
+    SQUARE: tl.constexpr,  # gradient of d^2 instead of |d|
+    BLOCK: tl.constexpr,  # values per iteration
+    BLOCKS: tl.constexpr,  # iterations per program
 ):
-    """One program: one chunk."""
+    """Grid: one program per chunk."""
     begin = tl.program_id(0).to(tl.int64) * (BLOCK * BLOCKS)
     x_ptr += begin
     target_ptr += begin
     grad_x_ptr += begin
     left = tl.minimum(n - begin, BLOCK * BLOCKS).to(tl.int32)
-    # Rounded as torch does it: n to fp32, then the quotient.
+    # Same rounding as PyTorch: n to fp32, then the quotient.
     scale = tl.div_rn(tl.load(grad_ptr), tl.zeros((), dtype=tl.float32) + n)
     if SQUARE:
         scale *= 2
@@ -101,28 +103,38 @@ def _gradient_kernel(
         x = tl.load(x_ptr + at, mask=at < left, other=0.0).to(tl.float32)
         target = tl.load(target_ptr + at, mask=at < left, other=0.0).to(tl.float32)
         d = x - target
-        # The sign of NaN is 0, as torch.sign has it.
+        # Like torch.sign, 0 for NaN.
         slope = d if SQUARE else tl.where(d > 0, 1.0, tl.where(d < 0, -1.0, 0.0))
         tl.store(grad_x_ptr + at, (slope * scale).to(grad_x_ptr.dtype.element_ty), mask=at < left)
 
 
-def mean(x: Tensor, target: Tensor, out: Tensor, square: bool, config: Config | None = None) -> None:
-    """Fill out, (), with the mean of two tensors that lie in one order without gaps."""
+def forward(x: Tensor, target: Tensor, square: bool, config: Config | None = None) -> Tensor:
+    """Return the mean of |d|, or of d^2 if ``square``, as a float32 scalar; x must not be empty."""
     config = config or CONFIG
+    x, target = _in_same_order(x, target)
     n = x.numel()
     programs = triton.cdiv(n, config.block * config.blocks)
     partials = torch.empty(programs, dtype=torch.float32, device=x.device)
+    mean = torch.empty((), dtype=torch.float32, device=x.device)
     _sums_kernel[programs,](x, target, partials, n, **_constants(square, config))
-    _mean_kernel[1,](partials, out, n, programs, BLOCK=PARTIALS_BLOCK, num_warps=4)
+    _mean_kernel[1,](partials, mean, n, programs, BLOCK=PARTIALS_BLOCK, num_warps=4)
+    return mean
 
 
-def gradient(
-    grad: Tensor, x: Tensor, target: Tensor, grad_x: Tensor, square: bool, config: Config | None = None
-) -> None:
-    """Fill grad_x, in the order of x and target."""
+def backward(grad: Tensor, x: Tensor, target: Tensor, square: bool, config: Config | None = None) -> Tensor:
+    """Return the gradient to x from the gradient to the mean."""
     config = config or CONFIG
+    x, target = _in_same_order(x, target)
+    grad_x = torch.empty_like(x)
     programs = triton.cdiv(x.numel(), config.block * config.blocks)
     _gradient_kernel[programs,](grad, x, target, grad_x, x.numel(), **_constants(square, config))
+    return grad_x
+
+
+def _in_same_order(x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Both dense and in the same memory order; x is copied only if it has gaps, target if its order differs."""
+    like = torch.empty_like(x, device="meta")
+    return in_order(x.detach(), like), in_order(target, like)
 
 
 def _constants(square: bool, config: Config) -> dict[str, int]:

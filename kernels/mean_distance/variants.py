@@ -1,4 +1,4 @@
-"""Kernel variants of the mean distance: the launches of the losses.
+"""Kernel variants of the mean distance, as the losses launch them.
 
 Dtypes are equal, or half features against float32 ones; sizes are multiples of 16 or not.
 """

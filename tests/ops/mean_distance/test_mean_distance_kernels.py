@@ -82,10 +82,14 @@ if INTERPRETED:
     def test_tensors_of_one_order_are_not_copied(monkeypatch: pytest.MonkeyPatch) -> None:
         """The kernels get the very tensors in whatever order they share; a target in another order is copied."""
         seen: list[tuple[int, int]] = []
-        mean = kernels.mean
-        monkeypatch.setattr(
-            kernels, "mean", lambda x, t, *a: [seen.append((x.data_ptr(), t.data_ptr())), mean(x, t, *a)]
-        )
+        in_same_order = kernels._in_same_order
+
+        def recorded(x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+            x, target = in_same_order(x, target)
+            seen.append((x.data_ptr(), target.data_ptr()))
+            return x, target
+
+        monkeypatch.setattr(kernels, "_in_same_order", recorded)
         x, target = torch.randn(2, 6, 4, 5), torch.randn(2, 6, 4, 5)
         for order in ((0, 1, 2, 3), (0, 3, 1, 2), (3, 2, 1, 0)):
             two = [one.permute(order) for one in (x, target)]
