@@ -1,16 +1,16 @@
-"""The gradients of degradation networks at the identity, from which the first ascent pass is made.
+"""Gradients of degradation networks at the identity, for the closed-form first step of the ascent.
 
-At the identity a network acts on each pixel alone (:mod:`andfast.nn.closed_form` derives it). The pre-activation of
-layer k is B_k^T x, and the gradient that arrives at its output A_k^T g, with matrices B_k and A_k, (3, C), of each
-image's own. So for image n, channel c and pixel p, with colours i and j, and d one of nine taps::
+At the identity a network is a pointwise linear map (:mod:`andfast.nn.closed_form` derives it). The pre-activation of
+layer k is B_k^T x and the gradient to its output A_k^T g, with matrices B_k and A_k (3, C) per image. For image n,
+channel c and pixel p, with colours i and j, and d one of nine taps::
 
     noise[k][n, c, p]       = sum over j of A_k[n, j, c] g[n, j, p]                            (one map: summed over c)
     slope[k][n, c]          = sum over p of min(sum over i of B_k[n, i, c] x[n, i, p], 0) * (A_k^T g)[n, c, p]
     correlation[n, d, j, i] = sum over p of g[n, j, p] * pad(x)[n, i, p + d]
 
-The gradient to kernel k at tap d is A_k^T R_d B_(k-1), R_d being the correlation: products of small matrices, which are
-the caller's. Composed of PyTorch's products, every layer's pre-activation is written and read; the Triton kernels read
-x and g and write the noises' gradients, and nothing else.
+The gradient to kernel k at tap d is A_k^T R_d B_(k-1), with R_d the correlation: products of small matrices, left to
+the caller. The reference, composed of PyTorch ops, materializes the pre-activation of every layer; the Triton kernels
+only read x and g and write the gradients to the noises.
 """
 
 from collections.abc import Sequence
@@ -21,20 +21,18 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from andfast import checks
-from andfast.functional import dispatch
-from andfast.functional import triton_support as _triton
-from andfast.kernels.identity_gradients import launch as _identity_gradients_triton
+from andfast.functional import dispatch, triton_support
 
 OP = "identity_gradients"
 PADDINGS = ("replicate", "zeros")
 COLOURS = 3
 CHUNK = 1 << 20
-"""Pre-activations that the reference has in memory at a time, if an image has no more."""
+"""Pre-activation values per chunk of images in the reference, which takes at least one image."""
 
 dispatch.register(
     OP,
-    {"triton": _triton.why_not, "reference": dispatch.everywhere},
-    dtypes={"triton": _triton.DTYPES},
+    {"triton": triton_support.why_not, "reference": dispatch.everywhere},
+    dtypes={"triton": triton_support.DTYPES},
 )
 
 
@@ -52,26 +50,26 @@ def identity_gradients(
     padding: str = "replicate",
     impl: str = "auto",
 ) -> tuple[Tensor | None, list[Tensor | None], Tensor]:
-    """What L consecutive layers of identity networks need of x and g: see above. Not differentiable.
+    """Gradients of L consecutive layers of identity networks, see the module's documentation. Not differentiable.
 
-    Sums are taken in float32 at least, also inside an autocast region.
+    Sums are taken in at least float32, also inside an autocast region.
 
     Args:
         x: the layers' image, HR or the pooled HR, (N, 3, H, W), floating point, H and W at least 1.
         grad: g, the gradient to the layers' output, of x's shape; floating point.
         before: B, (L, N, 3, C), floating point.
         after: A, of before's shape and dtype.
-        noises: L numbers of channels: C for a map a channel, 1 for one map, 0 if the gradient is not wanted.
-        slopes: of L layers, whether the slope's gradient is wanted.
-        correlation: whether it is wanted.
-        noise_dtype: of the noises' gradients, float32 or x's dtype if that is wider where None.
+        noises: number of channels per layer: C for a map per channel, 1 for a single map, 0 for no gradient.
+        slopes: per layer, whether to compute the gradient to the slope.
+        correlation: whether to compute the correlation.
+        noise_dtype: dtype of the gradients to the noises; None: the wider of float32 and x's dtype.
         padding: of x in the correlation by one pixel, "replicate" (default) or "zeros".
         impl: "auto" or the name of an implementation, see :mod:`andfast.functional`.
 
     Returns:
         The correlation (N, 9, 3, 3), taps row by row, or None; L gradients to noises, (N, C, H, W) or (N, 1, H, W) in
-        x's memory format, or None; the gradients to the slopes that are wanted, (slopes, N, C). Correlation and slopes
-        are float32, or float64 where x is.
+        x's memory format, or None; the requested gradients to slopes, (slopes, N, C). Correlation and slopes are
+        float32, or float64 if x is.
 
     Raises:
         ValueError, TypeError: an argument's shape, dtype or device does not fit; the message names it.
@@ -82,11 +80,11 @@ def identity_gradients(
     if not dtype.is_floating_point:
         raise TypeError(f"noise_dtype must be a floating-point dtype, was {dtype}")
     chosen = dispatch.resolve(OP, impl, x.device.type, x.dtype)
-    made = torch.ops.andfast.identity_gradients(
+    correlations, maps, grad_slopes = torch.ops.andfast.identity_gradients(
         x, grad, before, after, list(noises), dtype, list(slopes), correlation, padding, chosen
     )
-    maps = [one if channels else None for one, channels in zip(made[1], noises, strict=True)]
-    return made[0] if correlation else None, maps, made[2]
+    grad_noises = [grad_noise if channels else None for grad_noise, channels in zip(maps, noises, strict=True)]
+    return correlations if correlation else None, grad_noises, grad_slopes
 
 
 def _check_arguments(
@@ -116,7 +114,7 @@ def _check_arguments(
     checks.tensor("after", after)
     checks.like("after", after, "before", before)
     checks.has_shape("after", after, before.shape, meaning="of before")
-    if len(noises) != layers or any(one not in (0, 1, channels) for one in noises):
+    if len(noises) != layers or any(count not in (0, 1, channels) for count in noises):
         raise ValueError(f"noises must be {layers} numbers, each 0, 1 or {channels}, was {list(noises)}")
     if len(slopes) != layers:
         raise ValueError(f"slopes must be {layers} values, was {list(slopes)}")
@@ -143,13 +141,18 @@ def _op(
     padding: str,
     impl: str,
 ) -> tuple[Tensor, list[Tensor], Tensor]:
-    """Return correlation, noises' and slopes' gradients; what is not wanted is empty and costs nothing."""
+    """Return the correlation and the gradients to noises and slopes; empty tensors where not requested."""
     maps = _maps(x, noises, noise_dtype)
-    wanted = [one if channels else None for one, channels in zip(maps, noises, strict=True)]
-    run = _identity_gradients_triton.identity_gradients if impl == "triton" else _reference
+    grad_noises = [grad_noise if channels else None for grad_noise, channels in zip(maps, noises, strict=True)]
+    if impl == "triton":
+        from andfast.kernels.identity_gradients import kernels  # noqa: PLC0415  (imports Triton)
+
+        compute = kernels.identity_gradients
+    else:
+        compute = _reference
     with torch.autocast(x.device.type, enabled=False):
-        found, sums = run(x, grad, before, after, wanted, slopes, correlation, padding)
-    return x.new_empty(0, dtype=_wide(x)) if found is None else found, maps, sums
+        sums, grad_slopes = compute(x, grad, before, after, grad_noises, slopes, correlation, padding)
+    return x.new_empty(0, dtype=_wide(x)) if sums is None else sums, maps, grad_slopes
 
 
 @_op.register_fake
@@ -166,17 +169,17 @@ def _(
     impl: str,
 ) -> tuple[Tensor, list[Tensor], Tensor]:
     n, wide = x.shape[0], _wide(x)
-    found = x.new_empty((n, 9, COLOURS, COLOURS) if correlation else 0, dtype=wide)
-    sums = x.new_empty((sum(slopes), n, before.shape[3]), dtype=wide)
-    return found, _maps(x, noises, noise_dtype), sums
+    sums = x.new_empty((n, 9, COLOURS, COLOURS) if correlation else 0, dtype=wide)
+    grad_slopes = x.new_empty((sum(slopes), n, before.shape[3]), dtype=wide)
+    return sums, _maps(x, noises, noise_dtype), grad_slopes
 
 
 def _maps(x: Tensor, noises: Sequence[int], dtype: torch.dtype) -> list[Tensor]:
-    """Uninitialised gradients to the noises in x's memory format; empty ones for those not wanted."""
+    """Uninitialized gradients to the noises in x's memory format; empty where not requested."""
     n, _, height, width = x.shape
     last = not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
     form = torch.channels_last if last else torch.contiguous_format
-    shapes = [(n, one, height, width) if one else (0, 0, 0, 0) for one in noises]
+    shapes = [(n, count, height, width) if count else (0, 0, 0, 0) for count in noises]
     return [torch.empty(shape, memory_format=form, dtype=dtype, device=x.device) for shape in shapes]
 
 
@@ -193,33 +196,33 @@ def _reference(
     correlation: bool,
     padding: str,
 ) -> tuple[Tensor | None, Tensor]:
-    """The definition composed of PyTorch's products, a few images at a time, so that little memory is in use at once.
+    """The definition composed of PyTorch ops, in chunks of images to bound peak memory.
 
-    A slope's sum over pixels is taken of the pre-activation times g, three columns, and A is applied to those.
+    For a slope, the pre-activation times g is summed over pixels first (three columns), and A applied to the sums.
     """
     wide = _wide(x)
     n, _, height, width = x.shape
     layers, _, _, channels = before.shape
     before, after = before.to(wide), after.to(wide)
-    found = x.new_empty((n, 9, COLOURS, COLOURS), dtype=wide) if correlation else None
+    correlations = x.new_empty((n, 9, COLOURS, COLOURS), dtype=wide) if correlation else None
     sums = x.new_empty((sum(slopes), n, channels, COLOURS), dtype=wide)
     images = max(1, CHUNK // (max(channels, 9 * COLOURS) * height * width))
     for first in range(0, n, images):
-        some = slice(first, first + images)
-        part, up = x[some].to(wide), grad[some].to(wide)
-        if found is not None:
-            found[some] = _correlation(up, part, padding)
+        chunk = slice(first, first + images)
+        part, up = x[chunk].to(wide), grad[chunk].to(wide)
+        if correlations is not None:
+            correlations[chunk] = _correlation(up, part, padding)
         for layer in range(layers):
             noise = noises[layer]
             if noise is not None:
-                matrix = after[layer, some]
-                _mix_into(noise[some], matrix if noise.shape[1] == channels else matrix.sum(2, keepdim=True), up)
+                matrix = after[layer, chunk]
+                _mix_into(noise[chunk], matrix if noise.shape[1] == channels else matrix.sum(2, keepdim=True), up)
             if slopes[layer]:
-                negative = _mix(before[layer, some], part).clamp_max_(0)
-                sums[sum(slopes[:layer]), some] = _pixels(negative) @ _pixels(up).mT
+                negative = _mix(before[layer, chunk], part).clamp_max_(0)
+                sums[sum(slopes[:layer]), chunk] = _pixels(negative) @ _pixels(up).mT
     chosen = [layer for layer in range(layers) if slopes[layer]]
     matrices = torch.stack([after[layer].mT for layer in chosen]) if chosen else sums
-    return found, (sums * matrices).sum(3)
+    return correlations, (sums * matrices).sum(3)
 
 
 def _channels_last(x: Tensor) -> bool:
@@ -227,19 +230,19 @@ def _channels_last(x: Tensor) -> bool:
 
 
 def _pixels(x: Tensor) -> Tensor:
-    """(N, C, H, W) as (N, C, H * W), without a copy in either memory format."""
+    """View (N, C, H, W) as (N, C, H * W), in either memory format."""
     return x.permute(0, 2, 3, 1).flatten(1, 2).mT if _channels_last(x) else x.flatten(2)
 
 
 def _mix(matrix: Tensor, x: Tensor) -> Tensor:
-    """The images matrix^T x, from (N, 3, C) and (N, 3, H, W) to (N, C, H, W), in x's memory format."""
+    """matrix^T x per pixel, from (N, 3, C) and (N, 3, H, W) to (N, C, H, W), in x's memory format."""
     if _channels_last(x):
         return (_pixels(x).mT @ matrix).unflatten(1, x.shape[2:]).permute(0, 3, 1, 2)
     return (matrix.mT @ _pixels(x)).unflatten(2, x.shape[2:])
 
 
 def _mix_into(out: Tensor, matrix: Tensor, x: Tensor) -> None:
-    """The same written to a tensor of any dtype, contiguous or channels_last."""
+    """:func:`_mix` into ``out``, of any dtype, contiguous or channels_last."""
     if out.dtype != x.dtype:
         out.copy_(_mix(matrix, x))
     elif out.is_contiguous():
@@ -249,7 +252,7 @@ def _mix_into(out: Tensor, matrix: Tensor, x: Tensor) -> None:
 
 
 def _correlation(grad: Tensor, x: Tensor, padding: str) -> Tensor:
-    """The sums over pixels of grad times x shifted by each of nine taps, (N, 9, 3, 3), x padded by a pixel."""
+    """Sums over pixels of grad times padded x shifted by each of nine taps, (N, 9, 3, 3)."""
     padded = F.pad(x, (1, 1, 1, 1), mode="replicate" if padding == "replicate" else "constant")
     n, colours, height, width = x.shape
     shifted = [padded[:, :, dy : dy + height, dx : dx + width] for dy in range(3) for dx in range(3)]
@@ -261,7 +264,7 @@ def _correlation(grad: Tensor, x: Tensor, padding: str) -> Tensor:
 
 @register_flop_formula(torch.ops.andfast.identity_gradients)
 def _flops(x_shape, _grad, before_shape, _after, noises, _dtype, slopes, correlation, *_args, **_kwargs) -> int:  # type: ignore[no-untyped-def]
-    """Of the products: A^T g once a layer, B^T x and its product with A^T g a slope, 81 of the correlation a pixel."""
+    """Per pixel: A^T g per layer, B^T x and its product with A^T g per slope, 81 MACs of the correlation."""
     n, _, height, width = x_shape
     channels, macs = before_shape[3], 81 * bool(correlation)
     for noise, slope in zip(noises, slopes, strict=True):

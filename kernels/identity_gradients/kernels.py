@@ -1,14 +1,15 @@
-"""Gradients of F at the identity in Triton: noises, slopes, and the correlations behind those of the kernels.
+"""Triton kernels of the identity gradients: to the noises and slopes, and the correlation for the weight gradients.
 
-Notation: n image, k layer, c channel, p pixel; per layer before and after, (3, C) each, of every image its own::
+Notation: n image, k layer, c channel, p pixel; before and after are (3, C) per layer and image::
 
     noise[k][n, c, p] = sum over j of after[k][n, j, c] g[n, j, p]
     slope[k][n, c]    = sum over p of min(sum over i of before[k][n, i, c] x[n, i, p], 0) noise[k][n, c, p]
     R[n, d, j, i]     = sum over p of g[n, j, p] x[n, i, p + d]                  (nine taps d, x padded by a pixel)
 
-One launch serves all layers. A program takes some pixels of one image, layer after layer: x and g, 24 bytes a pixel,
-come from memory for the first layer and from L1 for the others; what is written is the noises' gradients alone. R takes
-a launch of its own. Sums are fp32, a partial sum a program, added up by torch: no atomics, two runs give the same bits.
+One launch serves all layers that want the same gradients. A program loops over the layers for a chunk of pixels of one
+image: x and g, 24 bytes per pixel, are read from DRAM for the first layer and from L1 for the rest, and only the noise
+gradients are written. R takes a second launch. Partial sums are fp32, one per program, reduced by torch: no atomics,
+deterministic.
 """
 
 from collections.abc import Sequence
@@ -22,26 +23,26 @@ from torch import Tensor
 from ..common.layout import check_int32_extent
 
 COLOURS = tl.constexpr(3)
-TAPS = 27  # nine taps of three channels, in a block of
-TAPS_BLOCK = 32
+TAPS = 27  # nine taps of three channels
+TAPS_BLOCK = 32  # padded to a power of two
 
 
 class Config(NamedTuple):
-    """How the pixels are cut. Both kernels wait for memory, so one choice serves every architecture."""
+    """Launch configuration. Both kernels are memory-bound, so one configuration serves every architecture."""
 
     pixels: int = 512
-    """Pixels of a program."""
+    """Pixels per program of the layers kernel."""
     segment: int = 64
-    """Pixels of a row that the correlation takes at a time, a power of two."""
+    """Pixels of a row per iteration of the correlation, a power of two."""
     segments: int = 32
-    """Segments of a program of the correlation."""
+    """Segments per program of the correlation."""
     warps: int = 4
-    """Warps of a program."""
+    """Warps per program."""
 
 
 CONFIG: Final = Config()
 
-# What a launch does about the noises.
+# NOISE of the layers kernel.
 NO_NOISE, ONE_MAP, EACH_CHANNEL = 0, 1, 2
 
 
@@ -50,13 +51,13 @@ NO_NOISE, ONE_MAP, EACH_CHANNEL = 0, 1, 2
 
 @triton.jit
 def _load_colours(
-    image,  # address of an image of three channels
-    p,  # pixels
-    inside,  # which of them exist
+    image,  # pointer to an image with three channels
+    p,  # pixel indices
+    inside,  # mask of pixels in the image
     stride_c,  # in values
-    stride_p,  # from one pixel to the next
+    stride_p,  # between consecutive pixels
 ):
-    """Three channels of some pixels in fp32, zero where there are none."""
+    """The three channels of pixels p in fp32; 0 outside the image."""
     at = p * stride_p
     first = tl.load(image + at, mask=inside, other=0.0).to(tl.float32)
     second = tl.load(image + at + stride_c, mask=inside, other=0.0).to(tl.float32)
@@ -75,36 +76,36 @@ def _layers_kernel(
     g_ptr,  # (N, 3, pixels), any strides
     before_ptr,  # (LAYERS, N, 3, C) fp32
     after_ptr,  # (LAYERS, N, 3, C) fp32; for one map, the sums over channels, (LAYERS, N, 3), follow
-    noises,  # tuple of addresses: (N, pixels, C), or (N, C, pixels), or (N, pixels)
-    sums_ptr,  # (LAYERS, N, chunks, C) fp32: a partial sum a program
+    noises,  # tuple of pointers: (N, pixels, C), (N, C, pixels), or (N, pixels)
+    sums_ptr,  # (LAYERS, N, chunks, C) fp32: partial sums
     images,  # N
     channels,  # C
-    pixels,  # of an image
-    tiles,  # of an image's pixels
-    each,  # tiles of a chunk
-    chunks,  # of an image
+    pixels,  # per image
+    tiles,  # per image
+    each,  # tiles per chunk
+    chunks,  # per image
     x_stride_n,  # strides of x, in values
     x_stride_c,
     x_stride_p,
     g_stride_n,  # strides of g, in values
     g_stride_c,
     g_stride_p,
-    LAYERS: tl.constexpr,  # how many
-    NOISE: tl.constexpr,  # 0: no gradient to the noises, 1: to one map an image, 2: to a map a channel
-    SLOPE: tl.constexpr,  # whether the slopes' gradients are summed
-    LAST: tl.constexpr,  # a pixel's channels are neighbours in noises, or these have no channels
-    ALIGNED: tl.constexpr,  # LAST: channels, else pixels, are a multiple of 16
-    BLOCK_C: tl.constexpr,  # channels of a program
-    BLOCK_P: tl.constexpr,  # pixels of a tile
+    LAYERS: tl.constexpr,  # number of layers
+    NOISE: tl.constexpr,  # gradients to noises: 0: none, 1: one map per image, 2: one map per channel
+    SLOPE: tl.constexpr,  # compute gradients to the slopes
+    LAST: tl.constexpr,  # channels of noises are contiguous, or there is only one
+    ALIGNED: tl.constexpr,  # channels if LAST, else pixels, are a multiple of 16
+    BLOCK_C: tl.constexpr,  # channels per program
+    BLOCK_P: tl.constexpr,  # pixels per tile
 ):
-    """One program: a chunk of the pixels of one image, a block of channels, all layers."""
+    """Grid: one program per chunk of pixels of one image and block of channels; loops over layers."""
     program = tl.program_id(0)
     blocks = tl.cdiv(channels, BLOCK_C)
     block = program % blocks
     chunk = (program // blocks) % chunks
     n = (program // (blocks * chunks)).to(tl.int64)
     c = block * BLOCK_C + tl.arange(0, BLOCK_C)
-    if ALIGNED:  # says so to the compiler
+    if ALIGNED:  # a divisibility hint to the compiler
         if LAST:
             channels = channels // 16 * 16
         else:
@@ -116,7 +117,7 @@ def _layers_kernel(
     same = (rows * 0)[:, None]
     for layer in range(LAYERS):
         at_layer = (layer * images + n) * 3 * channels
-        # As tiles with equal rows: so the compiler lays out all that follows as the stores want it, 16 bytes a thread.
+        # As tiles with equal rows, so that the compiler picks the layout of 16-byte stores from here on.
         matrix = at_layer + same + c[None, :]
         exists = (same == 0) & here[None, :]
         if SLOPE:
@@ -129,8 +130,8 @@ def _layers_kernel(
             n2 = tl.load(after_ptr + 2 * channels + matrix, mask=exists, other=0.0)
         if NOISE != 0:
             noise = noises[0]
-            for other in tl.static_range(1, LAYERS):
-                noise = tl.where(layer == other, noises[other], noise)
+            for index in tl.static_range(1, LAYERS):
+                noise = tl.where(layer == index, noises[index], noise)
         if NOISE == 1:
             total = after_ptr + images.to(tl.int64) * LAYERS * 3 * channels + (layer * images + n) * 3
             t0 = tl.load(total)
@@ -144,8 +145,8 @@ def _layers_kernel(
             if SLOPE:
                 x0, x1, x2 = _load_colours(x, p, inside, x_stride_c, x_stride_p)
             if NOISE == 1:
-                one = g0 * t0 + g1 * t1 + g2 * t2
-                tl.store(noise + n * pixels + p, one.to(noise.dtype.element_ty), mask=inside & (block == 0))
+                up_summed = g0 * t0 + g1 * t1 + g2 * t2
+                tl.store(noise + n * pixels + p, up_summed.to(noise.dtype.element_ty), mask=inside & (block == 0))
             if NOISE == 2 or SLOPE:
                 up = g0[:, None] * n0 + g1[:, None] * n1 + g2[:, None] * n2
             if NOISE == 2:
@@ -169,13 +170,13 @@ def _layers_kernel(
 def _correlation_kernel(
     x_ptr,  # (N, 3, pixels), any strides
     g_ptr,  # (N, 3, pixels), any strides
-    sums_ptr,  # (N, parts, 3, TAPS_BLOCK) fp32: a partial sum a program
+    sums_ptr,  # (N, parts, 3, TAPS_BLOCK) fp32: partial sums
     height,  # of the images
     width,  # of the images
-    in_row,  # segments of a row
-    segments,  # of an image
-    each,  # segments of a part
-    parts,  # that an image is cut into
+    in_row,  # segments per row
+    segments,  # per image
+    each,  # segments per part
+    parts,  # per image
     replicate,  # 1: replicate padding, 0: zeros
     x_stride_n,  # strides of x, in values
     x_stride_c,
@@ -183,10 +184,10 @@ def _correlation_kernel(
     g_stride_n,  # strides of g, in values
     g_stride_c,
     g_stride_p,
-    SEGMENT: tl.constexpr,  # pixels of a segment
-    BLOCK: tl.constexpr,  # columns for the 27 of tap and channel
+    SEGMENT: tl.constexpr,  # pixels per segment
+    BLOCK: tl.constexpr,  # TAPS_BLOCK
 ):
-    """One program: some segments of rows of one image. A column q is a tap (dy, dx) and a channel of x."""
+    """Grid: one program per part of one image. Column q stands for a tap (dy, dx) and a channel of x."""
     program = tl.program_id(0)
     n = (program // parts).to(tl.int64)
     part = program % parts
@@ -224,6 +225,40 @@ def _correlation_kernel(
 # ----------------------------------------------------------------------------------------------------------- launches
 
 
+def identity_gradients(
+    x: Tensor,
+    grad: Tensor,
+    before: Tensor,
+    after: Tensor,
+    noises: Sequence[Tensor | None],
+    slopes: Sequence[bool],
+    correlate: bool,
+    padding: str,
+) -> tuple[Tensor | None, Tensor]:
+    """Write the gradients to the noises; return the correlation, and the gradients to the slopes (slopes, N, C)."""
+    before, after = before.float().contiguous(), after.float().contiguous()
+    launches: dict[tuple[int, bool], list[int]] = {}  # layers by what one launch can compute
+    for layer, (noise, slope) in enumerate(zip(noises, slopes, strict=True)):
+        if noise is not None or slope:
+            launches.setdefault((0 if noise is None else noise.shape[1], slope), []).append(layer)
+    rows: dict[int, Tensor] = {}
+    sums = before.new_empty((0, before.shape[1], before.shape[3]))
+    for (_, slope), indices in launches.items():
+        maps = [noise for layer in indices if (noise := noises[layer]) is not None]
+        grad_slopes = layers(x, grad, _select(before, indices), _select(after, indices), maps, slope)
+        if slope:
+            sums = grad_slopes
+            rows.update(zip(indices, grad_slopes, strict=True))
+    if len(rows) > len(sums):  # from several launches
+        sums = torch.stack([rows[layer] for layer in sorted(rows)])
+    return correlation(x, grad, replicate=padding == "replicate") if correlate else None, sums
+
+
+def _select(stacked: Tensor, indices: list[int]) -> Tensor:
+    """Those layers of a stack. Indexing with a list would copy it to the device and synchronize."""
+    return stacked if len(indices) == len(stacked) else torch.stack([stacked[layer] for layer in indices])
+
+
 def layers(
     x: Tensor,
     grad: Tensor,
@@ -233,17 +268,17 @@ def layers(
     want_slopes: bool,
     config: Config | None = None,
 ) -> Tensor:
-    """Fill the gradients to the noises of some layers, and return those to the slopes.
+    """Write the gradients to the noises, and return those to the slopes.
 
     Args:
         x, grad: (N, 3, H, W).
         before, after: (layers, N, 3, C) in fp32, contiguous.
-        noises: to be filled, one a layer, all (N, C, H, W) or all (N, 1, H, W), of one dtype, contiguous or
-            channels_last; or none at all.
-        want_slopes: whether the slopes' gradients are wanted.
+        noises: outputs, one per layer, all (N, C, H, W) or all (N, 1, H, W), of one dtype, contiguous or
+            channels_last; or an empty list.
+        want_slopes: compute the gradients to the slopes.
 
     Returns:
-        (layers, N, C) in fp32, of no layers unless wanted.
+        (layers, N, C) in fp32; (0, N, C) unless ``want_slopes``.
     """
     config = config or CONFIG
     count, n, _, channels = before.shape
@@ -256,8 +291,8 @@ def layers(
     programs = n * chunks * triton.cdiv(channels, block_c)
     sums = before.new_empty((count if want_slopes else 0, n, chunks, channels))
     if count and programs and (want_slopes or noises):
-        for name, one in (("x", x), ("grad", grad), *(("noise", one) for one in noises)):
-            check_int32_extent(name, one.shape, one.stride())
+        for name, image in (("x", x), ("grad", grad), *(("noise", noise) for noise in noises)):
+            check_int32_extent(name, image.shape, image.stride())
         last = form != EACH_CHANNEL or not noises[0].is_contiguous()
         if form == ONE_MAP:
             after = torch.cat([after.flatten(), after.sum(3).flatten()])
@@ -273,7 +308,7 @@ def layers(
 
 
 def correlation(x: Tensor, grad: Tensor, *, replicate: bool, config: Config | None = None) -> Tensor:
-    """The sums over pixels of grad times x shifted by each of nine taps, (N, 9, 3, 3) in fp32."""
+    """Sums over pixels of grad times x shifted by each of nine taps, (N, 9, 3, 3) in fp32."""
     config = config or CONFIG
     n, _, height, width = x.shape
     in_row = triton.cdiv(width, config.segment)
@@ -281,8 +316,8 @@ def correlation(x: Tensor, grad: Tensor, *, replicate: bool, config: Config | No
     parts = triton.cdiv(segments, config.segments)
     sums = x.new_empty((n, parts, COLOURS.value, TAPS_BLOCK), dtype=torch.float32)
     if n:
-        for name, one in (("x", x), ("grad", grad)):
-            check_int32_extent(name, one.shape, one.stride())
+        for name, image in (("x", x), ("grad", grad)):
+            check_int32_extent(name, image.shape, image.stride())
         x, grad = _pixels(x), _pixels(grad)
         _correlation_kernel[n * parts,](
             x, grad, sums, height, width, in_row, segments, config.segments, parts, int(replicate),
@@ -293,13 +328,13 @@ def correlation(x: Tensor, grad: Tensor, *, replicate: bool, config: Config | No
 
 
 def tile_of(channels: int, itemsize: int, config: Config) -> tuple[int, int]:
-    """(channels, pixels) of a tile: 16 bytes of noise a thread, and few sizes, so that there are few to compile."""
+    """(channels, pixels) of a tile: 16 bytes of noise per thread, and few sizes, to bound the number of variants."""
     block = 16 if channels <= 16 else 64
     return block, config.warps * 32 * 16 // itemsize // block
 
 
 def _pixels(x: Tensor) -> Tensor:
-    """(N, 3, H, W) as (N, 3, H * W): a view where rows follow one another, else a copy."""
+    """(N, 3, H, W) as (N, 3, H * W): a view if rows are evenly spaced, else a copy."""
     regular = x.shape[2] == 1 or x.stride(2) == x.shape[3] * x.stride(3)
     if not regular:
         x = x.contiguous()

@@ -78,15 +78,15 @@ class Variant(NamedTuple):
 def variants(architecture: str) -> list[Variant]:
     base = Variant(architecture, "layers")
     images = [("fp32", "fp32"), ("bf16", "bf16"), ("fp32", "bf16"), ("fp32", "fp16")]
-    found = [base._replace(noise=noise, last=last) for noise in ("fp32", "bf16", "fp16") for last in (True, False)]
-    found += [base._replace(images=pair, noise=noise) for pair in images[1:] for noise in ("fp32", pair[1])]
-    found += [base._replace(aligned=False, last=last, block=block) for block in (16, 64) for last in (True, False)]
-    found += [base._replace(aligned=False, noise="bf16", last=last) for last in (True, False)]
-    found += [base._replace(slope=False), base._replace(slope=False, last=False), base._replace(block=16)]
-    found += [base._replace(form=form, block=block) for form in FORMS[:2] for block in (16, 64)]
-    found += [base._replace(form=FORMS[1], aligned=False), base._replace(form=FORMS[1], slope=False)]
-    found += [Variant(architecture, "correlation", pair) for pair in images]
-    return list(dict.fromkeys(found))
+    listed = [base._replace(noise=noise, last=last) for noise in ("fp32", "bf16", "fp16") for last in (True, False)]
+    listed += [base._replace(images=pair, noise=noise) for pair in images[1:] for noise in ("fp32", pair[1])]
+    listed += [base._replace(aligned=False, last=last, block=block) for block in (16, 64) for last in (True, False)]
+    listed += [base._replace(aligned=False, noise="bf16", last=last) for last in (True, False)]
+    listed += [base._replace(slope=False), base._replace(slope=False, last=False), base._replace(block=16)]
+    listed += [base._replace(form=form, block=block) for form in FORMS[:2] for block in (16, 64)]
+    listed += [base._replace(form=FORMS[1], aligned=False), base._replace(form=FORMS[1], slope=False)]
+    listed += [Variant(architecture, "correlation", pair) for pair in images]
+    return list(dict.fromkeys(listed))
 
 
 def representatives(architecture: str) -> list[Variant]:

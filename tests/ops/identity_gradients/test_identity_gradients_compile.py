@@ -8,7 +8,6 @@ from recorded_launches import Launch, hashes_of_reference, recorded
 
 from andfast.kernels.common.compilation import compile_variant
 from andfast.kernels.identity_gradients import kernels
-from andfast.kernels.identity_gradients.launch import identity_gradients
 from andfast.kernels.identity_gradients.variants import FORMS, Variant, variants
 
 
@@ -35,7 +34,7 @@ def launches(noise: torch.dtype, form: str) -> list[Launch]:
             matrices = torch.zeros(5, 2, 3, 64)
             shape = (2, 1 if form == "one map" else 64, side, side)
             maps = [torch.empty(shape, dtype=noise).contiguous(memory_format=torch.channels_last) for _ in range(5)]
-            identity_gradients(x, x, matrices, matrices, maps, [True] * 5, True, "replicate")
+            kernels.identity_gradients(x, x, matrices, matrices, maps, [True] * 5, True, "replicate")
     assert len(made) == 4
     return made
 
