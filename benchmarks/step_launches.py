@@ -29,9 +29,9 @@ from torch.utils._pytree import tree_iter
 from andfast.adversary import ReuseOptions
 from andfast.diagnosis.memory import LiveBytes, fake_weights
 from andfast.functional import dispatch
+from andfast.kernels.ascent_step import batches as ascent_batches
 from andfast.kernels.ascent_step import kernels as ascent_kernels
-from andfast.kernels.ascent_step import launch as _ascent_step_triton
-from andfast.kernels.ascent_step.kernels import Batch
+from andfast.kernels.ascent_step.batches import Batch
 from benchmarks.suites.step_variants import FULL, VARIANTS, Size, Step
 
 NO_LAUNCH = (
@@ -78,7 +78,7 @@ def as_on_a_gpu(count_step: Callable[[list[Batch]], None]) -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(patch.object(dispatch, "resolve", resolve))
         stack.enter_context(patch.object(ascent_kernels, "step", lambda batches, *_others: count_step(batches)))
-        stack.enter_context(patch.object(_ascent_step_triton, "_same_memory", same_memory))
+        stack.enter_context(patch.object(ascent_batches, "same_memory", same_memory))
         stack.enter_context(warnings.catch_warnings())
         warnings.filterwarnings(
             "ignore", "Accessing the data pointer of FakeTensor"
@@ -112,7 +112,7 @@ class Launches(TorchDispatchMode):
     def ascent_step(self, batches: list[Batch]) -> None:
         """The kernels that one step of the ascent launches: two passes over theta, and one small one between."""
         row = self.found.setdefault(self.phases.now, dict(ROW))
-        parts = [part for batch in batches for part in batch.parts()]
+        parts = [part for batch in batches for part in batch.split()]
         row["launches"] += 2 * len(parts) + 1
         row["andfast"] += 2 * len(parts) + 1
         for part in parts:

@@ -1,15 +1,15 @@
-"""The ascent step's Triton kernels and their launchers: sums, coefficients, update.
+"""Triton kernels of the ascent step and their launchers: sums, coefficients, update.
 
-Notation: n image, k group, d = value - center, g gradient, [.,.] the sum over all values of a group of an image::
+Notation: n image, k group, d = value - center, g gradient, [.,.] the inner product over a group in one image::
 
-    sums          partial sums of [g,g], [d,g], [d,d]: a program takes a chunk of one tensor of one image
-    coefficients  in float64, a program an image: all partial sums in a fixed order, then
+    sums          partial [g,g], [d,g], [d,d]; one program per chunk of one tensor of one image
+    coefficients  in float64, one program per image: all partial sums in a fixed order, then
                   s = step * r_k^2 / length,   f = 1 / max(1, sqrt([d,d] + 2 s [d,g] + s^2 [g,g]) / r_k)
     update        out = center + f (value + s g - center)
 
-Multi-tensor: the tensors of a :class:`Batch` share one launch. Their addresses are arguments of the kernel, as a tuple;
-a program picks its tensor by comparing its number with running sums of chunks. So there is no table on the device to be
-filled, nothing for a CUDA graph to outlive, no atomics, and two runs give the same bits. docs/kernels.md counts.
+Multi-tensor: the tensors of a :class:`~.batches.Batch` share one launch. Their addresses are a tuple argument of the
+kernel; a program picks its tensor by comparing its index with running sums of chunks. So there is no pointer table in
+device memory to fill, or to keep alive for a CUDA graph. Deterministic, without atomics.
 """
 
 from collections.abc import Sequence
@@ -20,74 +20,30 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .batches import Batch, make_batches
+
 SUMS = tl.constexpr(3)  # [g,g], [d,g], [d,d]
 COEFFICIENTS = tl.constexpr(2)  # s, f
-PARTIALS_BLOCK = 1024  # partial sums a step of the coefficients' kernel
+PARTIALS_BLOCK = 1024  # partial sums per iteration of the coefficients kernel
 
 
 class Config(NamedTuple):
-    """How the two passes are cut. Both wait for memory alone, so one choice serves every architecture."""
+    """Launch configuration. Both passes are memory-bound, so one configuration serves every architecture."""
 
     block: int = 2048
-    """Values that a program has in flight, a power of two."""
+    """Values per iteration of a program, a power of two."""
     blocks: int = 8
-    """Blocks of a chunk, one after another; a chunk is a program's part of one tensor of one image."""
+    """Iterations per program; a chunk is ``block * blocks`` values."""
     warps: int = 4
-    """Warps of a program."""
+    """Warps per program."""
+
+    @property
+    def chunk(self) -> int:
+        """Values per program."""
+        return self.block * self.blocks
 
 
 CONFIG: Final = Config()
-MAX_TENSORS: Final = 32
-"""Tensors of a launch at most: their addresses are parameters of the kernel, of which there are 4 kB."""
-
-
-class Batch:
-    """Tensors that one launch can take: of one group, with equal dtypes, and aligned or not.
-
-    Attributes:
-        group: index of the group.
-        at_center: values are the centers themselves: d is zero, and values are not read.
-        expanded: every center is one number in memory.
-        values, gradients, centers, outs: tensors (N, ...) of equal order in memory, but for expanded ones.
-        sizes: values of an image of each.
-    """
-
-    def __init__(self, group: int, at_center: bool, expanded: bool) -> None:
-        self.group = group
-        self.at_center = at_center
-        self.expanded = expanded
-        self.values: list[Tensor] = []
-        self.gradients: list[Tensor] = []
-        self.centers: list[Tensor] = []
-        self.outs: list[Tensor] = []
-        self.sizes: list[int] = []
-
-    def add(self, value: Tensor, gradient: Tensor, center: Tensor, out: Tensor, size: int) -> None:
-        """Append a tensor; offsets within an image are 32-bit."""
-        if size >= 2**31:
-            raise ValueError(f"an image's part of a tensor must have fewer than 2**31 values, had {size}")
-        self.values.append(value)
-        self.gradients.append(gradient)
-        self.centers.append(center)
-        self.outs.append(out)
-        self.sizes.append(size)
-
-    def parts(self) -> "list[Batch]":
-        """The same in batches of MAX_TENSORS at most."""
-        if len(self.sizes) <= MAX_TENSORS:
-            return [self]
-        halves = []
-        for some in (slice(0, MAX_TENSORS), slice(MAX_TENSORS, None)):
-            half = Batch(self.group, self.at_center, self.expanded)
-            for name in ("values", "gradients", "centers", "outs", "sizes"):
-                setattr(half, name, getattr(self, name)[some])
-            halves += half.parts()
-        return halves
-
-    def chunks(self, config: Config) -> int:
-        """Programs that an image takes."""
-        return sum(triton.cdiv(size, config.block * config.blocks) for size in self.sizes)
-
 
 # ------------------------------------------------------------------------------------------------------------ kernels
 
@@ -95,24 +51,24 @@ class Batch:
 @triton.jit
 def _pick(
     which,  # index of a tensor
-    choices,  # a tuple of addresses or numbers
-    TENSORS: tl.constexpr,  # how many
+    choices,  # tuple of pointers or integers
+    TENSORS: tl.constexpr,  # length of the tuple
 ):
-    """choices[which], for an index that is known to the running program only."""
+    """choices[which] for an index known only at run time."""
     picked = choices[0]
-    for other in tl.static_range(1, TENSORS):
-        picked = tl.where(which == other, choices[other], picked)
+    for index in tl.static_range(1, TENSORS):
+        picked = tl.where(which == index, choices[index], picked)
     return picked
 
 
 @triton.jit
 def _find_chunk(
-    chunk,  # number of the chunk within the image
-    sizes,  # values of an image of each tensor
-    TENSORS: tl.constexpr,  # how many tensors
-    CHUNK: tl.constexpr,  # values of a chunk
+    chunk,  # index of the chunk within the image
+    sizes,  # tuple: values per image of each tensor
+    TENSORS: tl.constexpr,  # number of tensors
+    CHUNK: tl.constexpr,  # values per chunk
 ):
-    """(which tensor, its size, the chunk's first value within it)."""
+    """(tensor index, its size, offset of the chunk within it)."""
     which = chunk * 0
     begun = chunk * 0
     total = chunk * 0
@@ -130,21 +86,21 @@ def _find_chunk(
 def _sums_kernel(
     values,  # tuple of (N, size)
     gradients,  # tuple of (N, size)
-    centers,  # tuple of (N, size), or of single numbers
-    sizes,  # tuple: values of an image of each
-    partials_ptr,  # (N, groups, 3, width) in fp32
-    chunks,  # programs of an image
+    centers,  # tuple of (N, size), or of scalars
+    sizes,  # tuple: values per image of each tensor
+    partials_ptr,  # (N, groups, 3, width) fp32
+    chunks,  # programs per image
     group,  # index of the group
     groups,  # number of groups
-    first,  # where in a row of partials this launch begins
-    width,  # of a row of partials
-    TENSORS: tl.constexpr,  # how many tensors
-    AT_CENTER: tl.constexpr,  # d is zero, values and centers are not read
-    EXPANDED: tl.constexpr,  # a center is a single number
-    BLOCK: tl.constexpr,  # values at a time
-    BLOCKS: tl.constexpr,  # blocks of a chunk
+    first,  # offset of this launch in a row of partials
+    width,  # length of a row of partials
+    TENSORS: tl.constexpr,  # number of tensors
+    AT_CENTER: tl.constexpr,  # d is zero; values and centers are not read
+    EXPANDED: tl.constexpr,  # centers are scalars
+    BLOCK: tl.constexpr,  # values per iteration
+    BLOCKS: tl.constexpr,  # iterations per program
 ):
-    """One program: one chunk of one tensor of one image; chunks of an image are neighbours."""
+    """Grid: one program per chunk of one tensor of one image; programs of an image are consecutive."""
     program = tl.program_id(0)
     n = (program // chunks).to(tl.int64)
     chunk = program % chunks
@@ -180,11 +136,11 @@ def _sums_kernel(
 
 @triton.jit
 def _total(
-    row,  # address of a row of partial sums
-    width,  # how many
-    BLOCK: tl.constexpr,  # at a time
+    row,  # pointer to a row of partial sums
+    width,  # length of the row
+    BLOCK: tl.constexpr,  # partial sums per iteration
 ):
-    """Their sum in float64."""
+    """Sum of a row in float64."""
     total = tl.zeros((BLOCK,), dtype=tl.float64)
     for first in range(0, width, BLOCK):
         at = first + tl.arange(0, BLOCK)
@@ -194,16 +150,16 @@ def _total(
 
 @triton.jit(do_not_specialize=["width", "step_size"])
 def _coefficients_kernel(
-    partials_ptr,  # (N, groups, 3, width) in fp32; zeros beyond a group's own
-    coefficients_ptr,  # (N, groups, 2) in fp32: s, f
-    radii,  # tuple of a group's radius
-    width,  # of a row of partials
-    step_size,  # length of the step in radii
+    partials_ptr,  # (N, groups, 3, width) fp32; 0 past the end of a group
+    coefficients_ptr,  # (N, groups, 2) fp32: s, f
+    radii,  # tuple: radius per group
+    width,  # length of a row of partials
+    step_size,  # step length as a fraction of the radius
     GROUPS: tl.constexpr,  # number of groups
     JOINT: tl.constexpr,  # one ball for all groups
-    BLOCK: tl.constexpr,  # partial sums at a time
+    BLOCK: tl.constexpr,  # partial sums per iteration
 ):
-    """One program: one image. In a joint ball s takes the sums of all groups and f the s of all: two rounds of them."""
+    """Grid: one program per image. In a joint ball s depends on all sums, and f on s: two passes over groups."""
     n = tl.program_id(0).to(tl.int64)
     partials = partials_ptr + n * GROUPS * SUMS * width
     coefficients = coefficients_ptr + n * GROUPS * COEFFICIENTS
@@ -212,7 +168,7 @@ def _coefficients_kernel(
     if JOINT:
         for group in tl.static_range(GROUPS):
             radius = zero + radii[group]
-            # As a product of lengths: an infinite one times a radius of zero is NaN, as in the definition.
+            # Scale lengths, not squares: an infinite length times a zero radius is NaN, as in the definition.
             length = tl.sqrt(_total(partials + group * SUMS * width, width, BLOCK)) * radius
             all_lengths += length * length
     all_used = zero
@@ -223,12 +179,12 @@ def _coefficients_kernel(
         dg = _total(row + width, width, BLOCK)
         dd = _total(row + 2 * width, width, BLOCK)
         length = tl.sqrt(all_lengths) if JOINT else tl.sqrt(gg) * radius
-        # Rounded as the update will have it: the norm is that of what will be written.
+        # Round s as the update reads it, so that the norm is that of the written values.
         s = tl.where(length > 0, (zero + step_size) * radius * radius / length, 0.0).to(tl.float32)
         tl.store(coefficients + group * COEFFICIENTS, s)
         s = s.to(tl.float64)
         square = dd + 2 * s * dg + s * s * gg
-        square = tl.where(square < 0, 0.0, square)  # rounding, where the step leads back to the center; NaN stays
+        square = tl.where(square < 0, 0.0, square)  # rounding, if the step leads back to the center; keeps NaN
         used = tl.where(radius > 0, tl.sqrt(square) / radius, 0.0)
         all_used += used * used
         f = tl.where(used <= 1, 1.0, 1 / used)
@@ -245,20 +201,20 @@ def _coefficients_kernel(
 def _update_kernel(
     values,  # tuple of (N, size)
     gradients,  # tuple of (N, size)
-    centers,  # tuple of (N, size), or of single numbers
+    centers,  # tuple of (N, size), or of scalars
     outs,  # tuple of (N, size)
-    sizes,  # tuple: values of an image of each
-    coefficients_ptr,  # (N, groups, 2) in fp32: s, f
-    chunks,  # programs of an image
+    sizes,  # tuple: values per image of each tensor
+    coefficients_ptr,  # (N, groups, 2) fp32: s, f
+    chunks,  # programs per image
     group,  # index of the group
     groups,  # number of groups
-    TENSORS: tl.constexpr,  # how many tensors
-    AT_CENTER: tl.constexpr,  # values are the centers, and are not read
-    EXPANDED: tl.constexpr,  # a center is a single number
-    BLOCK: tl.constexpr,  # values at a time
-    BLOCKS: tl.constexpr,  # blocks of a chunk
+    TENSORS: tl.constexpr,  # number of tensors
+    AT_CENTER: tl.constexpr,  # values are the centers and not read
+    EXPANDED: tl.constexpr,  # centers are scalars
+    BLOCK: tl.constexpr,  # values per iteration
+    BLOCKS: tl.constexpr,  # iterations per program
 ):
-    """One program: one chunk of one tensor of one image; chunks of an image are neighbours."""
+    """Grid: one program per chunk of one tensor of one image; programs of an image are consecutive."""
     program = tl.program_id(0)
     n = (program // chunks).to(tl.int64)
     which, size, begin = _find_chunk(program % chunks, sizes, TENSORS, BLOCK * BLOCKS)
@@ -281,13 +237,27 @@ def _update_kernel(
         moved = c + s * g
         if not AT_CENTER:
             moved = tl.load(value + at, mask=at < size, other=0.0).to(tl.float32) + s * g
-        # torch.lerp's two forms: exactly the center at f = 0, exactly what was moved at f = 1.
+        # The two forms of torch.lerp: exactly the center at f = 0, exactly the moved value at f = 1.
         away = moved - c
         new = tl.where(f < 0.5, c + f * away, moved - away * (1 - f))
         tl.store(out + at, new.to(out.dtype.element_ty), mask=at < size)
 
 
 # ----------------------------------------------------------------------------------------------------------- launches
+
+
+def ascent_step(
+    values: Sequence[Sequence[Tensor]],
+    gradients: Sequence[Sequence[Tensor]],
+    centers: Sequence[Sequence[Tensor]],
+    radii: Sequence[float],
+    step_size: float,
+    joint: bool,
+) -> list[list[Tensor]]:
+    """Return the new values; arguments as checked by the op."""
+    outs, batches = make_batches(values, gradients, centers)
+    step(batches, values[0][0].shape[0], radii, step_size, joint)
+    return outs
 
 
 def step(
@@ -298,23 +268,23 @@ def step(
     joint: bool,
     config: Config | None = None,
 ) -> None:
-    """Fill the outputs of all batches; groups without a batch have no values."""
+    """Write the outputs of all batches; groups without a batch have no values."""
     config = config or CONFIG
-    batches = [part for batch in batches for part in batch.parts()]
+    batches = [part for batch in batches for part in batch.split()]
     if not batches:
         return
     groups = len(radii)
     used = [0] * groups
-    begins = []
+    begins = []  # of batches, in the row of partials of their group
     for batch in batches:
         begins.append(used[batch.group])
-        used[batch.group] += batch.chunks(config)
+        used[batch.group] += batch.chunks(config.chunk)
     width = max(used)
     device = batches[0].outs[0].device
     partials = torch.zeros((images, groups, SUMS.value, width), dtype=torch.float32, device=device)
     coefficients = torch.empty((images, groups, COEFFICIENTS.value), dtype=torch.float32, device=device)
     for batch, begin in zip(batches, begins, strict=True):
-        chunks = batch.chunks(config)
+        chunks = batch.chunks(config.chunk)
         _sums_kernel[images * chunks,](
             tuple(batch.values), tuple(batch.gradients), tuple(batch.centers), tuple(batch.sizes), partials,
             chunks, batch.group, groups, begin, width,
@@ -325,7 +295,7 @@ def step(
         GROUPS=groups, JOINT=joint, BLOCK=PARTIALS_BLOCK, num_warps=4,
     )  # fmt: skip
     for batch in batches:
-        chunks = batch.chunks(config)
+        chunks = batch.chunks(config.chunk)
         _update_kernel[images * chunks,](
             tuple(batch.values), tuple(batch.gradients), tuple(batch.centers), tuple(batch.outs), tuple(batch.sizes),
             coefficients, chunks, batch.group, groups,

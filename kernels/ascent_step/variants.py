@@ -10,6 +10,7 @@ from triton.compiler import ASTSource
 
 from ..common.compilation import kernel_source
 from . import kernels as module
+from .batches import MAX_TENSORS
 
 
 class Variant(NamedTuple):
@@ -23,7 +24,7 @@ class Variant(NamedTuple):
     tensors: int = 10
     at_center: bool = False
     expanded: bool = False
-    """As in :class:`~.kernels.Batch`, like ``at_center``."""
+    """As in :class:`~.batches.Batch`, like ``at_center``."""
     layout: str = "aligned"
     """"aligned", "odd" (values per image are not a multiple of 16), "ones" (one value per image: slopes)."""
     joint: bool = False
@@ -88,14 +89,14 @@ def variants(architecture: str) -> list[Variant]:
     ]
     weights = [Variant(architecture, "", tensors=11, at_center=first) for first in (True, False)]
     slopes = [Variant(architecture, "", at_center=first, layout="ones") for first in (True, False)]
-    others = [
+    rare = [
         Variant(architecture, "", ("fp32", "bf16"), expanded=True),
         Variant(architecture, "", layout="odd"),
         Variant(architecture, "", ("bf16", "bf16"), layout="odd"),
-        Variant(architecture, "", tensors=module.MAX_TENSORS),
-        Variant(architecture, "", ("bf16", "fp32"), tensors=module.MAX_TENSORS),
+        Variant(architecture, "", tensors=MAX_TENSORS),
+        Variant(architecture, "", ("bf16", "fp32"), tensors=MAX_TENSORS),
     ]
-    batches = [*noises, *weights, *slopes, *others]
+    batches = [*noises, *weights, *slopes, *rare]
     return [
         *(variant._replace(kernel=kernel) for kernel in ("sums", "update") for variant in batches),
         *(Variant(architecture, "coefficients", joint=joint) for joint in (False, True)),
@@ -107,7 +108,7 @@ def representatives(architecture: str) -> list[Variant]:
     batches = [
         Variant(architecture, "", expanded=True),
         Variant(architecture, "", layout="odd"),
-        Variant(architecture, "", ("bf16", "fp32"), tensors=module.MAX_TENSORS),
+        Variant(architecture, "", ("bf16", "fp32"), tensors=MAX_TENSORS),
     ]
     return [
         *(variant._replace(kernel=kernel) for kernel in ("sums", "update") for variant in batches),

@@ -6,7 +6,6 @@ from recorded_launches import Launch, hashes_of_reference, recorded
 
 from andfast.adversary import sample_identity
 from andfast.kernels.ascent_step import kernels
-from andfast.kernels.ascent_step.launch import ascent_step
 from andfast.kernels.ascent_step.variants import Variant, variants
 
 
@@ -26,7 +25,7 @@ def launches(dtype: torch.dtype) -> list[Launch]:
     theta = [[torch.zeros(value.shape, dtype=value.dtype) for value in group] for group in identity]
     with recorded(kernels, ("sums", "coefficients", "update")) as made:
         for values in (identity, theta):
-            ascent_step(values, theta, identity, (1.0, 1.0, 1.0), 0.3, False)
+            kernels.ascent_step(values, theta, identity, (1.0, 1.0, 1.0), 0.3, False)
     assert len(made) == 14
     return made
 

@@ -49,7 +49,7 @@ if not INTERPRETED:
 
 
 if INTERPRETED:
-    from andfast.kernels.ascent_step import kernels
+    from andfast.kernels.ascent_step import batches, kernels
 
     triton_interpreter.repair()
 
@@ -62,7 +62,7 @@ if INTERPRETED:
     @pytest.mark.parametrize("seed", range(CASES))
     def test_parity(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(kernels, "CONFIG", kernels.CONFIG if seed % 8 == 0 else SMALL[seed % 3])
-        monkeypatch.setattr(kernels, "MAX_TENSORS", 2 if seed % 5 == 0 else 32)
+        monkeypatch.setattr(batches, "MAX_TENSORS", 2 if seed % 5 == 0 else 32)
         step = random_step(seed)
         before = step.clone()
         found = ascent_step(*step[:3], **step.options, impl="triton")
