@@ -144,14 +144,14 @@ def _op(
     """Return the correlation and the gradients to noises and slopes; empty tensors where not requested."""
     maps = _maps(x, noises, noise_dtype)
     grad_noises = [grad_noise if channels else None for grad_noise, channels in zip(maps, noises, strict=True)]
-    if impl == "triton":
-        from andfast.kernels.identity_gradients import kernels  # noqa: PLC0415  (imports Triton)
-
-        compute = kernels.identity_gradients
-    else:
-        compute = _reference
+    arguments = (x, grad, before, after, grad_noises, slopes, correlation, padding)
     with torch.autocast(x.device.type, enabled=False):
-        sums, grad_slopes = compute(x, grad, before, after, grad_noises, slopes, correlation, padding)
+        if impl == "triton":
+            from andfast.kernels.identity_gradients import kernels  # noqa: PLC0415  (imports Triton)
+
+            sums, grad_slopes = kernels.identity_gradients(*arguments)
+        else:
+            sums, grad_slopes = _reference(*arguments)
     return x.new_empty(0, dtype=_wide(x)) if sums is None else sums, maps, grad_slopes
 
 
