@@ -5,6 +5,7 @@ compute capabilities where another is known. ``impl="auto"`` takes the first tha
 and channels; an explicit name that cannot run raises and says why. Nothing falls back silently.
 """
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final, NamedTuple
 
@@ -28,6 +29,10 @@ class Ranking(NamedTuple):
     names: tuple[str, ...]
     measured: bool
 
+
+_NATIVE: Final = {"cpu": ("cpp",), "cuda": ("cuda", "triton")}
+_logger = logging.getLogger(__name__)
+_logged: set[tuple[str, str, str]] = set()
 
 _TABLE: dict[str, dict[str, WhyNot]] = {}
 _DTYPES: dict[tuple[str, str], tuple[torch.dtype, ...]] = {}
@@ -85,6 +90,7 @@ def resolve(
     if impl == "auto":
         for name in available(op, device_type, dtype):
             if name != "cuda" or no_cuda is None:
+                _log_missing(op, name, device_type, dtype)
                 return name
         raise RuntimeError(f"{op} has no implementation for device {device_type!r} and dtype {dtype}")
     if impl not in IMPLEMENTATIONS:
@@ -100,6 +106,15 @@ def resolve(
     if impl == "cuda" and no_cuda is not None:
         raise ValueError(f"{no_cuda} with impl='cuda' of {op}")
     return impl
+
+
+def _log_missing(op: str, used: str, device_type: str, dtype: torch.dtype | None) -> None:
+    """Log, once per reason, which implementations written for this device type cannot run here."""
+    for name in _NATIVE.get(device_type, ()):
+        reason = _TABLE[op][name](device_type) if name in _TABLE[op] and _takes(op, name, dtype) else None
+        if reason is not None and (op, name, reason) not in _logged:
+            _logged.add((op, name, reason))
+            _logger.warning("impl=%r of %s is not available: %s; auto takes %r", name, op, reason, used)
 
 
 def _takes(op: str, name: str, dtype: torch.dtype | None) -> bool:

@@ -5,6 +5,10 @@ Triton itself is imported by an op's first call, so that andfast can be imported
 
 import functools
 import importlib.util
+import os
+import shutil
+import sysconfig
+from pathlib import Path
 
 import torch
 
@@ -27,6 +31,20 @@ def _why_not_here() -> str | None:
         if capability < _OLDEST:
             have = ".".join(map(str, capability))
             return f"it needs compute capability 8.0 or newer, device {index} has {have}"
+    return _why_no_build()
+
+
+def _why_no_build() -> str | None:
+    """Why Triton cannot compile the C code of its first launch, found as triton/runtime/build.py finds its tools."""
+    compiler = os.environ.get("CC")
+    if compiler is None and shutil.which("gcc") is None and shutil.which("clang") is None:
+        return "Triton needs a C compiler, and there is no gcc or clang on the PATH and no CC"
+    if compiler is not None and shutil.which(compiler) is None:
+        return f"Triton needs a C compiler, and CC={compiler!r} is not there"
+    scheme = sysconfig.get_default_scheme().replace("posix_local", "posix_prefix")  # as Triton does on Debian
+    header = Path(sysconfig.get_paths(scheme=scheme)["include"], "Python.h")
+    if not header.is_file():
+        return f"Triton needs Python's headers, and {header} is missing (Debian, Ubuntu: python3-dev)"
     return None
 
 
