@@ -20,12 +20,13 @@ setup-newest:
 	@bash .ci/setup.sh .venv-newest requirements/newest.txt copy
 
 demo: setup ## train both stages on scikit-image's photographs; results in runs/demo
-	.venv/bin/python -m andfast.train --config configs/demo.yaml --output runs/demo --overwrite
+	.venv/bin/python -m andfast.demo --overwrite
 
 check: setup ## lint, types and about a minute of tests, for the working day
 	.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest --benchmark-disable -q -n $(JOBS) -m "not slow and not gpu" $(CHECKED) $(PYTEST_ARGS)
 
+test: export ANDFAST_REQUIRE_EXT = 1
 test: setup ## all tests that this machine can run
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest --benchmark-disable -n $(JOBS) $(PYTEST_ARGS)
 

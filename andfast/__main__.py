@@ -10,6 +10,7 @@ from andfast import __version__
 
 COMMANDS: Final = {
     "train": "train AND on a folder of images, one stage or both",
+    "demo": "train both stages on the photographs of scikit-image, in minutes",
     "prepare": "pack folders of images for training",
     "evaluate": "PSNR, SSIM, LPIPS and NIQE on LR/HR pairs; compare weights",
     "upscale": "restore an image, a folder or a glob",
