@@ -236,15 +236,21 @@ class Attack:
         return frozen(self.generator, self.objective.discriminator)
 
     def _frozen_generator(self) -> Callable[[Tensor], Tensor]:
-        """G for the ascent steps, which do not change its weights: cast, or quantised, once for all of them."""
-        options = {}
+        """G for the ascent steps, which do not change its weights: cast, packed or quantised once for all of them."""
+        options: dict[str, Callable[[Tensor], Tensor]] = {}
         if self.settings.precision == "fp8":
             assert isinstance(self.generator, RRDBNet)
             options["body"] = Fp8Body(self.generator, self.degradation.impl)
         if self.autocast is None or not self.reuse.cast_weights:
             return partial(self.generator, **options)
+        if not options and isinstance(self.generator, RRDBNet):
+            device = self.generator.conv_first.weight.device
+            if (body := self.generator.frozen_body(device, self.autocast)) is not None:
+                options["body"] = body
         names, weights = [], []
         for prefix, module in self.generator.named_modules():
+            if options and prefix.startswith("body."):
+                continue  # packed or quantised already
             if isinstance(module, nn.Conv2d | nn.Linear):  # the layers whose weights autocast casts
                 for name, parameter in module.named_parameters(prefix, recurse=False):
                     names.append(name)

@@ -43,10 +43,18 @@ def pack(
     backward: bool,
 ) -> Tensor:
     """Pack the weights of blocks for one direction; ``biases`` are not read backward."""
-    weights = [weight.contiguous() for weight in weights]
+    weights = contiguous(weights)
     biases = [] if backward else [bias.contiguous() for bias in biases]
     packed: Tensor = _OPS.dense_blocks_pack(weights, biases, dtype, per_group, scale, outer_scale, backward)
     return packed
+
+
+def contiguous(weights: Sequence[Tensor]) -> list[Tensor]:
+    """The weights of blocks, contiguous; channels_last ones are copied in a launch per kind, not per block."""
+    if all(weight.is_contiguous() for weight in weights):
+        return list(weights)
+    stacked = [torch.stack(list(weights[k::_CONVOLUTIONS])).contiguous() for k in range(_CONVOLUTIONS)]
+    return [stacked[n % _CONVOLUTIONS][n // _CONVOLUTIONS] for n in range(len(weights))]
 
 
 def forward(

@@ -83,6 +83,7 @@ def pack_dense_blocks(
     growth, features = weights[0].shape[:2]
     if (reason := dense_blocks_cuda.unsuited(features, growth)) is not None:
         raise ValueError(f"{reason} in frozen dense blocks")
+    weights = dense_blocks_cuda.contiguous(weights)
     forward, backward = (
         dense_blocks_cuda.pack(weights, biases, dtype, blocks_per_group, scale, outer_scale, backward=backward)
         for backward in (False, True)

@@ -10,19 +10,23 @@ Real-ESRGAN.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Final, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from andfast.functional import residual_dense_block, upsampled_convolution
+from andfast.functional import dense_blocks_cuda, dispatch, residual_dense_block, upsampled_convolution
+from andfast.functional.frozen_dense_blocks import frozen_dense_blocks, pack_dense_blocks
+from andfast.functional.residual_dense_block import NAME as DENSE_BLOCK
 
 SCALES: Final = (1, 2, 4)
 NEGATIVE_SLOPE: Final = 0.2
 RESIDUAL_SCALE: Final = 0.2
 INITIAL_GAIN: Final = 0.1
 _UPSAMPLING: Final = 4
+_BLOCKS: Final = 3  # of an RRDB
 
 
 class RRDBNet(nn.Module):
@@ -68,7 +72,7 @@ class RRDBNet(nn.Module):
         for name, size in {**sizes, "blocks": blocks}.items():
             if size < 1:
                 raise ValueError(f"{name} must be at least 1, was {size}")
-        self.scale = scale
+        self.scale, self.impl = scale, impl
         self.in_channels = in_channels
         self.features, self.blocks, self.growth = features, blocks, growth
         self.unshuffle = _UPSAMPLING // scale
@@ -85,7 +89,8 @@ class RRDBNet(nn.Module):
 
         Args:
             x: (N, in_channels, H, W), RGB in [0, 1]; H and W divisible by 2 for scale 2, by 4 for scale 1.
-            body: replacement for ``self.body``, such as :class:`andfast.nn.fp8_body.Fp8Body`.
+            body: replacement for ``self.body``, such as :class:`andfast.nn.fp8_body.Fp8Body` or the result of
+                :meth:`frozen_body`, which is the default where no gradient to the body's weights is needed.
 
         Raises:
             ValueError: x has the wrong number of dimensions or channels, or a size that is not divisible.
@@ -99,9 +104,43 @@ class RRDBNet(nn.Module):
         if self.unshuffle > 1:
             x = F.pixel_unshuffle(x, self.unshuffle)
         features = self.conv_first(x)
-        features = features + self.conv_body((body or self.body)(features))
+        body = body or self._frozen_body_for(features) or self.body
+        features = features + self.conv_body(body(features))
         out: Tensor = self.conv_last(self.conv_hr(self.conv_up2(self.conv_up1(features))))
         return out
+
+    def frozen_body(self, device: torch.device, dtype: torch.dtype) -> Callable[[Tensor], Tensor] | None:
+        """All dense blocks as one op, with their weights packed now for features of this dtype on this device.
+
+        None where ``impl`` does not resolve to "cuda". No gradient reaches the weights.
+        """
+        no_cuda = dense_blocks_cuda.unsuited(self.features, self.growth)
+        if dispatch.resolve(DENSE_BLOCK, self.impl, device.type, dtype, no_cuda) != "cuda":
+            return None
+        layers = [
+            layer
+            for rrdb in self.body
+            for block in rrdb.children()
+            for layer in cast(_ResidualDenseBlock, block).convolutions()
+        ]
+        packed = pack_dense_blocks(
+            [layer.weight for layer in layers],
+            [_bias(layer) for layer in layers],
+            dtype,
+            blocks_per_group=_BLOCKS,
+            slope=NEGATIVE_SLOPE,
+            scale=RESIDUAL_SCALE,
+            outer_scale=RESIDUAL_SCALE,
+        )
+        return partial(frozen_dense_blocks, packed=packed)
+
+    def _frozen_body_for(self, features: Tensor) -> Callable[[Tensor], Tensor] | None:
+        """:meth:`frozen_body` for a pass that needs no gradient to its weights; else None."""
+        if features.device.type != "cuda" and self.impl != "cuda":  # saves the CPU a look at all parameters
+            return None
+        if torch.is_grad_enabled() and any(parameter.requires_grad for parameter in self.body.parameters()):
+            return None
+        return self.frozen_body(features.device, features.dtype)
 
 
 class Convolution(nn.Conv2d):
@@ -152,17 +191,17 @@ class _ResidualDenseBlock(nn.Module):
         self.conv3 = _convolution(features + 2 * growth, growth)
         self.conv4 = _convolution(features + 3 * growth, growth)
         self.conv5 = _convolution(features + 4 * growth, features)
-        for convolution in self._convolutions():
+        for convolution in self.convolutions():
             nn.init.kaiming_normal_(convolution.weight)
             nn.init.zeros_(_bias(convolution))
             with torch.no_grad():
                 convolution.weight.mul_(INITIAL_GAIN)
 
-    def _convolutions(self) -> tuple[nn.Conv2d, ...]:
+    def convolutions(self) -> tuple[nn.Conv2d, ...]:
         return self.conv1, self.conv2, self.conv3, self.conv4, self.conv5
 
     def forward(self, x: Tensor) -> Tensor:
-        convolutions = self._convolutions()
+        convolutions = self.convolutions()
         return residual_dense_block(
             x,
             [convolution.weight for convolution in convolutions],

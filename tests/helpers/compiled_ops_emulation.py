@@ -9,14 +9,26 @@ import re
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from andfast.functional import compiled_ops
+from andfast.functional import compiled_ops, dispatch
 
 SOURCE = Path(__file__).parents[2] / "csrc" / "convolution" / "ops.cpp"
 LAST = 4
+ANY_DTYPE = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
+
+
+def use(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let impl="cuda" of G's ops run on the CPU, in any dtype, for a test."""
+    install()
+    for op in ("residual_dense_block", "upsampled_convolution"):
+        monkeypatch.setitem(dispatch._TABLE[op], "cuda", dispatch.everywhere)
+        monkeypatch.setitem(dispatch._DTYPES, (op, "cuda"), ANY_DTYPE)
+    monkeypatch.setattr(compiled_ops, "why_not", dispatch.everywhere)
+    monkeypatch.setattr(compiled_ops, "DTYPES", ANY_DTYPE)
 
 
 @functools.cache

@@ -22,20 +22,13 @@ from andfast.functional.residual_dense_block import residual_dense_block_referen
 from andfast.functional.upsampled_convolution import upsampled_convolution_reference
 
 OPS = torch.ops.andfast
-ANY_DTYPE = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 LAYERS = [(3, 8, 1, 1.0), (8, 8, 1, 0.2), (16, 8, 2, 0.2), (8, 3, 1, 1.0)]
 """Cin, Cout, factor, slope: as conv_first, conv_hr, conv_up and conv_last."""
 
 
 @pytest.fixture(autouse=True)
 def _emulated(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The ops on the CPU; "cuda" then runs everywhere and in any dtype."""
-    compiled_ops_emulation.install()
-    for op in ("residual_dense_block", "upsampled_convolution"):
-        monkeypatch.setitem(dispatch._TABLE[op], "cuda", dispatch.everywhere)
-        monkeypatch.setitem(dispatch._DTYPES, (op, "cuda"), ANY_DTYPE)
-    monkeypatch.setattr(compiled_ops, "why_not", dispatch.everywhere)
-    monkeypatch.setattr(compiled_ops, "DTYPES", ANY_DTYPE)
+    compiled_ops_emulation.use(monkeypatch)
 
 
 def layer(c_in: int, c_out: int, memory_format: torch.memory_format) -> list[Tensor]:
