@@ -56,8 +56,8 @@ roofline: ## floors of the ops and of a step for this GPU or a named one; ROOFLI
 docs-results: ## docs/results.md and README's table from benchmarks/results/
 	@python=.venv/bin/python; [ -x $$python ] || python=$${PYTHON:-python3}; $$python -m benchmarks.report --docs
 
-wheel: setup ## build a wheel for the environment's Python and torch into dist/
-	.venv/bin/python -m build --wheel --no-isolation --outdir dist .
+wheel: setup ## a manylinux wheel of the environment's Python in dist/; ANDFAST_CPU_ONLY=1 without CUDA
+	@bash .ci/wheel.sh .venv
 
 clean: ## remove build products and environments; keeps runs/
 	rm -rf .venv .venv-newest build dist *.egg-info andfast/_C.*.so andfast/_ops.*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis
