@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from andfast.console import log_to_stderr
+from andfast.files import check_writable
 
 DESCRIPTION = """\
 Write the weights of a restoration network (RRDBNet: andfast's, ESRGAN's, Real-ESRGAN's, BSRGAN's) in another format.
@@ -14,8 +15,8 @@ The file is read back and compared with the network on a photograph; it is kept 
 
   basicsr       .pth with params_ema, for BasicSR, Real-ESRGAN and programs that read their files
   safetensors   .safetensors, the format that andfast writes
-  onnx          .onnx, opset 18, dynamic batch, height and width; requires pip install "andfast[export]"
-  torch-export  .pt2, a torch.export program, dynamic batch, height and width"""
+  onnx          .onnx, opset 18, any batch, height and width; requires pip install "andfast[export]"
+  torch-export  .pt2, a torch.export program, any batch; height and width from 2 (3 for x2, 5 for x1)"""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -49,6 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise FileExistsError(f"{options.output} already exists; --overwrite replaces it")
         if not options.output.absolute().parent.is_dir():
             raise FileNotFoundError(f"--output must be in an existing folder, was {options.output}")
+        check_writable(options.output)
         generator = generator_from_weights(options.weights)
         metadata = read_metadata(options.weights) if options.weights.suffix == ".safetensors" else {}
         image, name = check_image(options.image)

@@ -1,7 +1,8 @@
 """Export a generator to files for other programs; each file is checked against the generator before it appears.
 
 Formats: BasicSR's .pth (``params_ema``), safetensors, ONNX and torch.export programs. The last two accept any batch and
-image size; their dense blocks are plain convolutions, so they run without andfast.
+image size (x2 and x1 pad to multiples of 2 and 4, and crop, inside of the graph); their dense blocks are plain
+convolutions, so they run without andfast. The margin of :mod:`andfast.inference.padding` is up to the caller.
 """
 
 import importlib.util
@@ -9,15 +10,16 @@ import logging
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.export import Dim
 
 from andfast.data.images import UnusableImageError, decode
 from andfast.data.sources import resolve_source
 from andfast.files import atomic_path
+from andfast.inference.padding import restore_padded
 from andfast.nn import RRDBNet
 from andfast.nn.plain import plain_copy
 from andfast.nn.weights import generator_from_weights, save_weights
@@ -76,10 +78,7 @@ def export(
     with atomic_path(path) as temporary, torch.no_grad():
         _WRITERS[form](generator, temporary, dict(metadata or {}))
         _LOG.info("reading it back and comparing")
-        return [
-            f"{reader}: {_compare(generator, run, image, small=small, reader=reader)}"
-            for reader, run, small in _READERS[form](temporary)
-        ]
+        return [f"{reader.name}: {_compare(generator, reader, image)}" for reader in _READERS[form](temporary)]
 
 
 def check_image(path: Path | None) -> tuple[Tensor, str]:
@@ -132,7 +131,7 @@ def _write_onnx(generator: RRDBNet, path: Path, metadata: dict[str, str]) -> Non
     with _quiet():
         try:
             program = torch.onnx.export(
-                plain_copy(generator),
+                _AnySize(generator).eval(),
                 (example,),
                 dynamo=True,
                 dynamic_shapes=shapes,
@@ -152,16 +151,38 @@ def _write_onnx(generator: RRDBNet, path: Path, metadata: dict[str, str]) -> Non
 def _write_program(generator: RRDBNet, path: Path, metadata: dict[str, str]) -> None:
     example, shapes = _example(generator)
     with _quiet():
-        program = torch.export.export(plain_copy(generator), (example,), dynamic_shapes=shapes)
+        program = torch.export.export(_AnySize(generator).eval(), (example,), dynamic_shapes=shapes)
         torch.export.save(program, path, extra_files=metadata)
 
 
 def _example(generator: RRDBNet) -> tuple[Tensor, dict[str, Any]]:
-    """An example input and its dynamic dimensions: all but the channels; multiples of 2 for x2, of 4 for x1."""
-    height, width = Dim("height", min=2), Dim("width", min=2)
-    fold = generator.unshuffle
-    free = {0: Dim("batch", min=1), 2: height * fold if fold > 1 else height, 3: width * fold if fold > 1 else width}
-    return torch.rand(2, generator.in_channels, 12, 16), {"x": free}
+    """An example input and its dynamic dimensions: all but the channels."""
+    minimum = generator.unshuffle + 1  # torch.export specializes on sizes of 1 after pixel-unshuffle
+    free = {0: Dim("batch", min=1), 2: Dim("height", min=minimum), 3: Dim("width", min=minimum)}
+    return torch.rand(2, generator.in_channels, 13, 18), {"x": free}
+
+
+class _AnySize(nn.Module):
+    """A generator with pixel-unshuffle that accepts any size: replicates the last row and column, crops the output."""
+
+    def __init__(self, generator: RRDBNet) -> None:
+        super().__init__()
+        self.generator = plain_copy(generator)
+        self.scale, self.multiple = generator.scale, generator.unshuffle
+
+    def forward(self, x: Tensor) -> Tensor:
+        height, width = x.shape[2:]
+        if self.multiple == 1:
+            return self.generator(x)
+        rows, columns = (self._padded(size, x.device) for size in (height, width))
+        sr = self.generator(x.index_select(2, rows).index_select(3, columns))
+        # Indices instead of a slice, whose end torch.export cannot prove to be inside.
+        rows, columns = (torch.arange(size * self.scale, device=x.device) for size in (height, width))
+        return sr.index_select(2, rows).index_select(3, columns)
+
+    def _padded(self, size: int, device: torch.device) -> Tensor:
+        multiples = (size + self.multiple - 1) // self.multiple
+        return torch.arange(multiples * self.multiple, device=device).clamp(max=size - 1)
 
 
 def _quiet() -> Any:
@@ -173,13 +194,22 @@ def _quiet() -> Any:
 
 # -------------------------------------------------------------------------------------------------- reading, comparing
 
-Reader = tuple[str, Callable[[Tensor], Tensor], bool]
-"""Name, function computed by the file, and whether it is so slow that only small images are compared."""
+_WEIGHTS_SIZES: Final = ((1, 48, 64), (2, 36, 20))  # (batch, height, width), multiples of 4 as x1 needs
+_GRAPH_SIZES: Final = ((1, 48, 64), (2, 37, 21))
+_SLOW_SIZES: Final = ((1, 8, 12), (2, 11, 5))  # for onnx's reference evaluator
+
+
+class Reader(NamedTuple):
+    """Name of a reader, the function that it computes from the file, and the input sizes to compare on."""
+
+    name: str
+    run: Callable[[Tensor], Tensor]
+    sizes: Sequence[tuple[int, int, int]]
 
 
 def _read_weights(path: Path) -> list[Reader]:
     network = generator_from_weights(path).eval()
-    readers: list[Reader] = [("andfast", network, False)]
+    readers = [Reader("andfast", network, _WEIGHTS_SIZES)]
     if importlib.util.find_spec("spandrel") is None or network.growth != _SPANDREL_GROWTH:
         return readers
     from spandrel import ModelLoader  # noqa: PLC0415
@@ -189,7 +219,7 @@ def _read_weights(path: Path) -> list[Reader]:
     except Exception as error:  # spandrel's errors share no base class below Exception
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ExportError(f"spandrel cannot read it: {reason}") from error
-    return [*readers, ("spandrel", model.eval(), False)]
+    return [*readers, Reader("spandrel", model.eval(), _WEIGHTS_SIZES)]
 
 
 def _read_onnx(path: Path) -> list[Reader]:
@@ -200,39 +230,41 @@ def _read_onnx(path: Path) -> list[Reader]:
         import onnxruntime  # noqa: PLC0415
 
         session: Any = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-        name = f"onnxruntime {onnxruntime.__version__}"
+        name, sizes = f"onnxruntime {onnxruntime.__version__}", _GRAPH_SIZES
     else:
         from onnx.reference import ReferenceEvaluator  # noqa: PLC0415
 
-        session, name = ReferenceEvaluator(str(path)), f"onnx {onnx.__version__}'s reference evaluator"
-    return [(name, lambda lr: torch.from_numpy(session.run(None, {"lr": lr.numpy()})[0]), name.startswith("onnx "))]
+        session = ReferenceEvaluator(str(path))
+        name, sizes = f"onnx {onnx.__version__}'s reference evaluator", _SLOW_SIZES
+    return [Reader(name, lambda lr: torch.from_numpy(session.run(None, {"lr": lr.numpy()})[0]), sizes)]
 
 
 def _read_program(path: Path) -> list[Reader]:
     with _quiet():
-        return [(f"torch.export of torch {torch.__version__}", torch.export.load(path).module(), False)]
+        return [Reader(f"torch.export of torch {torch.__version__}", torch.export.load(path).module(), _GRAPH_SIZES)]
 
 
-def _compare(generator: RRDBNet, run: Callable[[Tensor], Tensor], image: Tensor, *, small: bool, reader: str) -> str:
+def _compare(generator: RRDBNet, reader: Reader, image: Tensor) -> str:
     """Compare on a single image and on a batch of two of another size; return the maximum difference as text."""
-    sizes = [(1, 8, 12), (2, 12, 4)] if small else [(1, 48, 64), (2, 36, 20)]  # multiples of 4, for x1
     image = image[: generator.in_channels] if generator.in_channels < 3 else image
     worst = 0.0
-    for batch, height, width in sizes:
+    for batch, height, width in reader.sizes:
         top, left = (image.shape[1] - height) // 2, (image.shape[2] - width) // 2
         lr = image[:, top : top + height, left : left + width].contiguous()
         lr = torch.stack([lr, lr.flip(-1)][:batch])
-        expected, result = generator(lr), run(lr)
+        expected, result = restore_padded(generator, lr, margin=0, multiple=generator.unshuffle), reader.run(lr)
         if result.shape != expected.shape:
             raise ExportError(
-                f"the output of {reader} for {tuple(lr.shape)} must have shape {tuple(expected.shape)}, "
+                f"the output of {reader.name} for {tuple(lr.shape)} must have shape {tuple(expected.shape)}, "
                 f"was {tuple(result.shape)}"
             )
         difference = float((result - expected).abs().max() / expected.abs().max().clamp_min(1))
         if not difference <= TOLERANCE:
-            raise ExportError(f"{reader} must differ by at most {TOLERANCE:g} from the model, was {difference:.2g}")
+            raise ExportError(
+                f"{reader.name} must differ by at most {TOLERANCE:g} from the model, was {difference:.2g}"
+            )
         worst = max(worst, difference)
-    shapes = " and ".join(f"{batch}x3x{height}x{width}" for batch, height, width in sizes)
+    shapes = " and ".join(f"{batch}x3x{height}x{width}" for batch, height, width in reader.sizes)
     return f"differs by at most {worst:.1e} from the model, on {shapes} pixels"
 
 
