@@ -56,8 +56,8 @@ class DegradationConfig:
     """Channels of the hidden layers; at least 3, so that F can be the identity."""
     noise: Literal["full", "single"] = "full"
     """full: a noise map per channel of a layer; single: one map shared by all channels."""
-    noise_dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """Storage dtype of noise maps and their gradients in the ascent; half types halve the traffic (docs/kernels.md)."""
+    noise_dtype: Literal["fp32", "bf16", "fp16"] | None = None
+    """Storage dtype of noise maps and their gradients in the ascent; null: the precision that F runs in."""
     slope: Literal["layer", "channel"] = "layer"
     """One activation slope per layer, or per channel."""
     padding: Literal["replicate", "zeros"] = "replicate"
@@ -68,6 +68,10 @@ class DegradationConfig:
     """fp32: F runs in fp32 whatever the run's precision; mixed: F follows the run's precision."""
     round_lr: bool = False
     """Round the training pass's LR to 8 bits, as a saved image would be; the ascent's LR is never rounded."""
+
+    def stored_noise_dtype(self, run_precision: str) -> str:
+        """``noise_dtype``, or its default: the precision that F runs in."""
+        return self.noise_dtype or (run_precision if self.precision == "mixed" else "fp32")
 
     def validate(self, config: "TrainConfig") -> None:
         check_at_least("degradation.channels", self.channels, _RGB)

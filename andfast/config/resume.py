@@ -18,14 +18,20 @@ FREE_ON_RESUME: Final = (
 
 def digest(config: TrainConfig) -> str:
     """SHA-256 (hexadecimal) of all settings but :data:`FREE_ON_RESUME`, under their original names."""
-    bound = {original_name(name): value for name, value in leaves(tree(config)).items() if not _is_free(name)}
+    bound = {original_name(name): value for name, value in _settings(config).items() if not _is_free(name)}
     return hashlib.sha256(repr(sorted(bound.items())).encode()).hexdigest()
 
 
 def differences(earlier: TrainConfig, now: TrainConfig) -> dict[str, tuple[object, object]]:
     """Settings outside :data:`FREE_ON_RESUME` that differ: dotted name to (earlier value, value now)."""
-    before, after = leaves(tree(earlier)), leaves(tree(now))
+    before, after = _settings(earlier), _settings(now)
     return {name: (before[name], after[name]) for name in before if not _is_free(name) and before[name] != after[name]}
+
+
+def _settings(config: TrainConfig) -> dict[str, object]:
+    """All settings by dotted name; defaults that depend on other settings are resolved, so that older runs resume."""
+    noise_dtype = config.degradation.stored_noise_dtype(config.precision)
+    return leaves(tree(config)) | {"degradation.noise_dtype": noise_dtype}
 
 
 def _is_free(name: str) -> bool:

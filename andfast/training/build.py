@@ -104,7 +104,7 @@ def build_attack_settings(config: TrainConfig, stage: Stage, *, cuda_graph: bool
         patch_size=size,
         channels=config.degradation.channels,
         noise=config.degradation.noise,
-        noise_dtype=NOISE_DTYPES[config.degradation.noise_dtype],
+        noise_dtype=NOISE_DTYPES[config.degradation.stored_noise_dtype(config.precision)],
         slope=config.degradation.slope,
         images_per_network=config.degradation.images_per_network,
         chunk_size=default_chunk_size(stage, size, cuda_graph) if chunk_size is None else chunk_size,

@@ -8,7 +8,7 @@ from typing import Any, Final, NamedTuple
 
 from andfast.kernels.common.compilation import Resources, compile_variant, excess, resources
 from andfast.kernels.common.config import MAX_REGISTERS, KernelConfig, channel_block
-from andfast.kernels.degradation_block.configs import TABLE
+from andfast.kernels.degradation_block.configs import ROWS_CANDIDATES, TABLE
 from andfast.kernels.degradation_block.variants import Variant, variants_of
 from benchmarks.tuning import config_table
 
@@ -56,6 +56,8 @@ def candidates(architecture: str, kernel: str, precision: str, *, reduced: bool)
         if 32 * warps * registers > 65536 or (kernel != "grad_weight" and tile[0] * tile[1] < 16 * warps // 2):
             continue
         distances[config] = _distance(config, now)
+    if precision == "half":
+        distances.update(dict.fromkeys(ROWS_CANDIDATES[architecture].get(kernel, ()), 1))
     distances[now] = 0
     entries = [Candidate(architecture, kernel, precision, config, distance) for config, distance in distances.items()]
     return sorted(

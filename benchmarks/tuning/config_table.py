@@ -22,8 +22,12 @@ def config_text(config: KernelConfig) -> str:
     by_position = [name for name in KernelConfig._fields if name not in defaults]
     if PROGRAMS in changed:
         by_position.append(PROGRAMS)
-    named = [f"{name}={value}" for name, value in changed.items() if name not in by_position]
+    named = [f"{name}={_literal(value)}" for name, value in changed.items() if name not in by_position]
     return f"KernelConfig({', '.join([*(str(getattr(config, name)) for name in by_position), *named])})"
+
+
+def _literal(value: int | str) -> str:
+    return f'"{value}"' if isinstance(value, str) else str(value)
 
 
 def table_text(table: Table) -> str:

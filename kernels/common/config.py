@@ -37,6 +37,8 @@ class KernelConfig(NamedTuple):
     Other layouts need more registers for addresses and get all of them. With 65,536 registers per multiprocessor and 8
     warps, a limit of 128 lets two programs share one. Without a limit ptxas may spill to reach the next occupancy step.
     """
+    design: str = ""
+    """Name of the kernel where an op has several; empty for its first one."""
 
 
 def newest_architecture(capability: tuple[int, int], architectures: Iterable[str]) -> str:

@@ -9,6 +9,48 @@ from typing import Final
 
 from ..common.config import KernelConfig
 
+ROWS: Final = "rows"
+"""``design`` of the kernels that walk down rows, in half precision; block_h and block_w are a program's strip."""
+
+TILES: Final[dict[str, KernelConfig]] = {
+    "forward": KernelConfig(8, 16, 64, 8, 1, registers=128),
+    "grad_input": KernelConfig(8, 8, 32, 4, 1, registers=168),
+}
+"""For calls that the kernels by rows do not cover, where the table's entry has their design."""
+
+ROWS_CANDIDATES: Final[dict[str, dict[str, tuple[KernelConfig, ...]]]] = {
+    "8.0": {
+        "forward": (
+            KernelConfig(32, 32, 64, 4, 3, design=ROWS),
+            KernelConfig(32, 32, 64, 4, 2, design=ROWS),
+            KernelConfig(64, 32, 64, 4, 3, design=ROWS),
+            KernelConfig(32, 32, 64, 8, 3, design=ROWS),
+        ),
+        "grad_input": (
+            KernelConfig(32, 32, 64, 4, 1, design=ROWS),
+            KernelConfig(32, 32, 64, 8, 1, design=ROWS),
+            KernelConfig(64, 32, 64, 4, 1, design=ROWS),
+        ),
+    },
+    "9.0": {
+        "forward": (
+            KernelConfig(32, 128, 64, 8, 2, design=ROWS),
+            KernelConfig(64, 128, 64, 8, 2, design=ROWS),
+            KernelConfig(32, 64, 64, 4, 3, design=ROWS),
+            KernelConfig(64, 64, 64, 4, 3, design=ROWS),
+            KernelConfig(32, 64, 64, 4, 2, design=ROWS),
+        ),
+        "grad_input": (
+            KernelConfig(32, 128, 64, 8, 2, design=ROWS),
+            KernelConfig(32, 128, 64, 8, 1, design=ROWS),
+            KernelConfig(64, 128, 64, 8, 2, design=ROWS),
+            KernelConfig(32, 64, 64, 8, 2, design=ROWS),
+            KernelConfig(32, 64, 64, 4, 2, design=ROWS),
+        ),
+    },
+}
+"""Candidates for ``TABLE[architecture][kernel, "half"]``, not measured yet: ``benchmarks.gpu_check --part tune``."""
+
 # fmt: off
 TABLE: Final[dict[str, dict[tuple[str, str], KernelConfig]]] = {
     "8.0": {

@@ -9,7 +9,8 @@ from ..common.config import KernelConfig, channel_block
 from ..common.convolution import BITS, TAPS, load_padded, tile_pixels
 from ..common.launch import dot_precision, register_limit, table_config, taps_first, tile_counts
 from ..common.layout import check_int32_extent, slope_strides
-from .configs import TABLE
+from . import forward_rows
+from .configs import ROWS, TABLE, TILES
 from .saved import saved_bytes, split_saved
 
 NO_NOISE, FULL_NOISE, ONE_MAP = 0, 1, 2
@@ -130,10 +131,17 @@ def forward(
     for name, value in (("x", x), ("out", out), *([("noise", noise)] if noise is not None else [])):
         check_int32_extent(name, value.shape, value.stride())
     config = config or table_config(TABLE, "forward", x.dtype, x.device, tf32)
+    form = NO_NOISE if noise is None else (ONE_MAP if noise.shape[1] != c_out else FULL_NOISE)
+    if config.design == ROWS:
+        if forward_rows.applies(x, out, slope, noise, replicate=replicate, save_z=z is not None):
+            forward_rows.launch(
+                x, weight, slope, noise, out, bits if save else None, noise_form=form, tf32=tf32, config=config
+            )
+            return out, saved
+        config = TILES["forward"]
     tiles, tiles_w = tile_counts(height, width, config)
     packed, w_stride_n = taps_first(weight, 2, 1)
     block_in, block_out = channel_block(c_in, config.block_k), channel_block(c_out)
-    form = NO_NOISE if noise is None else (ONE_MAP if noise.shape[1] != c_out else FULL_NOISE)
     read = out if noise is None else noise
     _forward_kernel[n * tiles * triton.cdiv(c_out, block_out),](
         x, packed, slope, read, out, bits if save else out, out if z is None else z,

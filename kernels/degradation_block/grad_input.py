@@ -9,7 +9,8 @@ from ..common.config import KernelConfig, channel_block
 from ..common.convolution import BITS, TAPS, load_activated, load_slope, tile_pixels
 from ..common.launch import dot_precision, register_limit, table_config, taps_first, tile_counts
 from ..common.layout import check_int32_extent, slope_strides
-from .configs import TABLE
+from . import grad_input_rows
+from .configs import ROWS, TABLE, TILES
 from .saved import split_saved
 
 
@@ -171,10 +172,16 @@ def grad_input(
     for name, value in (("grad", grad), ("x", grad_x)):
         check_int32_extent(name, value.shape, value.stride())
     config = config or table_config(TABLE, "grad_input", x.dtype, x.device, tf32)
+    bits, _ = split_saved(saved, n * height * width, c_out, x.dtype)
+    if config.design == ROWS:
+        sum_noise = noise_map is not None
+        if grad_x.numel() and grad_input_rows.applies(grad, grad_x, slope, replicate=replicate, sum_noise=sum_noise):
+            grad_input_rows.launch(grad, weight, slope, bits, grad_x, tf32=tf32, config=config)
+            return grad_x, None
+        config = TILES["grad_input"]
     tiles, tiles_w = tile_counts(height, width, config)
     packed, w_stride_n = taps_first(weight, 1, 2)
     block_in, block_out = channel_block(c_in), channel_block(c_out, config.block_k)
-    bits, _ = split_saved(saved, n * height * width, c_out, x.dtype)
     if grad_x.numel():
         _grad_input_kernel[n * tiles * triton.cdiv(c_in, block_in),](
             grad, bits, packed, slope, grad_x, grad_x if grad_noise is None else grad_noise,

@@ -8,7 +8,7 @@ from triton.compiler import ASTSource
 
 from ..common.compilation import image_kernel_options, image_kernel_source
 from ..common.config import CHANNEL_BLOCKS, PRECISIONS, KernelConfig
-from .configs import TABLE
+from .configs import ROWS, TABLE, TILES
 
 KERNELS: Final = ("forward", "grad_input", "grad_weight")
 TYPES: Final = {"bits_ptr": "*u8", "slope_ptr": "*fp32", "gw_ptr": "*fp32", "gslope_ptr": "*fp32"}
@@ -33,11 +33,14 @@ class Variant(NamedTuple):
 
     def name(self) -> str:
         blocks = f"{self.block_in}->{self.block_out}" + ("" if self.weight else " slope only")
-        return f"{self.architecture} {self.kernel} {self.precision} {self.dtype} {blocks} {self.layout}"
+        design = self._config().design
+        kernel = f"{self.kernel} {design}" if design else self.kernel
+        return f"{self.architecture} {kernel} {self.precision} {self.dtype} {blocks} {self.layout}"
 
     def source(self) -> ASTSource:
         config = self._config()
-        module = import_module(f".{self.kernel}", __package__)
+        name = f"{self.kernel}_{config.design}" if config.design else self.kernel
+        module = import_module(f".{name}", __package__)
         constants: dict[str, Any] = {
             "BLOCK_H": config.block_h,
             "BLOCK_W": config.block_w,
@@ -47,8 +50,10 @@ class Variant(NamedTuple):
         }
         if self.kernel == "grad_weight":
             constants["WANT_WEIGHT"] = self.weight
+        if config.design == ROWS:
+            constants["STAGES"] = config.stages
         return image_kernel_source(
-            getattr(module, f"_{self.kernel}_kernel"),
+            getattr(module, f"_{name}_kernel"),
             constants,
             dtype=self.dtype,
             types=TYPES,
@@ -99,6 +104,9 @@ def variants_of(architecture: str, kernel: str, precision: str, config: KernelCo
         for variant in aligned
         if variant is largest or variant.block_in != variant.block_out
     ]
+    if config.design == ROWS:  # other layouts, and what the design does not cover, are launched as tiles
+        rows = [*aligned, *(largest._replace(dtype=dtype) for dtype in dtypes[1:])]
+        return [*rows, *variants_of(architecture, kernel, precision, TILES[kernel])]
     found = [*aligned, *odd, largest._replace(layout="general")]
     return [*found, *(largest._replace(dtype=dtype) for dtype in dtypes[1:])]
 

@@ -141,7 +141,7 @@ def configs(draw: st.DrawFn) -> TrainConfig:
         "degradation",
         channels=draw(st.integers(3, 99)),
         round_lr=draw(st.booleans()),
-        noise_dtype=draw(st.sampled_from(["fp32", "bf16", "fp16"])),
+        noise_dtype=draw(st.sampled_from([None, "fp32", "bf16", "fp16"])),
     )
     return dataclasses.replace(
         base,

@@ -11,6 +11,7 @@ from andfast.config.files import dump, load
 from andfast.config.names import setting_types
 from andfast.config.renames import RENAMED
 from andfast.config.resume import differences, digest
+from andfast.training.build import NOISE_DTYPES, build_attack_settings
 
 
 def test_digest_and_differences_ignore_free_settings() -> None:
@@ -62,3 +63,16 @@ def test_resume_translates_old_names(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text(text)
     resumed, _ = read_command_line(["--output", str(tmp_path), "--resume"])
     assert resumed == load(tmp_path / "config.yaml") == dataclasses.replace(config, output=tmp_path)
+
+
+@pytest.mark.parametrize(("precision", "expected"), [("fp32", "fp32"), ("mixed", "bf16")])
+def test_default_noise_dtype_follows_f_and_resumes_runs_that_stored_it(precision: str, expected: str) -> None:
+    default = config_of(f"--degradation.precision={precision}")
+    explicit, changed = (
+        config_of(f"--degradation.precision={precision}", f"--degradation.noise_dtype={dtype}")
+        for dtype in (expected, "fp16")
+    )
+    assert build_attack_settings(default, "net").noise_dtype == NOISE_DTYPES[expected]
+    assert digest(explicit) == digest(default) != digest(changed)
+    assert differences(explicit, default) == {}
+    assert differences(changed, default) == {"degradation.noise_dtype": ("fp16", expected)}
