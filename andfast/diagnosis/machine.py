@@ -145,10 +145,12 @@ def ops(report: Diagnosis, device_types: Sequence[str]) -> None:
                 "used": used,
                 "available": list(dispatch.available(op, device_type)),
                 "unavailable": reasons,
+                "counted": dispatch.counted(op, device_type),
             }
             details = "; ".join(f"no {name}: {reason}" for name, reason in reasons.items())
             section = f"Ops on {device_type}" if index == 0 else ""
-            report.add(section, f"{op:<21} {used:<10}" + (f" ({details})" if details else ""))
+            basis = ", chosen by counts, not measured" if dispatch.counted(op, device_type) else ""
+            report.add(section, f"{op:<21} {used:<10}{basis}" + (f" ({details})" if details else ""))
 
 
 def tests(report: Diagnosis, device_type: str, dtypes: Sequence[torch.dtype]) -> None:

@@ -1,60 +1,28 @@
-"""andfast._ops, the convolution ops of csrc/convolution: loading, where they run, and their fake kernels.
+"""The compiled convolution ops of G (csrc/convolution): the tensors that they return, and their fake kernels.
 
-The library is built against torch's stable ABI and defines ops of the namespace ``andfast``; it has no Python symbols.
-It is loaded when an op first asks for it on a CUDA device. docs/kernels/convolution.md describes the ops.
+:mod:`andfast.functional.extension` loads them; docs/kernels/convolution.md describes them.
 """
 
-import functools
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Final
 
 import torch
 from torch import Tensor
 
-LIBRARY: Final = Path(__file__).resolve().parents[1] / "_ops.abi3.so"
+from andfast.functional import extension
+
 DTYPES: Final = (torch.bfloat16, torch.float16)
 """The dtypes of x that the ops take."""
 KEEP_NOTHING, KEEP_SIGNS, KEEP_GROWTH = 0, 1, 2
 """What ``dense_blocks_forward`` keeps for backward."""
 CHANNELS: Final = 8
 """Channels must be a multiple of this: 16 bytes, the kernels' unit of access."""
-_OLDEST = (8, 0)
 _ACTIVATIONS = 4
-
-
-@functools.cache
-def load() -> str | None:
-    """Load the library, once; return the reason if it cannot be loaded."""
-    if not LIBRARY.is_file():
-        return f"no compiled extension: {LIBRARY.name} was not built (see setup.py)"
-    try:
-        torch.ops.load_library(str(LIBRARY))
-    except (OSError, RuntimeError) as error:  # missing libraries, or a torch without the stable ABI
-        return f"{LIBRARY.name} cannot be loaded: {error}"
-    register_fakes()
-    return None
-
-
-@functools.cache
-def _why_not_here() -> str | None:
-    if torch.version.cuda is None:
-        return f"torch {torch.__version__} is a build without CUDA"
-    if not torch.cuda.is_available():
-        return load() or "torch finds no CUDA device"
-    for index in range(torch.cuda.device_count()):
-        capability = torch.cuda.get_device_capability(index)
-        if capability < _OLDEST:
-            version = ".".join(map(str, capability))
-            return f"it needs compute capability 8.0 or newer, device {index} has {version}"
-    return load()
 
 
 def why_not(device_type: str) -> str | None:
     """Why the ops cannot run on tensors of this device type, or None if they can."""
-    if device_type != "cuda":
-        return f"it runs on CUDA devices, and the tensors are on {device_type!r}"
-    return _why_not_here()
+    return extension.why_not_cuda(device_type)
 
 
 def sign_bytes(channels: int) -> int:
@@ -145,3 +113,7 @@ def dense_blocks_forward(x: Tensor, _packed: Tensor, growth: int, blocks: int, *
 
 def dense_blocks_backward(grad: Tensor, _saved: Tensor, _packed: Tensor, growth: int, *_: Any) -> tuple[Tensor, Tensor]:
     return empty_channels_last(grad, grad.shape[1]), empty_channels_last(grad, _ACTIVATIONS * growth)
+
+
+if extension.why_missing() is None and hasattr(torch.ops.andfast, "dense_blocks_forward"):  # not built for the CPU only
+    register_fakes()

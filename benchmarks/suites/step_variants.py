@@ -62,6 +62,7 @@ class Variant:
         compiled: through torch.compile.
         graph: the ascent in a CUDA graph.
         fp8: G's dense blocks with 8-bit operands in the ascent.
+        core: G by the compiled convolution ops (impl="cuda").
     """
 
     name: str
@@ -71,11 +72,14 @@ class Variant:
     compiled: bool = False
     graph: bool = False
     fp8: bool = False
+    core: bool = False
 
 
 VARIANTS = (  # in the order of their weight, as time may be up before the last
     Variant("andfast bf16", 4, bf16=True),
     Variant("andfast bf16, CUDA graph", 4, bf16=True, graph=True),
+    Variant("andfast bf16, G in CUDA", 4, bf16=True, core=True),
+    Variant("andfast bf16, G in CUDA, CUDA graph", 4, bf16=True, core=True, graph=True),
     Variant("naive bf16", 2, bf16=True),
     Variant("naive fp32", 1),
     Variant("best plain PyTorch", 3, bf16=True, compiled=True),
@@ -178,7 +182,8 @@ def plain_step(step, hr):
 def package_step(variant, size, stage, device, reuse, *, timer=None, seed=0):
     """A TrainingStep with weights of that seed, and the configuration's default chunks of images."""
     torch.manual_seed(seed)
-    generator = RRDBNet(4, features=size.features, blocks=size.blocks, growth=size.growth)
+    impl = "cuda" if variant.core and device != "meta" else "auto"
+    generator = RRDBNet(4, features=size.features, blocks=size.blocks, growth=size.growth, impl=impl)
     start_as_interpolation(generator)  # a random G's losses hardly depend on LR, and would compare to any
     discriminator, objective = None, Objective(1.0)
     if stage == "gan":
@@ -248,14 +253,10 @@ def reference_losses(kind, stage, device):
 
 
 def loss_error(variant, kind, stage, device):
-    """The largest relative difference of the variant's losses from these, in fp32 (and without fp8)."""
+    """The largest relative difference of the variant's losses from these, in fp32 (and without fp8 and the core)."""
+    in_fp32 = {"bf16": False, "degradation_fp32": False, "fp8": False, "core": False}
     return _loss_error(
-        replace(
-            variant, name="in fp32", baseline=max(variant.baseline, 2), bf16=False, degradation_fp32=False, fp8=False
-        ),
-        kind,
-        stage,
-        device,
+        replace(variant, name="in fp32", baseline=max(variant.baseline, 2), **in_fp32), kind, stage, device
     )
 
 

@@ -49,6 +49,8 @@ def cases():
     for precision in DTYPES if CUDA else ("fp32", "bf16"):
         for direction, name in itertools.product(DIRECTIONS, [*IMPLEMENTATIONS, "eager", "compiled"]):
             secondary = precision != "bf16"
+            if name in IMPLEMENTATIONS and name not in dispatch.available(OP, DEVICE, DTYPES[precision]):
+                continue
             # Compilation takes longer than the rest; inductor's C++ does so on a CPU.
             if name == "compiled" and (secondary or not CUDA):
                 continue

@@ -30,6 +30,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from andfast.functional import dispatch
+from andfast.functional.residual_dense_block import NAME as DENSE_BLOCK
 from andfast.functional.residual_dense_block_fp8 import NAME as FP8
 from andfast.training.profiling import StepTimer
 from benchmarks.suites.step_variants import FULL, TINY, VARIANTS, Step, Variant, compile_options, loss_error
@@ -115,6 +116,8 @@ def test_step(benchmark, variant, stage, share, kind):
         pytest.skip("it is about the ascent, which a plain step does not have")
     if variant.fp8 and CUDA and "triton" not in dispatch.available(FP8, DEVICE):
         pytest.skip("products of fp8 need compute capability 8.9, and emulating them says nothing")
+    if variant.core and (SIZE.growth % 8 or "cuda" not in dispatch.available(DENSE_BLOCK, DEVICE, torch.bfloat16)):
+        pytest.skip("the compiled ops need a GPU and multiples of 8 channels")
     benchmark.group = (
         f"{'plain ESRGAN' if kind == 'plain' else 'AND'} step, stage {stage}, {DEVICE}" + f", batch {SHARE}" * share
     )

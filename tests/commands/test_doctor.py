@@ -115,6 +115,17 @@ def test_reports_a_gpu_without_a_cuda_part(monkeypatch: pytest.MonkeyPatch) -> N
     assert "no CUDA part here" in report.lines[-1][2]
 
 
+def test_says_which_ops_were_chosen_by_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    report = machine.Diagnosis()
+    monkeypatch.setattr(dispatch, "counted", lambda op, _: op == "residual_dense_block")
+    machine.ops(report, ["cpu"])
+    counted = [text for _, _, text in report.lines if "chosen by counts, not measured" in text]
+    assert len(counted) == 1
+    assert counted[0].startswith("residual_dense_block ")
+    assert report.data["ops"]["cpu"]["residual_dense_block"]["counted"]
+    assert not report.data["ops"]["cpu"]["blur_pool"]["counted"]
+
+
 class Terminal(io.StringIO):
     def isatty(self) -> bool:
         return True

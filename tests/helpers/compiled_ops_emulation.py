@@ -35,7 +35,7 @@ def use(monkeypatch: pytest.MonkeyPatch) -> None:
 def install() -> torch.library.Library:
     """Register the CPU implementations, and the ops themselves where the library was not built."""
     library = torch.library.Library("andfast", "FRAGMENT")
-    if compiled_ops.load() is not None:
+    if not hasattr(torch.ops.andfast, "dense_blocks_forward"):
         for definition in re.findall(r"m\.def\(([^;]*)\);", SOURCE.read_text()):
             library.define("".join(re.findall(r'"([^"]*)"', definition)))
         compiled_ops.register_fakes()
