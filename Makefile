@@ -1,12 +1,13 @@
 # make help lists the targets. PYTHON=/path/to/python3.11 selects the interpreter, JOBS the number of test processes.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-newest demo check test test-newest bench gpu-check roofline docs-results wheel clean
+.PHONY: help setup setup-newest demo check test faults test-newest bench gpu-check roofline docs-results wheel clean
 
 JOBS ?= 2
 PYTEST_ARGS ?=
 GPU_CHECK_ARGS ?=
 CHECKED ?= tests/adversary tests/config tests/training tests/nn tests/project/test_language.py
+FAULTS_ARGS ?=
 ROOFLINE_ARGS ?=
 export PYTHON
 
@@ -29,6 +30,9 @@ check: setup ## lint, types and about a minute of tests, for the working day
 test: export ANDFAST_REQUIRE_EXT = 1
 test: setup ## all tests that this machine can run
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest --benchmark-disable -n $(JOBS) $(PYTEST_ARGS)
+
+faults: setup ## kill, fill, signal and damage 200 tiny runs and resume each; FAULTS_ARGS="--kills 50"
+	OMP_NUM_THREADS=1 .venv/bin/python tests/faults/campaign.py $(FAULTS_ARGS)
 
 # PYTHONSAFEPATH keeps the checkout, whose extension is built for the other torch, off the path.
 test-newest: setup-newest ## the fast tests with the newest torch that is supported, in .venv-newest

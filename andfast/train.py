@@ -1,9 +1,11 @@
 """Train AND on photographs: ``python -m andfast.train --config FILE --output DIR``; ``--help`` lists every setting."""
 
+import io
 import logging
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext, redirect_stderr
 
 from andfast.config.command_line import fail, parse_train
 from andfast.console import log_to
@@ -13,30 +15,38 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command.
 
     Returns:
-        Exit code: 0 when all stages are done, 2 on invalid input, 3 on a non-finite loss, 130 when a signal stopped the
-        run, which is saved and can be resumed.
+        Exit code: 0 when all stages are done, 2 on invalid input, 3 on a non-finite loss or gradient, 4 when data
+        workers died, 130 when a signal stopped the run; after 3, 4 and 130 it is saved and can be resumed.
     """
-    config, options = parse_train(argv)
+    is_main = os.environ.get("RANK", "0") == "0"
+    with nullcontext() if is_main else redirect_stderr(io.StringIO()):  # rank 0 reports what every rank meets
+        config, options = parse_train(argv)
     # Spinning threads make a CPU run ten times slower on shared cores. OpenMP reads this once, when torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # Imported after parsing: torch takes seconds.
     from andfast.training.checkpoint import CheckpointError  # noqa: PLC0415
     from andfast.training.cuda_graph import CaptureError  # noqa: PLC0415
+    from andfast.training.data import DataLoadingError  # noqa: PLC0415
     from andfast.training.failure import NonFiniteLossError  # noqa: PLC0415
     from andfast.training.loop import Stopped, run  # noqa: PLC0415
+    from andfast.training.run_lock import RunLockedError  # noqa: PLC0415
 
-    is_main = os.environ.get("RANK", "0") == "0"
     try:
         with log_to("stdout", logging.INFO if is_main else logging.ERROR):
             run(config, options)
     except Stopped as stopped:
         print(stopped, file=sys.stderr)
         return 130
+    except KeyboardInterrupt:
+        print("stopped at once; the steps since the newest checkpoint are lost, --resume repeats them", file=sys.stderr)
+        return 130
+    except DataLoadingError as error:
+        fail(str(error), status=4)
     except NonFiniteLossError as error:
         fail(str(error), status=3)
     except CaptureError as error:
         fail(f"cuda_graph: the ascent cannot be replayed as a CUDA graph: {error}; --cuda_graph=false goes without")
-    except (OSError, ValueError, CheckpointError) as error:
+    except (OSError, ValueError, CheckpointError, RunLockedError) as error:
         fail(str(error))
     return 0
 

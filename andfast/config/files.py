@@ -10,7 +10,7 @@ from andfast.config.names import check_names, leaves, setting_types
 from andfast.config.renames import translate
 from andfast.config.schema import TrainConfig
 from andfast.config.values import parse_value
-from andfast.config.yaml_files import read_yaml, write_yaml
+from andfast.config.yaml_files import parse_yaml, read_yaml, write_yaml
 
 
 class Override(NamedTuple):
@@ -33,6 +33,13 @@ def load(path: str | Path) -> TrainConfig:
     except ValueError as error:
         raise ConfigError(one_line(str(error))) from error
     return config
+
+
+def loads(text: str, source: str) -> TrainConfig:
+    """As :func:`load`, from the text of a file; ``source`` names it in errors."""
+    settings = translate(parse_yaml(text, source))
+    check_names(settings, source)
+    return build(settings)
 
 
 def dump(config: TrainConfig) -> str:

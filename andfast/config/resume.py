@@ -1,6 +1,7 @@
 """Which settings may change when a run is resumed, and how a checkpoint recognizes the settings of its run."""
 
 import hashlib
+from collections.abc import Mapping
 from typing import Final
 
 from andfast.config.files import tree
@@ -14,6 +15,10 @@ FREE_ON_RESUME: Final = (
     "tensorboard", "checkpoint_every", "keep_checkpoints",
 )  # fmt: skip
 """Settings, or groups of them, that may change on resume: they do not change what is computed."""
+CHANGEABLE_ON_RESUME: Final = ("net.lr", "gan.lr")
+"""Settings that change the steps to come and may change on resume; the run's record and log name the change."""
+SPLIT_OF_BATCH: Final = ("batch_size", "accumulate")
+"""Settings that may change together with the number of processes, if their product stays."""
 
 
 def digest(config: TrainConfig) -> str:
@@ -25,7 +30,16 @@ def digest(config: TrainConfig) -> str:
 def differences(earlier: TrainConfig, now: TrainConfig) -> dict[str, tuple[object, object]]:
     """Settings outside :data:`FREE_ON_RESUME` that differ: dotted name to (earlier value, value now)."""
     before, after = _settings(earlier), _settings(now)
-    return {name: (before[name], after[name]) for name in before if not _is_free(name) and before[name] != after[name]}
+    return {
+        name: (before.get(name), after.get(name))
+        for name in {**before, **after}
+        if not _is_free(name) and before.get(name) != after.get(name)
+    }
+
+
+def described(changes: Mapping[str, tuple[object, object]]) -> str:
+    """Differences in one line: "net.lr was 0.001, is 0.0005"."""
+    return "; ".join(f"{name} was {before}, is {now}" for name, (before, now) in changes.items())
 
 
 def _settings(config: TrainConfig) -> dict[str, object]:

@@ -20,10 +20,6 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     try:
         text = path.read_text(encoding="utf-8")
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-        if node is not None:
-            _check(node, path, {})
-        settings = yaml.safe_load(text)
     except FileNotFoundError:
         raise ConfigError(f"--config must be a YAML file, {str(path)!r} does not exist") from None
     except IsADirectoryError:
@@ -32,6 +28,16 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         raise ConfigError(f"--config {str(path)!r} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not YAML, the file is not UTF-8 text (byte {error.start})") from error
+    return parse_yaml(text, path)
+
+
+def parse_yaml(text: str, path: str | Path) -> dict[str, Any]:
+    """As :func:`read_yaml`, from the text of a file; ``path`` names it in errors."""
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        if node is not None:
+            _check(node, path, {})
+        settings = yaml.safe_load(text)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f"{path}, line {mark.line + 1}" if mark else str(path)
@@ -62,7 +68,7 @@ def means_null(text: str) -> bool:
         return False
 
 
-def _check(node: Any, path: Path, counted: dict[int, int]) -> int:
+def _check(node: Any, path: str | Path, counted: dict[int, int]) -> int:
     """Check for repeated keys, of which YAML silently keeps the last, and for recursive or exploding aliases.
 
     Args:

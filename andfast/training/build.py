@@ -46,6 +46,19 @@ def build_generator(config: TrainConfig) -> RRDBNet:
     return generator
 
 
+def check_weights(config: TrainConfig) -> None:
+    """Check init_weights and the VGG weights of a later stage before a run begins.
+
+    Raises:
+        FileNotFoundError, ValueError: weights are missing, unreadable or of another architecture.
+    """
+    if config.init_weights is not None:
+        build_generator(config)
+    loss = config.loss
+    if "gan" in config.stages and loss.perceptual > 0 and loss.vgg_weights != "random":
+        PerceptualLoss(loss.perceptual_layers, weights=loss.vgg_weights)
+
+
 def build_discriminator(config: DiscriminatorConfig, patch_size: int) -> nn.Module:
     """D, initialised from the global generator."""
     if config.kind == "vgg":

@@ -87,6 +87,7 @@ def save_checkpoint(
     temporary = folder / f"{_TEMPORARY}{final.name}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        _restore_replaced(folder)
         _delete_temporary(folder)
         temporary.mkdir()
         for name, tensors in (weights or {}).items():
@@ -117,6 +118,7 @@ def latest(output: Path) -> Path | None:
     Raises:
         CheckpointError: the newest one is damaged; the message names it and the newest usable one.
     """
+    _restore_replaced(output / "checkpoints")
     paths = checkpoints(output)
     if not paths:
         return None
@@ -126,6 +128,12 @@ def latest(output: Path) -> Path | None:
     usable = next((path for path in reversed(earlier) if damage_of(path) is None), None)
     remedy = f"to resume from {usable} instead, delete the damaged folder" if usable else "no other is usable"
     raise CheckpointError(f"the newest checkpoint, {newest}, is damaged: {damage}; {remedy}")
+
+
+def clean_up(output: Path) -> None:
+    """Before resuming: finish or undo what a killed process has left half-done among the checkpoints."""
+    _restore_replaced(output / "checkpoints")
+    _delete_temporary(output / "checkpoints")
 
 
 def damage_of(folder: Path) -> str | None:
@@ -238,6 +246,15 @@ def _put_in_place(temporary: Path, final: Path) -> None:
         raise
     sync_folder(final.parent)
     shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _restore_replaced(folder: Path) -> None:
+    """Give a checkpoint its name back that a killed process was replacing; it may be the only one."""
+    prefix = f"{_TEMPORARY}replaced-"
+    for replaced in sorted(folder.glob(f"{prefix}*")):
+        final = folder / replaced.name.removeprefix(prefix)
+        if not final.exists():
+            os.replace(replaced, final)
 
 
 def _prune(folder: Path, keep: int) -> None:

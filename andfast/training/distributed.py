@@ -1,14 +1,24 @@
 """The process group of a run: a single process, or the ranks that torchrun started."""
 
 import os
+import signal
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
+from typing import Final
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+
+_LONG: Final = timedelta(days=30)
+_ORPHAN_POLL: Final = 1.0
+_ORPHAN_GRACE: Final = 60.0
+"""Seconds that a rank has to save and end once its launcher is gone; ranks that wait for a dead one cannot."""
 
 
 @dataclass(frozen=True)
@@ -31,10 +41,38 @@ class ProcessGroup:
             values /= self.world_size
         return values
 
+    waiting: dist.ProcessGroup | None = None
+    """A gloo group with a long timeout, for waits on what rank 0 does alone: packing, validation, saving."""
+
     def barrier(self) -> None:
-        """Block until every rank has reached this point."""
+        """Block until every rank has reached this point, however long rank 0 works."""
         if self.world_size > 1:
-            dist.barrier()
+            dist.barrier(group=self.waiting)
+
+    def any(self, flag: bool) -> bool:
+        """Whether ``flag`` is set on any rank; every rank must call it."""
+        if self.world_size == 1:
+            return flag
+        flags = torch.tensor(float(flag))
+        dist.all_reduce(flags, group=self.waiting)
+        return bool(flags > 0)
+
+    @contextmanager
+    def main_first(self) -> Iterator[None]:
+        """Run the block on rank 0, then on the others; if it raises on rank 0, the others exit without a message."""
+        if self.world_size == 1:
+            yield
+            return
+        if not self.is_main and self.any(False):
+            raise SystemExit(2)
+        try:
+            yield
+        except BaseException:
+            if self.is_main:
+                self.any(True)
+            raise
+        if self.is_main:
+            self.any(False)
 
     def parallel(self, module: nn.Module) -> nn.Module:
         """Wrap ``module`` in DistributedDataParallel; buffers stay local to each rank."""
@@ -70,7 +108,24 @@ def process_group(device: str) -> Iterator[ProcessGroup]:
         torch.cuda.set_device(local_rank)
     rank_device = torch.device("cuda", local_rank) if device == "cuda" else torch.device(device)
     dist.init_process_group("nccl" if device == "cuda" else "gloo", device_id=rank_device if device == "cuda" else None)
+    _end_with_launcher()
     try:
-        yield ProcessGroup(dist.get_rank(), dist.get_world_size(), rank_device)
+        waiting = dist.new_group(backend="gloo", timeout=_LONG)
+        yield ProcessGroup(dist.get_rank(), dist.get_world_size(), rank_device, waiting)
     finally:
         dist.destroy_process_group()
+
+
+def _end_with_launcher() -> None:
+    """Watch the launcher: if torchrun is killed, request a stop as SIGTERM does, and end after a grace period."""
+    launcher = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == launcher:
+            time.sleep(_ORPHAN_POLL)
+        os.write(2, b"the launcher of this process has ended: stopping\n")
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(_ORPHAN_GRACE)
+        os._exit(1)
+
+    threading.Thread(target=watch, name="launcher-watch", daemon=True).start()

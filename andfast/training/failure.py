@@ -1,11 +1,12 @@
 """Non-finite losses: the error that stops the run, and the dump of the step that reproduces it."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from andfast.files import atomic_file
 from andfast.training.checkpoint import plain_state
@@ -32,6 +33,13 @@ class NonFiniteLossError(RuntimeError):
             f"loss {name!r} is {value} in step {step} of stage {stage}; the weights are from before it. "
             f"The step is saved in {dump}; to reproduce it: {how}"
         )
+
+
+@torch.no_grad()
+def largest_gradient(networks: Iterable[nn.Module]) -> Tensor:
+    """Largest magnitude among the networks' gradients, a scalar on their device; not finite if one of them is not."""
+    gradients = [p.grad for network in networks for p in network.parameters() if p.grad is not None]
+    return torch.stack([norm.float() for norm in torch._foreach_norm(gradients, float("inf"))]).max()
 
 
 def dump_failure(output: Path, *, stage: str, step: int, name: str, state: Mapping[str, object], rank: int = 0) -> Path:

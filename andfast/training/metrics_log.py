@@ -40,6 +40,7 @@ class MetricsLog:
 
     Raises:
         FileExistsError: a new run in a folder that has metrics.
+        FileNotFoundError: in :meth:`write` and :meth:`sync`, the file was deleted or moved.
         ValueError: an existing line was not written by this class; the message names the file and the line.
     """
 
@@ -96,6 +97,7 @@ class MetricsLog:
         }
         if plain_timing:
             line["timing"] = {name: _json(value) for name, value in plain_timing.items()}
+        self._check_still_there(self._file)
         self._file.write(json.dumps(line, allow_nan=False) + "\n")
         self._file.flush()
         if self._tensorboard:
@@ -110,6 +112,7 @@ class MetricsLog:
     def sync(self) -> None:
         """Flush all lines to disk; call it before writing a checkpoint."""
         if self._file is not None:
+            self._check_still_there(self._file)
             os.fsync(self._file.fileno())
         for writer in self._writers.values():
             writer.flush()
@@ -131,6 +134,10 @@ class MetricsLog:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _check_still_there(self, file: TextIO) -> None:
+        if os.fstat(file.fileno()).st_nlink == 0 or not self.path.exists():
+            raise FileNotFoundError(f"{self.path} was deleted while the run was writing to it")
 
     def _writer(self, stage: str) -> Any:
         """A stage's event writer; on resume TensorBoard drops the steps that are repeated."""

@@ -2,6 +2,7 @@
 
 Layout of OUTPUT::
 
+    run.json run.lock                   the mark of a run, with its id; the lock of the process that writes
     config.yaml versions.json           resolved settings; versions of packages, commit and device
     metrics.jsonl tensorboard/          losses and timing (:mod:`andfast.training.metrics_log`)
     checkpoints/                        :mod:`andfast.training.checkpoint`
@@ -14,13 +15,17 @@ Layout of OUTPUT::
 """
 
 import json
+import os
+import re
 import shutil
-from collections.abc import Mapping
+import uuid
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 from torch import Tensor, nn
 
+from andfast import __version__
 from andfast.config.files import dump
 from andfast.config.schema import TrainConfig
 from andfast.files import atomic_file
@@ -28,41 +33,212 @@ from andfast.nn.weights import save_weights
 from andfast.provenance import versions
 
 _WEIGHTS_NAMES: Final = {"net": "andnet", "gan": "andgan"}
+_FOLDERS: Final = ("weights", "checkpoints", "failures", "tensorboard", "samples")
+_NAMES: Final = (*_FOLDERS, "metrics.jsonl", "config.yaml", "versions.json", "summary.json")
+MARK: Final = "run.json"
+_SET_ASIDE: Final = ".replaced"
+_DELETED: Final = ".deleted"
+_COMPLETE: Final = "complete"
+
 _OWN_FILES: Final = (
-    "weights", "checkpoints", "failures", "tensorboard", "samples",
-    "metrics.jsonl", "config.yaml", "versions.json", "summary.json", "sheet.png", "loss_curve.png",
-)  # fmt: skip
+    r"checkpoints/(\.tmp-(replaced-|old-)?)?(net|gan)-\d{8,}/[^/]+",
+    r"weights/(\.tmp-)?(andnet|andgan)(_best)?\.safetensors",
+    r"samples/(\.tmp-)?(net|gan)-\d{8,}\.png",
+    r"failures/(\.tmp-)?(net|gan)-\d{8,}-[\w.+-]+\.pt",
+    r"tensorboard/(net|gan)/events\.out\.tfevents\.[^/]+",
+    r"(\.tmp-)?(metrics\.jsonl|config\.yaml|versions\.json|images\.json|summary\.json|sheet\.png|loss_curve\.png|run\.json)",
+)
+"""Patterns of the paths, relative to the folder, that a run writes, data/ excepted."""
 
-RunStart = Literal["new", "resumed"]
 
+def check_run_folder(output: Path, *, resume: bool, overwrite: bool) -> None:
+    """Check that ``output`` can be used; nothing is changed.
 
-def open_run(output: Path, *, resume: bool, overwrite: bool) -> RunStart:
-    """Create the folder of a new run, or check that there is one to resume.
+    A folder holds a run if run.json says so, or versions.json of a run from before run.json was written.
 
     Raises:
-        FileExistsError: a run exists, and neither ``resume`` nor ``overwrite`` is set.
+        FileExistsError: a run exists, and neither ``resume`` nor ``overwrite`` is set; or the folder holds files under
+            names that a run writes, but no run.
         FileNotFoundError: ``resume`` is set, but there is no run.
         NotADirectoryError: ``output`` is a file.
     """
     if output.exists() and not output.is_dir():
         raise NotADirectoryError(f"output must be a folder, {str(output)!r} is a file")
-    earlier = [output / name for name in _OWN_FILES if (output / name).exists()]
+    started = any((output / name).exists() for name in _NAMES)
+    is_run = (started and ((output / MARK).exists() or _is_run_without_mark(output))) or (output / _SET_ASIDE).is_dir()
     if resume:
-        if not earlier:
+        if not is_run and not any((output / name).exists() for name in ("checkpoints", "metrics.jsonl")):
             raise FileNotFoundError(f"--resume must find a run in output, {str(output)!r} has none")
-        return "resumed"
-    if earlier and not overwrite:
+        return
+    if is_run:
+        if not overwrite:
+            raise FileExistsError(
+                f"output {str(output)!r} holds a run already: --resume continues it, --overwrite deletes it, "
+                "or use another --output"
+            )
+    elif foreign := [name for name in _NAMES if (output / name).exists()]:
         raise FileExistsError(
-            f"output {str(output)!r} holds a run already: --resume continues it, --overwrite deletes it, "
-            "or use another --output"
+            f"output must be a run of andfast or a folder without {', '.join(_NAMES)}, {str(output)!r} has "
+            f"{foreign[0]} but no {MARK}: use another --output"
         )
-    for path in earlier:
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
+
+
+def begin_run(output: Path) -> str:
+    """Set the files of an earlier run aside, mark the folder as that of a new run; return the run's id.
+
+    The earlier run's files are renamed into OUTPUT/.replaced until :func:`delete_replaced`; should the new run fail
+    before, :func:`restore_replaced` puts them back. Files that a run does not write stay where they are.
+    """
+    restore_replaced(output)
+    files = own_files(output)
+    if files:
+        (output / _SET_ASIDE).mkdir()
+        for path in sorted(files, key=lambda path: path.name in (MARK, "config.yaml")):  # resuming reads these two
+            _move(path, output, output / _SET_ASIDE)
+        (output / _SET_ASIDE / _COMPLETE).touch()
+    run = new_run_id()
+    with atomic_file(output / MARK) as file:
+        file.write((json.dumps({"andfast": __version__, "run": run}) + "\n").encode())
+    return run
+
+
+def new_run_id() -> str:
+    """An id that no other run has."""
+    return uuid.uuid4().hex
+
+
+def delete_replaced(output: Path) -> None:
+    """Delete the run that :func:`begin_run` has set aside."""
+    if (output / _SET_ASIDE).is_dir():
+        os.replace(output / _SET_ASIDE, output / _DELETED)
+    shutil.rmtree(output / _DELETED, ignore_errors=True)
+
+
+def restore_replaced(output: Path) -> None:
+    """Put a run back that was set aside by one that did not start, whose files are deleted."""
+    shutil.rmtree(output / _DELETED, ignore_errors=True)
+    aside = output / _SET_ASIDE
+    if not aside.is_dir():
+        return
+    if (aside / _COMPLETE).exists():
+        for path in own_files(output):
             path.unlink()
-    output.mkdir(parents=True, exist_ok=True)
-    return "new"
+        (aside / _COMPLETE).unlink()
+    for path in own_files(aside):
+        _move(path, aside, output)
+    shutil.rmtree(aside)
+
+
+def recover_run(output: Path) -> None:
+    """Before resuming: put a run back of which a killed process has set only a part aside."""
+    if not ((output / _SET_ASIDE / _COMPLETE).exists() and (output / MARK).exists()):
+        restore_replaced(output)
+
+
+def own_files(output: Path) -> list[Path]:
+    """The files in a folder under the names that a run writes; links are not followed."""
+    found = []
+    for folder, folders, names in os.walk(output):
+        folders[:] = [name for name in folders if Path(folder) != output or name in _FOLDERS]
+        for name in names:
+            path = Path(folder) / name
+            relative = path.relative_to(output).as_posix()
+            if any(re.fullmatch(pattern, relative) for pattern in _OWN_FILES):
+                found.append(path)
+    return found
+
+
+def read_run_id(output: Path) -> str | None:
+    """The id of the run in a folder; None for a run from before run.json was written.
+
+    Raises:
+        ValueError: run.json is damaged.
+    """
+    path = output / MARK
+    if not path.exists():
+        return None
+    run = read_json(path).get("run")
+    if not isinstance(run, str):
+        raise ValueError(f"{path} is damaged: it has no id of a run")
+    return run
+
+
+def mark_run(output: Path, run: str, resumed: Mapping[str, object]) -> None:
+    """Write run.json again, with an entry added to its "resumed" list."""
+    path = output / MARK
+    contents: dict[str, Any] = read_json(path) if path.exists() else {"andfast": __version__}
+    contents["run"] = run
+    contents["resumed"] = [*contents.get("resumed", []), dict(resumed)]
+    with atomic_file(path) as file:
+        file.write((json.dumps(contents) + "\n").encode())
+
+
+def check_still_there(output: Path) -> None:
+    """Raise if the folder was deleted while the run writes to it.
+
+    Raises:
+        FileNotFoundError: run.json is missing.
+    """
+    if not (output / MARK).exists():
+        raise FileNotFoundError(f"output {str(output)!r} was deleted while the run was writing to it")
+
+
+def check_inputs(config: TrainConfig) -> None:
+    """Check that the run's folder and its inputs are apart.
+
+    Raises:
+        ValueError: an input is inside of ``output``, or ``output`` inside of an input.
+    """
+    output = config.output.resolve()
+    inputs: dict[str, Sequence[str | Path | None]] = {
+        "data.train": config.data.train, "validation.hr": config.validation.hr, "validation.lr": [config.validation.lr],
+        "init_weights": [config.init_weights], "loss.vgg_weights": [config.loss.vgg_weights],
+        "data.pack": [config.data.pack],
+    }  # fmt: skip
+    for name, paths in inputs.items():
+        for source in paths:
+            if source is None or str(source).startswith("package:"):
+                continue
+            path = Path(source).resolve()
+            if not path.exists():
+                continue
+            if output == path or path in output.parents:
+                raise ValueError(f"output must be outside of {name} {str(source)!r}, was {str(config.output)!r}")
+            if output in path.parents and name != "data.pack":
+                raise ValueError(f"{name} must be outside of output {str(config.output)!r}, was {str(source)!r}")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        ValueError: the file is damaged; the message names it.
+    """
+    try:
+        contents = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}; delete it to go on without it") from error
+    if not isinstance(contents, dict):
+        raise ValueError(f"{path} is damaged: it must hold a JSON object; delete it to go on without it")
+    return contents
+
+
+def _move(path: Path, source: Path, target: Path) -> None:
+    destination = target / path.relative_to(source)
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    os.replace(path, destination)
+    folder = path.parent
+    while folder != source and not any(folder.iterdir()):
+        folder.rmdir()
+        folder = folder.parent
+
+
+def _is_run_without_mark(output: Path) -> bool:
+    """Whether config.yaml and versions.json are those of a run from before run.json was written."""
+    try:
+        return "andfast" in read_json(output / "versions.json") and (output / "config.yaml").is_file()
+    except (OSError, ValueError):
+        return False
 
 
 def write_run_info(output: Path, config: TrainConfig, *, device: str = "cpu") -> None:
@@ -76,7 +252,7 @@ def write_run_info(output: Path, config: TrainConfig, *, device: str = "cpu") ->
     path = output / "versions.json"
     record: dict[str, Any] = versions(device)
     if path.exists():
-        previous = json.loads(path.read_text(encoding="utf-8"))
+        previous = read_json(path)
         earlier = previous.pop("earlier", [])
         if previous != record:
             earlier = [*earlier, previous]

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from andfast import checks
 from andfast.inference.padding import restore_padded
-from andfast.metrics import psnr_y, ssim_y
+from andfast.metrics import color_shift, psnr_rgb, psnr_y, ssim_y
 
 Images = Tensor | Sequence[Tensor]
 """A batch (N, 3, H, W) or a sequence of (3, H, W) images of any sizes; uint8, or floating point in [0, 1]."""
@@ -51,7 +51,7 @@ def restore(generator: nn.Module, lr: Images, *, batch: int = 8) -> list[Tensor]
 
 
 def score(sr: Images, hr: Images, *, crop_border: int = 0) -> dict[str, float]:
-    """Mean PSNR-Y (dB) and SSIM-Y of images against HR; infinite if an image is perfect, NaN if a pixel is.
+    """Mean of :func:`values` over images; infinite if an image is perfect, NaN if a pixel is.
 
     Args:
         sr, hr: the images, equally many.
@@ -61,13 +61,20 @@ def score(sr: Images, hr: Images, *, crop_border: int = 0) -> dict[str, float]:
         TypeError, ValueError: different numbers of images, no image, or a pair of different shapes.
     """
     scores = [values(a, b, crop_border=crop_border) for a, b in _pairs(sr, hr)]
-    return {name: math.fsum(image[name] for image in scores) / len(scores) for name in ("psnr_y", "ssim_y")}
+    return {name: math.fsum(image[name] for image in scores) / len(scores) for name in scores[0]}
 
 
 def values(sr: Tensor, hr: Tensor, *, crop_border: int = 0) -> dict[str, float]:
-    """PSNR-Y (dB) and SSIM-Y of one image (3, H, W)."""
+    """Scores of one image (3, H, W).
+
+    Returns:
+        psnr_y and psnr_rgb (dB), ssim_y, and color_shift_r, _g, _b: the mean of SR - HR per channel, in levels of 255.
+    """
     sr, hr = quantize(sr).to(hr.device), quantize(hr)
+    shift = color_shift(sr, hr, crop_border=crop_border)[0].tolist()
     return {
+        "psnr_rgb": psnr_rgb(sr, hr, crop_border=crop_border).item(),
+        **{f"color_shift_{channel}": value for channel, value in zip("rgb", shift, strict=True)},
         "psnr_y": psnr_y(sr, hr, crop_border=crop_border).item(),
         "ssim_y": ssim_y(sr, hr, crop_border=crop_border).item(),
     }

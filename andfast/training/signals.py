@@ -1,20 +1,31 @@
-"""Stopping a run by signals: the first SIGINT or SIGTERM requests a stop, the second forces it."""
+"""Stopping a run by signals: SIGINT, SIGTERM, SIGHUP and SIGUSR1 request a stop; only a second SIGINT forces it."""
 
 import os
 import signal
 import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Final, Self
 
-SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
+SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+FORCE_AFTER: Final = 1.0
+"""Seconds after the first SIGINT from which another one forces the stop: launchers deliver a signal several times."""
+
+
+class StopRequested(Exception):
+    """A signal requested a stop in a phase that need not be finished; see :meth:`GracefulStop.interrupting`."""
 
 
 class GracefulStop:
-    """Context manager that turns SIGINT and SIGTERM into a flag, which the training loop reads between steps.
+    """Context manager that turns signals into a flag, which the training loop reads between steps.
 
-    The first signal sets :attr:`requested` and prints a line on stderr; a second one raises KeyboardInterrupt. The
-    previous handlers are restored on exit. Forked children inherit the handler: there SIGINT is ignored, since the
-    parent ends its workers itself, and SIGTERM terminates as usual.
+    The first signal sets :attr:`requested` and prints a line on stderr. Slurm and torchrun deliver SIGTERM more than
+    once, so further signals change nothing, except for SIGINT: a second one, at least :data:`FORCE_AFTER` seconds after
+    the first, raises KeyboardInterrupt. Signals that were ignored on entry (nohup) stay ignored. The previous handlers
+    are restored on exit. Forked children inherit the handler: there SIGTERM terminates as usual and the others are
+    ignored, since the parent ends its workers itself.
 
     Raises:
         RuntimeError: entered outside the main thread, where Python cannot install handlers.
@@ -22,9 +33,11 @@ class GracefulStop:
 
     def __init__(self) -> None:
         self.signal_name: str | None = None
-        """Name of the signal that requested the stop, "SIGINT" or "SIGTERM"."""
+        """Name of the signal that requested the stop, such as "SIGTERM"."""
         self._previous: dict[signal.Signals, object] = {}
         self._process = 0
+        self._interrupted: float | None = None
+        self._raises = False
 
     @property
     def requested(self) -> bool:
@@ -34,12 +47,27 @@ class GracefulStop:
     def __bool__(self) -> bool:
         return self.requested
 
+    @contextmanager
+    def interrupting(self) -> Iterator[None]:
+        """Raise StopRequested inside the block as soon as a stop is requested, or on entry if it was before.
+
+        For packing and validation, which a resumed run repeats: they are left wherever the signal meets them.
+        """
+        if self.requested:
+            raise StopRequested(self.signal_name)
+        self._raises = True
+        try:
+            yield
+        finally:
+            self._raises = False
+
     def __enter__(self) -> Self:
         if threading.current_thread() is not threading.main_thread():
             raise RuntimeError("GracefulStop must be entered in the main thread")
         self._process = os.getpid()
         for number in SIGNALS:
-            self._previous[number] = signal.signal(number, self._handle)
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                self._previous[number] = signal.signal(number, self._handle)
         return self
 
     def __exit__(
@@ -57,8 +85,17 @@ class GracefulStop:
                 signal.signal(number, signal.SIG_DFL)
                 os.kill(os.getpid(), number)
             return
+        if number == signal.SIGINT:
+            now = time.monotonic()
+            if self._interrupted is not None and now - self._interrupted >= FORCE_AFTER:
+                raise KeyboardInterrupt("second SIGINT")
+            self._interrupted = now if self._interrupted is None else self._interrupted
         if self.requested:
-            raise KeyboardInterrupt(f"{name} after {self.signal_name}")
+            return
         self.signal_name = name
         # os.write, because a handler may interrupt a print.
-        os.write(2, f"\n{name}: finishing this step, then saving; send it again to stop at once.\n".encode())
+        again = "; press Ctrl-C again to stop at once" if number == signal.SIGINT else ""
+        os.write(2, f"\n{name}: finishing this step, then saving{again}.\n".encode())
+        if self._raises:
+            self._raises = False
+            raise StopRequested(name)

@@ -30,7 +30,8 @@ class StageState:
         step: the networks and how a step is taken with them.
         average: of G's weights; with a decay of 0 it is G's weights themselves.
         timer: times the phases of the steps.
-        best: the best validation PSNR-Y of the stage so far, dB; None before the first.
+        best: the best validation PSNR (RGB) of the stage so far, dB; None before the first.
+        validation_due: whether a stop has come before the validation of the last step.
         done: optimizer steps done.
         seconds, waited: wall-clock time of these steps, and how much of it they waited for data.
     """
@@ -48,6 +49,7 @@ class StageState:
         self.name = stage
         self.done = 0
         self.best: float | None = None
+        self.validation_due = False
         self.seconds = 0.0
         self.waited = 0.0
         self._logged = (0, 0.0)
@@ -113,7 +115,8 @@ class StageState:
             "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
             "scaler": self.scaler.state_dict(),
             "rng": rng_state(),
-            "best": self.best,
+            "best_psnr_rgb": self.best,
+            "validation_due": self.validation_due,
             "seconds": self.seconds,
             "waited": self.waited,
         }
@@ -128,10 +131,14 @@ class StageState:
         for name, network in {**self.trained(), "generator_ema": self.ema.module}.items():
             network.load_state_dict(checkpoint.weights[name])
         for name, optimizer in self.optimizers.items():
+            rates = [group["lr"] for group in optimizer.param_groups]  # may have changed since the checkpoint
             optimizer.load_state_dict(checkpoint.state["optimizers"][name])
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate
         self.scaler.load_state_dict(checkpoint.state["scaler"])
         restore_rng_state(checkpoint.state["rng"])
-        self.best = checkpoint.state["best"]
+        self.best = checkpoint.state.get("best_psnr_rgb")
+        self.validation_due = checkpoint.state.get("validation_due", False)
         self.seconds = checkpoint.state["seconds"]
         self.waited = checkpoint.state["waited"]
         self.done = checkpoint.step

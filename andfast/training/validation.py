@@ -2,15 +2,28 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
 from andfast.adversary import Attack
 from andfast.config.schema import TrainConfig
 from andfast.drawing import sample_sheet
+from andfast.metrics import MAX_COLOR_SHIFT
 from andfast.training.held_out import attack_crops, held_out_crops, input_images
 from andfast.training.scoring import Images, bicubic, restore, score, values
 from andfast.training.validation_set import ValidationSet
+
+Quality = dict[str, dict[str, Any]]
+
+
+def color_shift_warning(scores: Mapping[str, float], where: str) -> str | None:
+    """A warning if the mean of a channel is off by more than MAX_COLOR_SHIFT levels; None otherwise."""
+    shift = [scores[f"color_shift_{channel}"] for channel in "rgb"]
+    if max(map(abs, shift)) <= MAX_COLOR_SHIFT:
+        return None
+    offsets = ", ".join(f"{channel} {value:+.1f}" for channel, value in zip("RGB", shift, strict=True))
+    return f"{where}: colors are shifted by {offsets} levels of 255, above {MAX_COLOR_SHIFT:g}"
 
 
 def validate(
@@ -19,20 +32,20 @@ def validate(
     generator: nn.Module,
     validation: ValidationSet,
     *,
-    sheet: Path,
-    heading: str,
+    sheet: Path | None = None,
+    heading: str = "",
 ) -> dict[str, float]:
-    """Score ``generator`` on pairs, or on clean LR, and write a sheet if ``config.validation.sheet`` is above 0.
+    """Score ``generator`` on pairs, or on clean LR; write a sheet if there is a path and validation.sheet is above 0.
 
     Returns:
-        Mean psnr_y (dB) and ssim_y.
+        The means of :func:`andfast.training.scoring.values`.
     """
     settings = config.validation
     border = settings.border(config.scale)
     lr, hr = input_images(validation), validation.hr
     with attack.autocast_context(next(generator.parameters())):
         sr = restore(generator, lr)
-    if settings.sheet:
+    if settings.sheet and sheet is not None:
         write_sheet(
             sheet,
             validation.names[: settings.sheet],
@@ -50,8 +63,8 @@ def held_out_quality(
     generator: nn.Module,
     validation: ValidationSet,
     sheet: Path,
-) -> dict[str, float]:
-    """PSNR-Y (dB) of bicubic and of ``generator``, on clean and on adversarially degraded LR, and on pairs if any.
+) -> Quality:
+    """Scores of bicubic and of ``generator``, on clean and on adversarially degraded LR, and on pairs if any.
 
     Args:
         config: of the run.
@@ -61,21 +74,25 @@ def held_out_quality(
         sheet: path of a sheet of the first crops, written if ``config.validation.sheet`` is above 0.
 
     Returns:
-        bicubic_X and sr_X, for X clean, degraded and pairs.
+        "psnr_y" and "psnr_rgb" (dB) and "color_shift" (levels of 255, R, G and B), each of bicubic_X and sr_X, for X
+        clean, degraded and pairs.
     """
     settings = config.validation
     border = settings.border(config.scale)
     hr = held_out_crops(validation, settings.crops, settings.crop_size, config.scale)
     degraded, clean = attack_crops(attack, generator, hr, seed=config.seed)
-    quality: dict[str, float] = {}
+    quality: Quality = {"psnr_y": {}, "psnr_rgb": {}, "color_shift": {}}
     outputs: dict[str, list[Tensor]] = {}
 
     def score_both(name: str, lr: Sequence[Tensor], targets: Sequence[Tensor]) -> None:
         with attack.autocast_context(next(generator.parameters())):
             outputs[name] = restore(generator, lr)
         upscaled = [bicubic(image[None], config.scale)[0] for image in lr]
-        quality[f"bicubic_{name}"] = score(upscaled, targets, crop_border=border)["psnr_y"]
-        quality[f"sr_{name}"] = score(outputs[name], targets, crop_border=border)["psnr_y"]
+        for kind, images in (("bicubic", upscaled), ("sr", outputs[name])):
+            scores = score(images, targets, crop_border=border)
+            for metric in ("psnr_y", "psnr_rgb"):
+                quality[metric][f"{kind}_{name}"] = scores[metric]
+            quality["color_shift"][f"{kind}_{name}"] = [scores[f"color_shift_{channel}"] for channel in "rgb"]
 
     score_both("clean", list(clean), list(hr))
     score_both("degraded", list(degraded), list(hr))

@@ -5,13 +5,14 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
 import torch
 
-from andfast.training.failure import NonFiniteLossError, dump_failure, load_failure
-from andfast.training.signals import GracefulStop
+from andfast.training.failure import NonFiniteLossError, dump_failure, largest_gradient, load_failure
+from andfast.training.signals import SIGNALS, GracefulStop, StopRequested
 
 
 def test_error_names_loss_step_and_dump(tmp_path: Path) -> None:
@@ -62,20 +63,68 @@ def test_failed_dump_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert list((tmp_path / "failures").iterdir()) == []
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_first_signal_requests_and_second_interrupts(number: signal.Signals, capfd: pytest.CaptureFixture[str]) -> None:
-    earlier = [signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)]
+@pytest.mark.parametrize("number", SIGNALS)
+def test_signals_request_a_stop_however_often(number: signal.Signals, capfd: pytest.CaptureFixture[str]) -> None:
+    earlier = [signal.getsignal(number) for number in SIGNALS]
     with GracefulStop() as stop:
         assert not stop
-        assert not stop.requested
-        os.kill(os.getpid(), number)
-        assert stop
+        for _ in range(3):
+            os.kill(os.getpid(), number)
         assert stop.requested
         assert stop.signal_name == number.name
-        with pytest.raises(KeyboardInterrupt, match=f"{number.name} after {number.name}"):
-            os.kill(os.getpid(), number)
-    assert [signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)] == earlier
-    assert f"{number.name}: finishing this step, then saving; send it again" in capfd.readouterr().err
+    assert [signal.getsignal(number) for number in SIGNALS] == earlier
+    assert capfd.readouterr().err.count(f"{number.name}: finishing this step, then saving") == 1
+
+
+def test_second_sigint_forces_after_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [10.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    with GracefulStop() as stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+        now[0] += 5
+        os.kill(os.getpid(), signal.SIGINT)  # the first SIGINT, though not the first signal
+        now[0] += 0.9
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.signal_name == "SIGTERM"
+        now[0] += 0.1
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_ignored_signals_stay_ignored() -> None:
+    earlier = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        with GracefulStop() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not stop
+            os.kill(os.getpid(), signal.SIGUSR1)
+            assert stop.signal_name == "SIGUSR1"
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, earlier)
+
+
+def test_stop_interrupts_a_phase() -> None:
+    with GracefulStop() as stop:
+        with pytest.raises(StopRequested, match="SIGTERM"), stop.interrupting():
+            os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(StopRequested), stop.interrupting():
+            pytest.fail("the phase began")
+    with GracefulStop() as stop:
+        with stop.interrupting():
+            pass
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.requested
+
+
+def test_largest_gradient() -> None:
+    layer = torch.nn.Linear(2, 2)
+    layer.weight.grad = torch.tensor([[1.0, -3.0], [0.0, 2.0]])
+    assert largest_gradient([layer]).item() == 3.0
+    layer.bias.grad = torch.tensor([0.0, float("-inf")])
+    assert largest_gradient([layer]).item() == float("inf")
+    layer.bias.grad = torch.tensor([0.0, float("nan")])
+    assert not largest_gradient([layer]).isfinite()
 
 
 def test_handlers_are_restored_after_an_error() -> None:

@@ -9,7 +9,7 @@ from PIL import Image
 from skimage import data
 from torch import nn
 
-from andfast.metrics import psnr_y, ssim_y
+from andfast.metrics import color_shift, psnr_rgb, psnr_y, ssim_y
 from andfast.training.scoring import bicubic, quantize, restore, score, values
 from andfast.training.validation_set import ValidationSet
 
@@ -52,7 +52,9 @@ def test_score_is_the_mean_over_8_bit_images():
     sr = (sr * 255).round().to(torch.uint8)
     assert result["psnr_y"] == pytest.approx(psnr_y(sr, hr, crop_border=4).mean().item(), abs=0.01)
     assert result["ssim_y"] == pytest.approx(ssim_y(sr, hr, crop_border=4).mean().item(), abs=1e-3)
-    assert set(result) == {"psnr_y", "ssim_y"}
+    assert result["psnr_rgb"] == pytest.approx(psnr_rgb(sr, hr, crop_border=4).mean().item(), abs=0.01)
+    shift = color_shift(sr, hr, crop_border=4).mean(0)
+    assert [result[f"color_shift_{channel}"] for channel in "rgb"] == pytest.approx(shift.tolist(), abs=0.05)
 
 
 @pytest.mark.parametrize("batch", [1, 2, 8])
@@ -113,7 +115,8 @@ def test_restore_uses_the_callers_autocast():
 
 def test_score_of_perfect_nan_and_mismatched_images():
     hr = crops()
-    assert score(hr, hr) == {"psnr_y": math.inf, "ssim_y": 1.0}
+    perfect = {"psnr_y": math.inf, "psnr_rgb": math.inf, "ssim_y": 1.0}
+    assert score(hr, hr) == {**perfect, **{f"color_shift_{channel}": 0.0 for channel in "rgb"}}
     # Less than half a level of error is gone once saved.
     assert score(hr.float() / 255 + 0.001, hr)["psnr_y"] == math.inf
     broken = hr.float() / 255

@@ -1,0 +1,78 @@
+"""Faults at file-system events: kill the process, or fail with ENOSPC, right before the n-th one below a folder.
+
+Events are Python's audit events of opening for writing, renaming, removing and making folders, and calls of os.fsync.
+A process killed at the fsync of a file leaves it cut to half its length, as if it died while writing.
+"""
+
+import errno
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+_CHANGES: Final = {"os.rename": 2, "os.remove": 1, "os.mkdir": 2, "os.rmdir": 1}
+"""Audit events whose first argument is a path; at this position is the descriptor of the folder it is relative to."""
+
+
+class Injection:
+    """Count events below ``folder`` and act at number ``at``; install it once per process.
+
+    Args:
+        folder: events outside of it are not counted.
+        at: number of the event, from 0; None only records.
+        fault: "kill" or "full".
+
+    Attributes:
+        events: the events so far, as "fsync checkpoints/net-00000001/state.pt".
+    """
+
+    def __init__(self, folder: Path, at: int | None, fault: str) -> None:
+        self.folder, self.at, self.fault = str(folder), at, fault
+        self.events: list[str] = []
+        self._busy = False
+        self._fsync: Callable[[int], None] = os.fsync
+
+    def install(self) -> None:
+        """Hook into this process, for good."""
+        os.fsync = self._observed_fsync
+        sys.addaudithook(self._audit)
+
+    def _audit(self, event: str, arguments: tuple[object, ...]) -> None:
+        if self._busy:
+            return
+        if event == "open":
+            path, _, flags = arguments
+            writes = isinstance(flags, int) and flags & (os.O_WRONLY | os.O_RDWR)
+            if writes and isinstance(path, str | os.PathLike | bytes):
+                self._happens("open", os.fsdecode(path))
+        elif event in _CHANGES and isinstance(arguments[0], str | os.PathLike | bytes):
+            path, descriptor = os.fsdecode(arguments[0]), arguments[_CHANGES[event]]
+            if isinstance(descriptor, int) and descriptor >= 0:
+                path = os.path.join(os.readlink(f"/proc/self/fd/{descriptor}"), path)
+            self._happens(event.removeprefix("os."), path)
+
+    def _observed_fsync(self, descriptor: int) -> None:
+        self._busy = True
+        path = os.readlink(f"/proc/self/fd/{descriptor}")
+        self._busy = False
+        self._happens("fsync", path, cut=not os.path.isdir(path))
+        self._fsync(descriptor)
+
+    def _happens(self, kind: str, path: str, *, cut: bool = False) -> None:
+        if not os.path.abspath(path).startswith(self.folder):
+            return
+        number = len(self.events)
+        self.events.append(f"{kind} {os.path.relpath(path, self.folder)}")
+        if number != self.at:
+            return
+        if self.fault == "full":
+            # Deleting works on a full disk.
+            if kind not in ("remove", "rmdir"):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
+            return
+        if cut:
+            self._busy = True
+            os.truncate(path, os.path.getsize(path) // 2)
+        os.kill(os.getpid(), signal.SIGKILL)
