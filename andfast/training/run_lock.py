@@ -37,6 +37,7 @@ def locked_run(output: Path) -> Iterator[None]:
     path = output / LOCK
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     held = _Held(descriptor)
+    owned = False
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -53,9 +54,10 @@ def locked_run(output: Path) -> Iterator[None]:
             )  # fmt: skip
         os.ftruncate(descriptor, 0)
         os.write(descriptor, json.dumps({"process": os.getpid(), "host": socket.gethostname()}).encode())
+        owned = True
         yield
     finally:
-        if [file.name for file in output.glob("*")] == [LOCK]:  # a run that did not start leaves no folder
+        if owned and [file.name for file in output.glob("*")] == [LOCK]:  # a run that did not start leaves no folder
             path.unlink()
             output.rmdir()
         held.close()

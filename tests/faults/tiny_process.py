@@ -72,6 +72,8 @@ class Tiny:
             file = os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
             os.dup2(file, 1)
             os.dup2(file, 2)
+            # pytest has replaced these two.
+            sys.stdout, sys.stderr = (open(number, "w", buffering=1, closefd=False) for number in (1, 2))  # noqa: SIM115
             if ignore is not None:
                 signal.signal(ignore, signal.SIG_IGN)
             signal.signal(signal.SIGINT, signal.SIG_DFL if ignore == signal.SIGINT else signal.default_int_handler)
