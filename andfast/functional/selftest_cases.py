@@ -13,7 +13,8 @@ from torch import Tensor
 
 from andfast.functional.ascent_step import ascent_step
 from andfast.functional.blur_pool import binomial_taps, blur_pool, blur_pool_reference
-from andfast.functional.degradation_block import degradation_block, degradation_block_reference
+from andfast.functional.degradation_block import degradation_block
+from andfast.functional.degradation_block_reference import degradation_block_reference
 from andfast.functional.identity_gradients import identity_gradients
 from andfast.functional.mean_distance import Kind, mean_distance
 from andfast.functional.residual_dense_block import residual_dense_block, residual_dense_block_reference

@@ -97,7 +97,7 @@ class Bench:
 
     def error(self, candidate: Candidate, side: int = 37) -> float:
         """The largest relative error against float64, over the channels of F, on two images of side by side."""
-        from andfast.functional.degradation_block import degradation_block_reference  # noqa: PLC0415
+        from andfast.functional.degradation_block_reference import degradation_block_reference  # noqa: PLC0415
 
         errors = []
         for layer in layers(candidate.kernel):

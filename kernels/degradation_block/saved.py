@@ -1,8 +1,8 @@
-"""What the degradation block keeps for its backward pass: one flat byte buffer. Needs no triton.
+"""Layout of the byte buffer that the degradation block saves for backward. Needs no Triton.
 
-First the sign bits of z, (N, H, W, ceil(Cout / 8)) bytes: bit c % 8 of byte c // 8 says z[n, c, h, w] > 0. Then, if the
-slope's gradient will be wanted and cannot be had from the result, z itself, (N, H, W, Cout) in x's dtype, aligned to 16
-bytes. docs/kernels.md says why.
+First the sign bits of z, (N, H, W, ceil(Cout / 8)) bytes: bit c % 8 of byte c // 8 is z[n, c, h, w] > 0. Then, if the
+slope's gradient needs it, z itself, (N, H, W, Cout) in x's dtype, aligned to 16 bytes. See
+docs/kernels/degradation_block.md for the reasons.
 """
 
 from typing import Final
@@ -16,6 +16,13 @@ SAVE_Z: Final = 2
 
 _ALIGN: Final = 16
 _BITS: Final = 8
+
+
+def save_form(save: bool, save_z: bool) -> int:
+    """SAVE_NOTHING unless ``save``, else SAVE_Z or SAVE_BITS."""
+    if not save:
+        return SAVE_NOTHING
+    return SAVE_Z if save_z else SAVE_BITS
 
 
 def _bits_bytes(pixels: int, c_out: int) -> int:
@@ -35,7 +42,7 @@ def saved_bytes(pixels: int, c_out: int, itemsize: int, save: int) -> int:
 
 
 def split_saved(saved: Tensor, pixels: int, c_out: int, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
-    """The buffer's two parts, flat: sign bits as bytes, and z in ``dtype`` if it was kept."""
+    """The two flat parts of the buffer: sign bits as bytes, and z in ``dtype`` if it was saved."""
     bits = _bits_bytes(pixels, c_out)
     if saved.numel() == bits:
         return saved, None

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from andfast.adversary import sample_identity
 from andfast.functional import blur_pool, degradation_block
-from andfast.functional.degradation_block import degradation_block_reference
+from andfast.functional.degradation_block_reference import degradation_block_reference
 from andfast.nn import DegradationNetwork, Theta
 
 

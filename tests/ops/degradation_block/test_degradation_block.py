@@ -15,7 +15,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from andfast.functional import degradation_block
-from andfast.functional.degradation_block import PADDINGS, degradation_block_reference
+from andfast.functional.degradation_block import PADDINGS
+from andfast.functional.degradation_block_reference import degradation_block_reference
 
 FORWARD = torch.ops.andfast.degradation_block.default
 BACKWARD = torch.ops.andfast.degradation_block_backward.default

@@ -20,7 +20,7 @@ from torch import Tensor
 from triton_interpreter import INTERPRETED
 
 from andfast.functional import degradation_block, dispatch
-from andfast.functional.degradation_block import _reduce_slope
+from andfast.functional.degradation_block_reference import reduce_slope
 from andfast.functional.layout import memory_format as memory_format_of
 from andfast.functional.selftest import self_test
 from andfast.kernels.common.config import PRECISIONS, KernelConfig, channel_block, newest_architecture
@@ -203,7 +203,7 @@ if INTERPRETED:
             grad_x = torch.where(grad_x.isnan(), exact[1].to(grad_x.dtype), grad_x)
         assert_near(grad_x, exact[1], tolerance, f"gradient to x, {what}")
         assert_near(grad_weight, exact[2], tolerance, f"gradient to weight, {what}")
-        assert_near(_reduce_slope(over_pixels, slope), exact[3], tolerance, f"gradient to slope, {what}")
+        assert_near(reduce_slope(over_pixels, slope), exact[3], tolerance, f"gradient to slope, {what}")
         if one_map:
             assert grad_noise is not None
             assert_near(grad_noise, exact[4], tolerance, f"gradient to noise, {what}")
@@ -242,7 +242,7 @@ if INTERPRETED:
             assert over_pixels is not None
             what = f"seed {seed}, {tuple(x.shape)}, {tuple(weight.shape)}, {padding}, {config}, poisoned {poisoned!r}"
             tolerance = 1e-5 if x.dtype == torch.float32 else 5e-3
-            assert_near(_reduce_slope(over_pixels, slope), exact[3], tolerance, f"gradient to slope, {what}")
+            assert_near(reduce_slope(over_pixels, slope), exact[3], tolerance, f"gradient to slope, {what}")
             if want_weight:
                 assert grad_weight is not None
                 assert_near(grad_weight, exact[2], tolerance, f"gradient to weight, {what}")
