@@ -5,7 +5,7 @@
 
 Needs no GPU: andfast's ops count as they run on one, in Triton, the dense block as well. A launch is an operation that
 PyTorch dispatches and that is no view and no allocation. andfast's ops count as one each, whatever they launch
-(docs/kernels.md says what), a step of the ascent as its kernels. "GB moved" are the bytes of the tensors that an
+(docs/kernels says what), a step of the ascent as its kernels. "GB moved" are the bytes of the tensors that an
 operation reads and writes, what an expanded tensor repeats left out; inside of an op nothing is seen, so for andfast's
 ops they are the fused floor plus what is kept for the backward pass. "casts" are conversions between dtypes. "peak GB"
 are alive at once, weights and optimizers left out, and whatever is allocated inside of an op.

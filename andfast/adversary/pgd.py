@@ -41,7 +41,7 @@ def ascend(
     ``step_size`` radii along it and projects. Gradients are taken with respect to theta only: freeze the parameters
     that the objective uses (see :func:`andfast.nn.frozen`), so that nothing is saved for gradients to them. The host
     never waits for the device. Theta keeps the identity's dtypes, which may differ between tensors: noises in a half
-    type halve the bytes of every pass over them (docs/kernels.md).
+    type halve the bytes of every pass over them (docs/kernels/ascent_step.md).
 
     Args:
         objective: maps theta to a loss to be raised, a scalar or (N,), finite.

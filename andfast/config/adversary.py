@@ -19,7 +19,7 @@ class AdversaryConfig:
     """Ascent steps per training step (paper: 5)."""
     precision: Literal["same", "fp8"] = "same"
     """same: the run's precision; fp8: 8-bit operands in G's dense blocks during the ascent; needs a GPU of compute
-    capability 8.9 or newer (docs/kernels.md has the strength)."""
+    capability 8.9 or newer (docs/kernels/residual_dense_block_fp8.md has the strength)."""
     step_size: float | None = None
     """Length of an ascent step as a fraction of the radius; null: the preset's, 0.3 (paper: 6 of 20)."""
     radius_convolution: float | None = None

@@ -12,7 +12,7 @@ nine taps; P pixels of a tile, K channels of a block. With at(p) the clamp to th
                              = sum_{p: not z > 0} (out - noise) * g / slope[n,o]        where the slope is not near 0
 
 Tensors may have any strides; channels_last is what the tiles are shaped for. Sums are taken in fp32. No atomics: two
-runs give the same bits. docs/kernels.md draws and counts.
+runs give the same bits. docs/kernels/degradation_block.md draws and counts.
 """
 
 import triton

@@ -2,7 +2,7 @@
 
 ``TABLE[architecture][kernel, precision]``, as ``python -m benchmarks.tuning.degradation_block`` regenerates it. Channel
 blocks follow from the channel counts (:func:`~..common.config.channel_block`), so one entry serves every shape. The
-entries were chosen by counts, registers and occupancy (docs/kernels.md), not yet by measurement.
+entries were chosen by counts, registers and occupancy (docs/kernels/degradation_block.md), not yet by measurement.
 """
 
 from typing import Final

@@ -308,7 +308,7 @@ def test_chunking_bounds_the_memory_of_the_ascent() -> None:
     )
     assert chunked.peak == max(chunked.parts.values())
     assert unchunked.parts["ascent"] > 1.9 * chunked.parts["ascent"]
-    training_pass = 0.16 * 48 * 10**9  # see docs/kernels.md
+    training_pass = 0.16 * 48 * 10**9  # 0.16 GB per image
     assert chunked.parts["generator"] < training_pass
 
 
