@@ -1,4 +1,4 @@
-"""Which implementations of an op exist, which of them can run where, and which one a call gets.
+"""Registry of the implementations of each op, and the choice between them.
 
 Every op of :mod:`andfast.functional` registers its implementations here, fastest first, in an order of its own for
 compute capabilities where another is known. ``impl="auto"`` takes the first that can run on the tensors' device, dtype
@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 import torch
 
 IMPLEMENTATIONS: Final = ("auto", "reference", "triton", "cuda", "cpp")
-"""The names that an op's ``impl`` argument takes."""
+"""Valid values of an op's ``impl`` argument."""
 
 WhyNot = Callable[[str], str | None]
 """Maps a device type ("cpu", "cuda", ...) to why an implementation cannot run there, or to None if it can."""
@@ -59,7 +59,7 @@ def register(
     if unknown:
         raise ValueError(f"implementations of {op} must be among {IMPLEMENTATIONS[1:]}, were {unknown}")
     _TABLE[op] = dict(implementations)
-    _DTYPES.update({(op, name): tuple(some) for name, some in (dtypes or {}).items()})
+    _DTYPES.update({(op, name): tuple(supported) for name, supported in (dtypes or {}).items()})
     _RANKINGS[op] = dict(rankings or {})
 
 
@@ -68,7 +68,7 @@ def everywhere(_device_type: str) -> str | None:
     return None
 
 
-# For torch.compile a call with these arguments is a constant: it asks for devices and packages, which cannot be traced.
+# A constant for torch.compile, which cannot trace queries of devices and packages.
 @torch.compiler.assume_constant_result
 def resolve(
     op: str,
@@ -83,8 +83,8 @@ def resolve(
 
     Raises:
         ValueError: ``impl`` is no implementation's name, or ``no_cuda`` rules it out.
-        TypeError: the implementation asked for does not take this dtype.
-        RuntimeError: the implementation asked for is not available here; the message says why.
+        TypeError: ``impl`` does not support this dtype.
+        RuntimeError: ``impl`` is not available here; the message says why.
     """
     table = _TABLE[op]
     if impl == "auto":
@@ -101,7 +101,7 @@ def resolve(
     if reason is not None:
         raise RuntimeError(f"impl={impl!r} of {op} is not available: {reason}")
     if not _takes(op, impl, dtype):
-        *most, last = (str(one).removeprefix("torch.") for one in _DTYPES[op, impl])
+        *most, last = (str(supported).removeprefix("torch.") for supported in _DTYPES[op, impl])
         raise TypeError(f"x must be {', '.join(most)} or {last} with impl={impl!r}, was {dtype}")
     if impl == "cuda" and no_cuda is not None:
         raise ValueError(f"{no_cuda} with impl='cuda' of {op}")
@@ -153,4 +153,4 @@ def unavailable(device_type: str) -> dict[str, dict[str, str]]:
         op: {name: reason for name, why_not in table.items() if (reason := why_not(device_type)) is not None}
         for op, table in sorted(_TABLE.items())
     }
-    return {op: found for op, found in reasons.items() if found}
+    return {op: by_name for op, by_name in reasons.items() if by_name}

@@ -1,6 +1,6 @@
-"""What every op's Triton implementation shares: where it can run, on which dtypes, and whether tf32 is allowed.
+"""Availability, dtypes and tf32 setting of the Triton implementations.
 
-Triton itself is imported by an op's first call, so that andfast can be imported where there is none.
+Triton is imported on the first call of an op, so that andfast can be imported without it.
 """
 
 import functools
@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-"""The dtypes of x that the kernels take."""
+"""Dtypes that the kernels support."""
 
 _OLDEST = (8, 0)
 
@@ -56,5 +56,5 @@ def why_not(device_type: str) -> str | None:
 
 
 def tf32_allowed() -> bool:
-    """Whether the user allows tf32 in matrix products; this spelling follows both the old and the new switches."""
+    """Whether tf32 is allowed in matrix products; this flag follows both the old and the new API."""
     return bool(torch.backends.cuda.matmul.fp32_precision == "tf32")

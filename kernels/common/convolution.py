@@ -1,4 +1,4 @@
-"""What the degradation block's kernels share: index arithmetic and loads on the device, launch arithmetic on the host.
+"""Index arithmetic and loads shared by the convolution kernels.
 
 Notation: n image, p pixel of the output, q pixel of the input, o output and i input channel, k = (dy, dx) one of
 nine taps; P pixels of a tile, K channels of a block. With at(p) the clamp to the image, or zero outside of it::
@@ -11,8 +11,8 @@ nine taps; P pixels of a tile, K channels of a block. With at(p) the clamp to th
                  gslope[n,o] = sum_{p: not z > 0} z * g
                              = sum_{p: not z > 0} (out - noise) * g / slope[n,o]        where the slope is not near 0
 
-Tensors may have any strides; channels_last is what the tiles are shaped for. Sums are taken in fp32. No atomics: two
-runs give the same bits. docs/kernels/degradation_block.md draws and counts.
+Tensors may have any strides; tiles are shaped for channels_last. Sums are taken in fp32, deterministically. See
+docs/kernels/degradation_block.md for drawings and counts.
 """
 
 import triton
@@ -24,10 +24,10 @@ BITS = tl.constexpr(8)  # sign bits of eight channels share a byte
 
 @triton.jit
 def tile_pixels(
-    tile,  # index of a pixel tile within the image
-    tiles_w,  # tiles in a row
-    BLOCK_H: tl.constexpr,  # rows of a tile
-    BLOCK_W: tl.constexpr,  # columns of a tile
+    tile,  # index of the pixel tile within the image
+    tiles_w,  # tiles per row
+    BLOCK_H: tl.constexpr,  # rows per tile
+    BLOCK_W: tl.constexpr,  # columns per tile
 ):
     """Rows and columns of a tile's pixels, each [BLOCK_H * BLOCK_W]."""
     pixel = tl.arange(0, BLOCK_H * BLOCK_W)
@@ -41,7 +41,7 @@ def load_padded(
     x,  # image n of x
     row,  # [P] row of p + k, which may lie outside of the image
     column,  # [P] likewise
-    wanted,  # [P] whether p exists; zero elsewhere, where a value that is not finite would do harm
+    valid,  # [P] whether p exists; 0 elsewhere, so that non-finite values do not spread
     channel,  # [K] input channels
     c_in,  # number of input channels
     height,  # of the image
@@ -56,7 +56,7 @@ def load_padded(
     row = tl.minimum(tl.maximum(row, 0), height - 1)
     column = tl.minimum(tl.maximum(column, 0), width - 1)
     offset = (row * stride_h + column * stride_w)[:, None] + (channel * stride_c)[None, :]
-    mask = (wanted & (inside | (replicate != 0)))[:, None] & (channel < c_in)[None, :]
+    mask = (valid & (inside | (replicate != 0)))[:, None] & (channel < c_in)[None, :]
     return tl.load(x + offset, mask=mask, other=0.0)
 
 

@@ -204,6 +204,6 @@ def grad_weight(
         )  # fmt: skip
     summed = None
     if want_weight:
-        one = gw.sum(1) if weight.dim() == 5 else gw.sum((0, 1)).unsqueeze(0)
-        summed = one.permute(0, 2, 3, 1).reshape(weight.shape).to(weight.dtype, copy=True).contiguous()
+        partial = gw.sum(1) if weight.dim() == 5 else gw.sum((0, 1)).unsqueeze(0)
+        summed = partial.permute(0, 2, 3, 1).reshape(weight.shape).to(weight.dtype, copy=True).contiguous()
     return summed, gslope.sum(1) if want_slope else None

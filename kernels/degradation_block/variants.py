@@ -107,8 +107,8 @@ def variants_of(architecture: str, kernel: str, precision: str, config: KernelCo
     if config.design == ROWS:  # other layouts, and what the design does not cover, are launched as tiles
         rows = [*aligned, *(largest._replace(dtype=dtype) for dtype in dtypes[1:])]
         return [*rows, *variants_of(architecture, kernel, precision, TILES[kernel])]
-    found = [*aligned, *odd, largest._replace(layout="general")]
-    return [*found, *(largest._replace(dtype=dtype) for dtype in dtypes[1:])]
+    layouts = [*aligned, *odd, largest._replace(layout="general")]
+    return [*layouts, *(largest._replace(dtype=dtype) for dtype in dtypes[1:])]
 
 
 def representatives(architecture: str) -> list[Variant]:

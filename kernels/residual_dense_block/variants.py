@@ -86,8 +86,8 @@ def _variants(architecture: str, kernel: str, precision: str) -> list[Variant]:
         layouts = ("odd",)
     elif kernel == f"convolution_{OUTPUT_BLOCKS[0]}":
         layouts = ("odd", "general")
-    others = [aligned[0]._replace(layout=layout) for layout in layouts]
-    return [*aligned, *others, *(aligned[-1]._replace(dtype=dtype) for dtype in dtypes[1:])]
+    rare = [aligned[0]._replace(layout=layout) for layout in layouts]
+    return [*aligned, *rare, *(aligned[-1]._replace(dtype=dtype) for dtype in dtypes[1:])]
 
 
 def representatives(architecture: str) -> list[Variant]:

@@ -69,16 +69,16 @@ def variants(architecture: str) -> list[Variant]:
         return []
     largest = TABLE[architecture][OUTPUT_BLOCKS[-1]].block_k
     blocks = [block for block in REDUCTION_BLOCKS if block <= largest]
-    found = []
+    listed = []
     for kind in KINDS:
         last = kind.startswith("residual")
         aligned = [
             Variant(architecture, kind, "bf16", *pair) for pair in itertools.product(OUTPUT_BLOCKS, blocks)
         ]  # fmt: skip
         # Other layouts use the smallest blocks.
-        others = [aligned[0]._replace(layout=layout) for layout in (("odd", "general") if last else ("odd",))]
-        found += [*aligned, *others, *([aligned[0]._replace(dtype="fp16")] if last else [])]
-    return [*found, *(Variant(architecture, "quantise", dtype, 64, 64) for dtype in ("bf16", "fp16"))]
+        rare = [aligned[0]._replace(layout=layout) for layout in (("odd", "general") if last else ("odd",))]
+        listed += [*aligned, *rare, *([aligned[0]._replace(dtype="fp16")] if last else [])]
+    return [*listed, *(Variant(architecture, "quantise", dtype, 64, 64) for dtype in ("bf16", "fp16"))]
 
 
 def representatives(architecture: str) -> list[Variant]:

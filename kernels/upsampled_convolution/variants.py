@@ -82,18 +82,18 @@ def _variants(architecture: str, kernel: str, precision: str) -> list[Variant]:
     limit = TABLE[architecture][kernel, precision].block_k
     steps = tuple(sorted({min(block, limit) for block in CHANNEL_BLOCKS}))
     sizes = (steps, CHANNEL_BLOCKS) if kernel == "forward" else (CHANNEL_BLOCKS, steps)
-    found = [
+    listed = [
         Variant(architecture, kernel, precision, dtypes[0], factor, block_in, block_out)
         for factor, block_in, block_out in itertools.product((1, 2), *sizes)
     ]
     if kernel == "grad_input":  # layers without an activation, and trained ones
-        found += [variant._replace(activated=False) for variant in found]
-    large = [variant for variant in found if (variant.block_in, variant.block_out) == (sizes[0][-1], sizes[1][-1])]
-    narrow = [variant for variant in found if variant.block_in != variant.block_out and variant.factor == 1]
+        listed += [variant._replace(activated=False) for variant in listed]
+    large = [variant for variant in listed if (variant.block_in, variant.block_out) == (sizes[0][-1], sizes[1][-1])]
+    narrow = [variant for variant in listed if variant.block_in != variant.block_out and variant.factor == 1]
     activated = [variant for variant in large if variant.activated]
     odd = [variant._replace(layout="odd") for variant in dict.fromkeys([*large, *narrow])]
     general = [variant._replace(layout="general") for variant in activated]
-    return [*found, *odd, *general, *(variant._replace(dtype=dtype) for dtype in dtypes[1:] for variant in activated)]
+    return [*listed, *odd, *general, *(variant._replace(dtype=dtype) for dtype in dtypes[1:] for variant in activated)]
 
 
 def representatives(architecture: str) -> list[Variant]:
