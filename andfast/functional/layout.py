@@ -2,7 +2,8 @@
 
 The result has the memory format of x: channels_last if x has several channels, which are contiguous, and columns that
 are not (``x.stride(1) == 1 and x.stride(3) != 1``), else contiguous. So a slice of a channels_last tensor
-gives a channels_last result as well. The gradient to x has the same format.
+gives a channels_last result as well, unless it has a single channel. The gradient to x has the same format, except that
+of blur_pool, which has the format of the incoming gradient.
 """
 
 import torch

@@ -52,3 +52,17 @@ def test_result_and_gradient_have_the_memory_format_of_x(op: str, layout: str) -
     assert memory_format(out) == expected
     (grad,) = torch.autograd.grad(out, leaf, torch.ones_like(out))
     assert memory_format(grad) == expected
+
+
+def test_slice_of_one_channel_counts_as_contiguous() -> None:
+    x = torch.rand(2, 8, 4, CHANNELS).permute(0, 3, 1, 2)[:, 1:2]
+    assert memory_format(x) == torch.contiguous_format
+    assert blur_pool(x, 2).is_contiguous()
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_gradient_format_for_incoming_gradient_of_another_format(op: str) -> None:
+    x = torch.rand(2, CHANNELS, 8, 4).requires_grad_()
+    out = OPS[op](x)
+    (grad,) = torch.autograd.grad(out, x, torch.ones_like(out).contiguous(memory_format=torch.channels_last))
+    assert memory_format(grad) == (torch.channels_last if op == "blur_pool" else torch.contiguous_format)
