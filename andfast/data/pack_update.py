@@ -61,7 +61,7 @@ class PackUpdate:
                 self.images[file.name] = replace(entry, name=file.name)
         self._order = {file.name: position for position, file in enumerate(files)}
         if add:
-            self._keep_others(files)
+            self._keep_unlisted(files)
         self.reused = len(self.images)
         self._writer = ShardWriter(output, self._old.next_shard, store.SHARD_BYTES)
 
@@ -132,15 +132,15 @@ class PackUpdate:
                 _delete_unlisted_shards(self._output, keep=self._before.shards.keys())
             raise
 
-    def _keep_others(self, files: Sequence[SourceFile]) -> None:
-        """Keep the other images of the previous pack in front; a name that is taken becomes the file's path."""
+    def _keep_unlisted(self, files: Sequence[SourceFile]) -> None:
+        """Keep previous images whose files are not listed, in front; one whose name is taken gets its path as name."""
         paths = {file.path for file in files}
         usable = {entry.path: entry for entry in self._old.images}
-        others = [entry for entry in self._before.images if entry.path not in paths and entry.path in usable]
-        for position, entry in enumerate(others):
+        kept = [entry for entry in self._before.images if entry.path not in paths and entry.path in usable]
+        for position, entry in enumerate(kept):
             name = entry.path if entry.name in self._order else entry.name
             self.images[name] = replace(usable[entry.path], name=name)
-            self._order[name] = position - len(others)
+            self._order[name] = position - len(kept)
 
     def _sorted(self) -> list[Entry]:
         return [self.images[name] for name in sorted(self.images, key=self._order.__getitem__)]

@@ -1,4 +1,4 @@
-"""degrade: radii for a wanted quality, the gallery's cases against the training step's own adversary, the files."""
+"""The degrade command: calibration of radii, the cases of the gallery, files, invalid input."""
 
 import json
 import math
@@ -57,7 +57,7 @@ def degrader() -> Degrader:
 
 
 @pytest.mark.parametrize("target", [12.0, 29.9, 30.0, 31.3, 55.0, 80.0])
-def test_the_factor_for_a_target(target: float) -> None:
+def test_find_factor(target: float) -> None:
     record = find_factor(lambda factor: 30 - 20 * math.log10(factor), target, tolerance=0.01)
     assert record.quality == pytest.approx(target, abs=0.01)
     assert record.factor == pytest.approx(10 ** ((30 - target) / 20), rel=0.002)
@@ -66,12 +66,12 @@ def test_the_factor_for_a_target(target: float) -> None:
     assert len(record.tried) < 25
 
 
-def test_what_is_destroyed_counts_as_too_far() -> None:
+def test_find_factor_treats_nan_as_too_strong() -> None:
     record = find_factor(lambda factor: math.nan if factor > 3 else 30 - factor, 28.0, tolerance=0.01)
     assert record.factor == pytest.approx(2, abs=0.011)
 
 
-def test_no_factor() -> None:
+def test_find_factor_without_solution() -> None:
     with pytest.raises(ValueError, match=r"no factor on the radii gives 20: the nearest is 2[56]"):
         find_factor(lambda factor: 25 + 1 / (1 + factor), 20.0)
     with pytest.raises(ValueError, match=r"29\.5 was not met within 0\.1 in 12 tries: the nearest is"):
@@ -89,11 +89,11 @@ def test_scaled_balls() -> None:
             scaled(ball, 1, groups)
 
 
-def test_radii_that_meet_the_target(degrader: Degrader) -> None:
-    told = []
-    ball, record = degrader.calibrate(28.0, tolerance=0.2, report=lambda *entry: told.append(entry))
+def test_calibrate_meets_the_target(degrader: Degrader) -> None:
+    reports = []
+    ball, record = degrader.calibrate(28.0, tolerance=0.2, report=lambda *entry: reports.append(entry))
     assert record.quality == pytest.approx(28, abs=0.2)
-    assert sorted(told) == list(record.tried)
+    assert sorted(reports) == list(record.tried)
     assert ball.radii == pytest.approx([radius * record.factor for radius in degrader.attack.settings.ball.radii])
     # With these radii as the adversary's own, no factor is needed.
     settings = replace(degrader.attack.settings, ball=ball)
@@ -104,16 +104,16 @@ def test_radii_that_meet_the_target(degrader: Degrader) -> None:
     assert alone.slope > 0
 
 
-def test_configuration_lines_say_what_was_found() -> None:
+def test_configuration_lines_reproduce_the_ball() -> None:
     ball = Ball(0.0012, 0.5, 0.025)
-    told = yaml.safe_load(configuration_lines(ball, 128))
-    options = [f"--adversary.{name}={value}" for name, value in told["adversary"].items()]
-    options.append(f"--data.patch_size={told['data']['patch_size']}")
+    settings = yaml.safe_load(configuration_lines(ball, 128))
+    options = [f"--adversary.{name}={value}" for name, value in settings["adversary"].items()]
+    options.append(f"--data.patch_size={settings['data']['patch_size']}")
     config, _ = read_command_line([*options, "--output=x", "--data.train=[.]"])
     assert build_attack_settings(config, "net").ball == ball
     joint = replace(PRESETS["paper"].ball)
-    told = yaml.safe_load(configuration_lines(scaled(joint, 0.1), 256))["adversary"]
-    options = [f"--adversary.{name}={value}" for name, value in told.items()]
+    settings = yaml.safe_load(configuration_lines(scaled(joint, 0.1), 256))["adversary"]
+    options = [f"--adversary.{name}={value}" for name, value in settings.items()]
     config, _ = read_command_line([*options, "--output=x", "--data.train=[.]"])
     assert build_attack_settings(config, "net").ball.radii == pytest.approx([2.0, 0.2, 0.04])
 
@@ -121,7 +121,7 @@ def test_configuration_lines_say_what_was_found() -> None:
 # ---------------------------------------------------------------------------------------------------------- the cases
 
 
-def test_the_cases(degrader: Degrader) -> None:
+def test_cases(degrader: Degrader) -> None:
     record = {entry.name: entry for entry in degrader.cases(factors=(0.5, 2.0))}
     steps = ["step 1", "step 2", "step 3"]
     groups = [f"{name} only" for name in GROUPS]
@@ -170,14 +170,14 @@ def test_radii_scale_with_the_photograph(degrader: Degrader) -> None:
     assert degrader.ball.convolution == 0.004
 
 
-def test_one_seed_one_gallery(degrader: Degrader) -> None:
+def test_gallery_depends_on_the_seed_only(degrader: Degrader) -> None:
     first, second = (list(degrader.cases(factors=()))[4].lr for _ in range(2))
     assert torch.equal(first, second)
     second = list(replace(degrader, seed=1).cases(factors=()))[4].lr
     assert not torch.equal(first, second)
 
 
-def test_cutting() -> None:
+def test_cut() -> None:
     hr = torch.arange(30 * 41).reshape(1, 1, 30, 41)
     assert cut(hr, 0, 4).shape[2:] == (28, 40)
     assert cut(hr, 16, 4)[0, 0, 0, 0] == 7 * 41 + 12
@@ -189,7 +189,7 @@ def test_cutting() -> None:
         cut(hr, 0, 64)
 
 
-def test_a_picture_that_does_not_fit_the_sheet(tmp_path: Path) -> None:
+def test_sheet_rejects_images_that_do_not_fit(tmp_path: Path) -> None:
     cells = [Cell("a", (torch.rand(3, 8, 8),), ("",)), Cell("b", (torch.rand(3, 3, 3),), ("",))]
     with pytest.raises(ValueError, match="images of 'b' must have a size that divides 200x200, was 3x3"):
         gallery_sheet(tmp_path / "a.png", "", [("", cells)])
@@ -199,7 +199,7 @@ def test_a_picture_that_does_not_fit_the_sheet(tmp_path: Path) -> None:
 # --------------------------------------------------------------------------------------------------- the command line
 
 
-def test_the_files(photo: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_writes_files(photo: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out" / "gallery"
     assert degrade.main([str(photo), "--weights", str(weights), "--output", str(out), *SMALL]) == 0
     text = capsys.readouterr().out
@@ -224,7 +224,7 @@ def test_the_files(photo: Path, weights: Path, tmp_path: Path, capsys: pytest.Ca
     assert json.loads((out / "gallery.json").read_text())["generator"].startswith("no weights were given")
 
 
-def test_a_target(photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_target_psnr(photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     more = [
         "--target-psnr",
         "33",
@@ -251,7 +251,7 @@ def test_a_target(photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
         assert last["adversary"][f"radius_{group}"] == pytest.approx(alone["radii"][group], rel=1e-3)
 
 
-def test_a_configuration(photo: Path, tmp_path: Path) -> None:
+def test_config_file(photo: Path, tmp_path: Path) -> None:
     file = tmp_path / "config.yaml"
     file.write_text(
         "data: {train: [nowhere], patch_size: 32}\ndegradation: {channels: 4}\nprecision: fp32\n"
@@ -284,7 +284,7 @@ def test_a_configuration(photo: Path, tmp_path: Path) -> None:
         (["{folder}/text.png"], "text.png: not a PNG, JPEG, WebP, TIFF or BMP image"),
     ],
 )
-def test_bad_input(
+def test_rejects_invalid_input(
     arguments: list[str], message: str, photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "text.png").write_text("nothing")
@@ -297,7 +297,7 @@ def test_bad_input(
     assert not (tmp_path / "out").exists()
 
 
-def test_too_large_a_crop(
+def test_rejects_crops_beyond_memory(
     photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(run, "host_memory", lambda: (10_000_000, 20_000_000))
@@ -306,12 +306,12 @@ def test_too_large_a_crop(
     assert capsys.readouterr().err == error
 
 
-def test_a_scale_that_does_not_fit(photo: Path, weights: Path, tmp_path: Path) -> None:
+def test_rejects_scale_that_does_not_fit(photo: Path, weights: Path, tmp_path: Path) -> None:
     file = tmp_path / "config.yaml"
     file.write_text("data: {train: [x]}\nscale: 2\n")
     arguments = [str(photo), "--weights", str(weights), "--config", str(file), "--output", str(tmp_path / "out")]
     assert degrade.main([*arguments, "--quiet"]) == 1
 
 
-def test_the_default_configuration_is_usable() -> None:
+def test_default_configuration_is_valid() -> None:
     assert isinstance(read_command_line(["--data.train=[.]", "--precision=fp32", "--output=."])[0], TrainConfig)

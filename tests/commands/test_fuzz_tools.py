@@ -20,7 +20,7 @@ from andfast.diagnosis import machine
 from andfast.gallery import cases, run
 from andfast.nn import RRDBNet
 
-WEIGHTS, PICTURES, CONFIGURATIONS = 700, 300, 60
+WEIGHTS, PICTURES, CONFIGURATIONS = 350, 150, 60
 
 
 def damaged(generator: random.Random, good: bytes) -> bytes:

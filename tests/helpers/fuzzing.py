@@ -126,8 +126,8 @@ def bad_images(rng: random.Random) -> Iterator[Case]:
     yield "text-bomb.png", png(header(8, 8), (b"zTXt", b"k\0\0" + zlib.compress(bytes(1 << 26))), pixels, end)
     yield "long-chunk.png", png(header(8, 8))[:-4] + b"\x7f\xff\xff\xffIDAT"
     for name, content in good_images():
-        other = rng.choice([".png", ".jpg", ".webp", ".tif", ".bmp"])
-        yield f"cut-short-{name}{other}", content[: rng.randrange(1, 30)]
+        suffix = rng.choice([".png", ".jpg", ".webp", ".tif", ".bmp"])
+        yield f"cut-short-{name}{suffix}", content[: rng.randrange(1, 30)]
         yield f"empty-{name}", b""
         yield f"text-{name}", b"#!/bin/sh\necho no picture\n" * rng.randrange(1, 9)
         yield f"noise-{name}", rng.randbytes(rng.randrange(1, 999))
@@ -230,11 +230,11 @@ def bad_weights(rng: random.Random, mark: Path) -> Iterator[Case]:
     yield "shared.pth", archive({f"layer{i}.weight": shared for i in range(2000)})
     yield "sparse.pth", archive({**state, "conv_hr.bias": torch.ones(4).to_sparse()})
     yield "meta.pth", archive({**state, "conv_hr.bias": torch.ones(4, device="meta")})
-    for number, other in enumerate(
+    for number, content in enumerate(
         [None, 3, "text", [1, 2], {}, {"params": {}}, {1: shared}, {"x": 1}, shared, {"model": [0]}]
     ):
-        yield f"content-{number}.pth", archive(other)
-        yield f"legacy-{number}.pt", archive(other, _use_new_zipfile_serialization=False)
+        yield f"content-{number}.pth", archive(content)
+        yield f"legacy-{number}.pt", archive(content, _use_new_zipfile_serialization=False)
 
     for number in range(150):  # valid files with invalid networks
         changed = dict(state)
