@@ -26,7 +26,7 @@ NARROW = Size(2, 16, 16, FULL.blocks, 8, 8, 4, {"conv1_1": 0.1})
 """As deep as the paper's, and otherwise as small as its kernels take."""
 
 
-def resolve(op: str, impl: str, device_type: str, dtype: torch.dtype | None = None) -> str:
+def resolve(op: str, *_arguments: object) -> str:
     """The implementation that an op has on a GPU, the dense block's and the tail's in Triton as well."""
     return "cpp" if op == "blur_pool" else "triton"
 

@@ -69,7 +69,7 @@ class Phases:
 def as_on_a_gpu(count_step: Callable[[list[Batch]], None]) -> Iterator[None]:
     """Ops that have a Triton implementation take it; an ascent step's kernels, which no op hides, are only counted."""
 
-    def resolve(op: str, impl: str, device_type: str, dtype: torch.dtype | None = None) -> str:
+    def resolve(op: str, *_arguments: object) -> str:
         return "triton" if "triton" in dispatch._TABLE[op] else "reference"
 
     def same_memory(value: Tensor, center: Tensor) -> bool:
