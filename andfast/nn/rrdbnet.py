@@ -104,7 +104,8 @@ class RRDBNet(nn.Module):
         if self.unshuffle > 1:
             x = F.pixel_unshuffle(x, self.unshuffle)
         features = self.conv_first(x)
-        body = body or self._frozen_body_for(features) or self.body
+        if body is None:
+            body = self._body_for(features)
         features = features + self.conv_body(body(features))
         out: Tensor = self.conv_last(self.conv_hr(self.conv_up2(self.conv_up1(features))))
         return out
@@ -134,13 +135,14 @@ class RRDBNet(nn.Module):
         )
         return partial(frozen_dense_blocks, packed=packed)
 
-    def _frozen_body_for(self, features: Tensor) -> Callable[[Tensor], Tensor] | None:
-        """:meth:`frozen_body` for a pass that needs no gradient to its weights; else None."""
+    def _body_for(self, features: Tensor) -> Callable[[Tensor], Tensor]:
+        """:meth:`frozen_body` if there is one and the pass needs no gradient to its weights; else ``self.body``."""
         if features.device.type != "cuda" and self.impl != "cuda":  # saves the CPU a look at all parameters
-            return None
+            return self.body
         if torch.is_grad_enabled() and any(parameter.requires_grad for parameter in self.body.parameters()):
-            return None
-        return self.frozen_body(features.device, features.dtype)
+            return self.body
+        body = self.frozen_body(features.device, features.dtype)
+        return self.body if body is None else body
 
 
 class Convolution(nn.Conv2d):

@@ -222,4 +222,5 @@ def dense_blocks_backward(
         total = buffer[:, :features]
         if per_group and block % per_group == 0:
             total = total + group
+        total = total.to(grad.dtype).double()
     return channels_last(total, grad.dtype), channels_last(buffer[:, features:], grad.dtype)

@@ -88,6 +88,15 @@ def test_training_pass_differentiates_all_weights() -> None:
         torch.testing.assert_close(parameter.grad, other.grad, rtol=1e-9, atol=1e-9, msg=name)
 
 
+def test_frozen_pass_compiles_to_one_graph() -> None:
+    network, reference = networks()
+    network.requires_grad_(False)
+    lr = torch.rand(1, 3, 5, 4, dtype=torch.float64, requires_grad=True)
+    compiled = torch.compile(network, fullgraph=True, backend="aot_eager")
+    for actual, expected in zip(results(compiled, lr), results(reference, lr), strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-9)
+
+
 @pytest.mark.parametrize(("impl", "growth"), [("reference", 8), ("auto", 8), ("auto", 3)])
 def test_other_implementations_keep_the_blocks(impl: str, growth: int) -> None:
     network = RRDBNet(features=8, blocks=1, growth=growth, impl=impl)
