@@ -8,7 +8,7 @@ from typing import Any, Final, NamedTuple
 
 from andfast.kernels.common.compilation import Resources, compile_variant, excess, resources
 from andfast.kernels.common.config import MAX_REGISTERS, KernelConfig, channel_block
-from andfast.kernels.degradation_block.configs import ROWS_CANDIDATES, TABLE
+from andfast.kernels.degradation_block.configs import ROWS, ROWS_CANDIDATES, TABLE, TILES
 from andfast.kernels.degradation_block.variants import Variant, variants_of
 from benchmarks.tuning import config_table
 
@@ -46,7 +46,8 @@ def candidates(architecture: str, kernel: str, precision: str, *, reduced: bool)
     """The table's entry first, then by distance; ``reduced``: a distance of one at most."""
     now = TABLE[architecture][kernel, precision]
     programs = (now.programs // 2, now.programs, 2 * now.programs) if kernel == "grad_weight" else (0,)
-    distances = {}
+    rows = ROWS_CANDIDATES[architecture].get(kernel, ()) if precision == "half" else ()
+    distances = dict.fromkeys(rows, 1)  # first, so that no time budget cuts them off
     for tile, block_k, warps, stages, registers, many in itertools.product(*CHOICES.values(), programs):
         config = now._replace(
             block_h=tile[0], block_w=tile[1], block_k=block_k, warps=warps, stages=stages,
@@ -56,8 +57,6 @@ def candidates(architecture: str, kernel: str, precision: str, *, reduced: bool)
         if 32 * warps * registers > 65536 or (kernel != "grad_weight" and tile[0] * tile[1] < 16 * warps // 2):
             continue
         distances[config] = _distance(config, now)
-    if precision == "half":
-        distances.update(dict.fromkeys(ROWS_CANDIDATES[architecture].get(kernel, ()), 1))
     distances[now] = 0
     entries = [Candidate(architecture, kernel, precision, config, distance) for config, distance in distances.items()]
     return sorted(
@@ -100,8 +99,10 @@ def compiled(candidate: Candidate) -> tuple[Candidate, dict[str, Any] | None, st
         elif candidate.kernel == "grad_weight":
             limits = [channel_block(c_in, config.block_k), channel_block(c_out, config.block_k)]
         layout = "aligned" if c_in % 16 == c_out % 16 == 0 else "odd"
+        # Kernels by rows take multiples of 16 channels; the launchers run other layers as tiles.
+        launched = TILES[candidate.kernel] if config.design == ROWS and layout == "odd" else config
         variant = Variant(
-            candidate.architecture, candidate.kernel, candidate.precision, dtype, *limits, layout, config=config
+            candidate.architecture, candidate.kernel, candidate.precision, dtype, *limits, layout, config=launched
         )
         used, why = _compile(variant)
         if used is None:

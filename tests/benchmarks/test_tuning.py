@@ -17,7 +17,7 @@ import triton_interpreter
 from triton_interpreter import INTERPRETED
 
 from andfast.kernels.common.config import PRECISIONS, KernelConfig
-from andfast.kernels.degradation_block.configs import TABLE
+from andfast.kernels.degradation_block.configs import ROWS_CANDIDATES, TABLE
 from benchmarks import measure
 from benchmarks.tuning import candidates as tuning_candidates
 from benchmarks.tuning import config_table
@@ -53,6 +53,17 @@ def test_another_table_is_written_and_read_back() -> None:
         assert done.returncode == 0, done.stdout + done.stderr
     with pytest.raises(ValueError, match="source must hold one TABLE"):
         config_table.rewritten("TABLE = {}", TABLE)
+
+
+@pytest.mark.parametrize("architecture", ROWS_CANDIDATES)
+def test_kernels_by_rows_are_tried_first_and_compile_for_every_layer(architecture: str) -> None:
+    for kernel, configs in ROWS_CANDIDATES[architecture].items():
+        entries = candidates(architecture, kernel, "half", reduced=True)
+        assert [entry.config for entry in entries[1 : 1 + len(configs)]] == list(configs)
+        _, used, why = tuning_candidates.compiled(entries[1])
+        assert why is None
+        assert used is not None
+        assert set(used["registers"]) == {"aligned", "odd"}
 
 
 @pytest.mark.parametrize("reduced", [False, True])
