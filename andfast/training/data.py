@@ -3,15 +3,16 @@
 import hashlib
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from torch import Tensor
 
 from andfast.config.schema import TrainConfig
 from andfast.data.crops import CropDataset
+from andfast.data.image_set import describe_changes, image_set, image_set_digest
 from andfast.data.loader import DevicePrefetcher, training_loader
 from andfast.data.pack import pack_images
 from andfast.data.sources import find_images
@@ -24,7 +25,6 @@ from andfast.training.run_folder import read_json
 logger = logging.getLogger(__name__)
 
 RECORD: Final = "images.json"
-_SHOWN: Final = 5
 
 
 class DataLoadingError(RuntimeError):
@@ -45,67 +45,75 @@ def open_packed_images(config: TrainConfig) -> PackedImages:
     return PackedImages(_pack_folder(config))
 
 
-def resume_training_images(config: TrainConfig, digest: str) -> PackedImages:
+def resume_training_images(config: TrainConfig, state: Mapping[str, Any]) -> PackedImages:
     """The training images of a run that is resumed: its pack, or a new one if the pack is lost.
 
-    A pack with the recorded images is used as it is, without its sources. Before a lost or changed pack is written
-    again, the sources are compared with the images that the run has recorded.
+    A pack with the recorded images is used as it is, without its sources. Otherwise the sources' names are compared
+    with the record before anything is packed.
 
     Args:
         config: of the run.
-        digest: :func:`image_set_digest` of the run.
+        state: of the checkpoint, with the entries of :func:`image_entries`; "pictures" alone in older ones.
 
     Raises:
-        CheckpointError: the images differ; the message names the first differences. The pack is untouched if the
-            sources' names differ.
+        CheckpointError: the images differ, in names, sizes or pixels; the message names the first differences. The
+            pack is untouched if names differ.
+        PackError: the pack is damaged; the message names the file.
     """
+    recorded, skipped = read_image_record(config.output)
     try:
         images = open_packed_images(config)
-    except (OSError, ValueError) as error:
-        logger.warning("the pack of training images cannot be used: %s", error)
+    except FileNotFoundError as error:
+        logger.warning("the pack of training images is lost, packing again: %s", error)
     else:
-        if image_set_digest(images) == digest:
+        if _is_same(images, state):
             return images
-    data = config.data
-    sizes, skipped = read_image_record(config.output)
-    if sizes:
+    if recorded:
+        data = config.data
         try:
-            found = {file.name for file in find_images(data.train, include=data.include, exclude=data.exclude)}
+            names = {file.name for file in find_images(data.train, include=data.include, exclude=data.exclude)}
         except FileNotFoundError as error:
-            raise CheckpointError(
-                f"--resume must find the training images of the run or their pack: {error}"
-            ) from error
-        _check_equal(sizes.keys(), found, sizes.keys(), found - skipped, config)
+            raise CheckpointError(f"--resume must find the run's training images or their pack: {error}") from error
+        current = {name: size for name, size in recorded.items() if name in names}
+        _check_unchanged(recorded, current | dict.fromkeys(sorted(names - recorded.keys() - skipped), ""), config)
     images, _ = pack_training_images(config)
-    if image_set_digest(images) != digest:
-        now = dict(zip(images.names, map(tuple, images.sizes.tolist()), strict=True))
-        _check_equal(sizes.keys(), now.keys(), sizes.items(), now.items(), config)
+    if not _is_same(images, state):
+        _check_unchanged(recorded, image_set(images), config)
         raise CheckpointError(
             f"--resume must use the training images of the run in {config.output}, but data.train has others now"
         )
     return images
 
 
-def image_set_digest(images: PackedImages) -> str:
-    """SHA-256 (hexadecimal) of the names and sizes of the training images."""
+def image_entries(images: PackedImages) -> dict[str, object]:
+    """Entries of a checkpoint's state by which :func:`resume_training_images` recognizes the images."""
     listing = [*images.names, *images.sizes.ravel().tolist()]
-    return hashlib.sha256(repr(listing).encode()).hexdigest()
+    entries: dict[str, object] = {"pictures": hashlib.sha256(repr(listing).encode()).hexdigest()}
+    if all(images.digests):  # packs of format version 1 have none
+        entries["image_set"] = image_set_digest(image_set(images))
+    return entries
 
 
 def write_image_record(output: Path, images: PackedImages, skipped: list[str]) -> None:
-    """Record the names and sizes of the training images in OUTPUT/images.json."""
-    record = {"images": dict(zip(images.names, images.sizes.tolist(), strict=True)), "skipped": skipped}
+    """Record the training images in OUTPUT/images.json: names, sizes and digests of their pixels."""
     with atomic_file(output / RECORD) as file:
-        file.write(json.dumps(record).encode())
+        file.write(json.dumps({"images": image_set(images), "skipped": skipped}).encode())
 
 
-def read_image_record(output: Path) -> tuple[dict[str, tuple[int, int]], set[str]]:
-    """Sizes by name and the names of unusable files; nothing for a run from before images.json was written."""
+def read_image_record(output: Path) -> tuple[dict[str, str], set[str]]:
+    """The recorded images and the names of unusable files; empty for a run from before images.json was written.
+
+    Raises:
+        ValueError: the file is damaged; the message names it.
+    """
     path = output / RECORD
     if not path.exists():
         return {}, set()
     record = read_json(path)
-    return {name: (size[0], size[1]) for name, size in record["images"].items()}, set(record["skipped"])
+    images, skipped = record.get("images"), record.get("skipped")
+    if not isinstance(images, dict) or not isinstance(skipped, list):
+        raise ValueError(f"{path} is damaged: it does not list images; delete it to go on without it")
+    return images, set(skipped)
 
 
 @contextmanager
@@ -155,17 +163,14 @@ def _pack_folder(config: TrainConfig) -> Path:
     return config.data.pack or config.output / "data"
 
 
-def _check_equal(before, after, recorded, current, config: TrainConfig) -> None:  # type: ignore[no-untyped-def]
-    """Raise if images are missing, new or of another size."""
-    missing, new = sorted(set(before) - set(after)), sorted(set(current) - set(recorded), key=str)
-    parts = [
-        f"{label} {', '.join(map(str, names[:_SHOWN]))}"
-        + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
-        for label, names in (("missing:", missing), ("new or changed:", new))
-        if names
-    ]
-    if parts:
+def _is_same(images: PackedImages, state: Mapping[str, Any]) -> bool:
+    entries = image_entries(images)
+    return all(state[name] == entry for name, entry in entries.items() if name in state)
+
+
+def _check_unchanged(recorded: Mapping[str, str], current: Mapping[str, str], config: TrainConfig) -> None:
+    if recorded and (changes := describe_changes(recorded, current)) is not None:
         raise CheckpointError(
             f"--resume must use the training images of the run in {config.output}, but data.train has others now: "
-            f"{'; '.join(parts)}"
+            f"{changes}"
         )

@@ -24,7 +24,7 @@ from andfast.training.build import build_generator, check_weights
 from andfast.training.checkpoint import Checkpoint, clean_up, latest, load_checkpoint, save_checkpoint
 from andfast.training.data import (
     DataLoadingError,
-    image_set_digest,
+    image_entries,
     next_batches,
     open_packed_images,
     pack_training_images,
@@ -132,8 +132,7 @@ class Run:
                 if self.checkpoint is None:
                     self.images, skipped = pack_training_images(config)
                 else:
-                    self.images = resume_training_images(config, self.checkpoint.state["pictures"])
-        self.images_digest = image_set_digest(self.images)
+                    self.images = resume_training_images(config, self.checkpoint.state)
         self.summary.ops = ops_used(config, group.device)
         with group.main_first():
             if group.is_main:
@@ -337,7 +336,7 @@ class Run:
             return
         check_still_there(self.output)
         log.sync()
-        identity = run_identity(self.config, self.group, self.images_digest, str(self.run_id))
+        identity = run_identity(self.config, self.group, image_entries(self.images), str(self.run_id))
         save_checkpoint(
             self.output,
             {**state.state(), **identity, "summary": vars(self.summary)},

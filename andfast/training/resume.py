@@ -2,6 +2,7 @@
 
 import copy
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 
 from andfast.config.files import dump, load, loads
@@ -17,9 +18,9 @@ logger = logging.getLogger(__name__)
 Changes = dict[str, tuple[object, object]]
 
 
-def run_identity(config: TrainConfig, group: ProcessGroup, images_digest: str, run: str) -> dict[str, object]:
+def run_identity(config: TrainConfig, group: ProcessGroup, images: Mapping[str, object], run: str) -> dict[str, object]:
     """Entries of a checkpoint's state by which :func:`check_same_run` recognizes the run."""
-    return {"config": dump(config), "world_size": group.world_size, "pictures": images_digest, "run": run}
+    return {"config": dump(config), "world_size": group.world_size, **images, "run": run}
 
 
 def check_same_run(

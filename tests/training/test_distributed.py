@@ -14,7 +14,7 @@ from tiny_runs import environment, write_config
 from andfast.adversary import PRESETS, Attack, AttackSettings, Objective, ReuseOptions
 from andfast.nn import DegradationNetwork, RRDBNet
 from andfast.training.distributed import ProcessGroup, process_group
-from andfast.training.logging import read_metrics
+from andfast.training.metrics_log import read_metrics
 from andfast.training.step import RankInfo, TrainingStep
 
 pytestmark = pytest.mark.slow

@@ -24,7 +24,7 @@ def config_of(output: Path, **settings: Any) -> TrainConfig:
 
 
 def checkpoint_of(config: TrainConfig, processes: int = 1) -> Checkpoint:
-    return Checkpoint("net", 5, run_identity(config, group(processes), "images", "run 1"), {})
+    return Checkpoint("net", 5, run_identity(config, group(processes), {"pictures": "a"}, "run 1"), {})
 
 
 def test_learning_rate_may_change(tmp_path: Path) -> None:
