@@ -43,6 +43,7 @@ from andfast.training.run_folder import (
     check_inputs,
     check_run_folder,
     check_still_there,
+    damaged_weights,
     delete_replaced,
     mark_run,
     new_run_id,
@@ -159,6 +160,8 @@ class Run:
         changes = check_same_run(self.checkpoint, self.config, self.group, output=self.output, run=self.run_id)
         self.run_id = self.run_id or self.checkpoint.state.get("run") or new_run_id()
         self.summary = Summary.of(self.checkpoint.state, self.output / "summary.json")
+        for note in damaged_weights(self.output):
+            logger.warning("%s; what the checkpoint holds is taken from it", note)
         if changes:
             logger.warning("resuming with changed settings: %s", described(changes))
         steps = self.options.steps
@@ -181,7 +184,11 @@ class Run:
             resume_from = (self.checkpoint.stage, self.checkpoint.step)
             logger.info("resuming after step %d of stage %s", self.checkpoint.step, self.checkpoint.stage)
         with MetricsLog(
-            self.output, tensorboard=self.config.tensorboard, resume_from=resume_from, enabled=self.group.is_main
+            self.output,
+            tensorboard=self.config.tensorboard,
+            resume_from=resume_from,
+            lines=self.checkpoint.state.get("lines") if self.checkpoint is not None else None,
+            enabled=self.group.is_main,
         ) as log:
             for stage in self.config.stages:
                 if self.checkpoint is None or position(stage, 0) >= position(self.checkpoint.stage, 0):
@@ -339,7 +346,7 @@ class Run:
         identity = run_identity(self.config, self.group, image_entries(self.images), str(self.run_id))
         save_checkpoint(
             self.output,
-            {**state.state(), **identity, "summary": vars(self.summary)},
+            {**state.state(), **identity, "summary": vars(self.summary), "lines": log.lines},
             state.weights(),
             stage=state.name,
             step=state.done,

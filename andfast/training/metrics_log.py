@@ -36,6 +36,8 @@ class MetricsLog:
         tensorboard: also write TensorBoard events.
         resume_from: stage and step of the checkpoint from which the run resumes; later lines are cut off. ("net", 0)
             starts over. None: a new run.
+        lines: number of lines that the file had when the checkpoint was written, of which the resumed run keeps exactly
+            these; None for checkpoints that did not store it.
         enabled: False on all ranks but the first; nothing is written then.
 
     Raises:
@@ -50,6 +52,7 @@ class MetricsLog:
         *,
         tensorboard: bool,
         resume_from: tuple[str, int] | None = None,
+        lines: int | None = None,
         enabled: bool = True,
     ) -> None:
         self.path = output / "metrics.jsonl"
@@ -57,12 +60,14 @@ class MetricsLog:
         self._tensorboard = tensorboard and enabled
         self._resume_from = resume_from
         self._writers: dict[str, Any] = {}
+        self.lines = 0
+        """Number of lines in the file."""
         self._file: TextIO | None = None
         if not enabled:
             return
         output.mkdir(parents=True, exist_ok=True)
         if resume_from is not None:
-            _cut_off(self.path, resume_from)
+            self.lines = _cut_off(self.path, resume_from, lines)
         elif self.path.exists() and self.path.stat().st_size:
             raise FileExistsError(f"{self.path} holds the metrics of an earlier run")
         self._file = self.path.open("a", encoding="utf-8")
@@ -100,6 +105,7 @@ class MetricsLog:
         self._check_still_there(self._file)
         self._file.write(json.dumps(line, allow_nan=False) + "\n")
         self._file.flush()
+        self.lines += 1
         if self._tensorboard:
             writer = self._writer(stage)
             for name, value in (
@@ -180,14 +186,25 @@ def _lines(path: Path) -> Iterable[tuple[dict[str, Any], bytes]]:
         yield entry, line
 
 
-def _cut_off(path: Path, resume_from: tuple[str, int]) -> None:
-    """Drop the lines after a checkpoint, and an incomplete last line."""
+def _cut_off(path: Path, resume_from: tuple[str, int], count: int | None) -> int:
+    """Drop the lines after a checkpoint, and an incomplete last line; return the number of lines kept.
+
+    Raises:
+        ValueError: lines from before the checkpoint are missing; the message names the file.
+    """
     if not path.exists():
-        return
+        return 0
     end = position(*resume_from)
     kept = [line for entry, line in _lines(path) if position(entry["stage"], entry["step"]) <= end]
+    if count is not None and len(kept) < count:
+        raise ValueError(
+            f"{path} is damaged: it must have {count} lines up to step {resume_from[1]} of stage {resume_from[0]}, has "
+            f"{len(kept)}; delete it to go on without them"
+        )
+    kept = kept[:count]
     with atomic_file(path) as file:
         file.writelines(kept)
+    return len(kept)
 
 
 def _plain(name: str, value: Value) -> float | int | str | bool | None:

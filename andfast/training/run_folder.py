@@ -29,7 +29,7 @@ from andfast import __version__
 from andfast.config.files import dump
 from andfast.config.schema import TrainConfig
 from andfast.files import atomic_file
-from andfast.nn.weights import save_weights
+from andfast.nn.weights import read_state, save_weights
 from andfast.provenance import versions
 
 _WEIGHTS_NAMES: Final = {"net": "andnet", "gan": "andgan"}
@@ -265,6 +265,17 @@ def write_run_info(output: Path, config: TrainConfig, *, device: str = "cpu") ->
 def weights_path(output: Path, stage: str, *, best: bool = False) -> Path:
     """Path of a stage's weights."""
     return output / "weights" / f"{_WEIGHTS_NAMES[stage]}{'_best' if best else ''}.safetensors"
+
+
+def damaged_weights(output: Path) -> list[str]:
+    """Why weights of a run cannot be read, one text per file, which it names."""
+    notes = []
+    for path in sorted((output / "weights").glob("and*.safetensors")):
+        try:
+            read_state(path)
+        except ValueError as error:
+            notes.append(str(error))
+    return notes
 
 
 def save_stage_weights(

@@ -144,3 +144,17 @@ def test_lines_are_on_disk_before_a_kill(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False)
     assert done.returncode == -9
     assert read_metrics(tmp_path / "metrics.jsonl") == [{"stage": "net", "step": 1, "loss": 1.0}]
+
+
+def test_resume_keeps_the_lines_of_the_checkpoint(tmp_path: Path) -> None:
+    with MetricsLog(tmp_path, tensorboard=False) as log:
+        for step in (1, 2):
+            log.write("net", step, {"loss": 1.0})
+        count = log.lines
+        log.write("net", 2, {"validation_psnr_rgb": 30.0})  # after the checkpoint, which holds that it is due
+    with MetricsLog(tmp_path, tensorboard=False, resume_from=("net", 2), lines=count) as log:
+        assert log.lines == count == 2
+    assert [sorted(line) for line in read_metrics(log.path)] == [["loss", "stage", "step"]] * 2
+    log.path.write_bytes(log.path.read_bytes()[:-3])
+    with pytest.raises(ValueError, match=r"metrics.jsonl is damaged: it must have 2 lines .*, has 1"):
+        MetricsLog(tmp_path, tensorboard=False, resume_from=("net", 2), lines=count)
