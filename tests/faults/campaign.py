@@ -172,7 +172,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             if wrong is not None:
                 figure[1] += 1
                 print(f"NOT AS PROMISED: {kind}, {label}: {wrong}", flush=True)
-            if sum(count for count, _ in figures.values()) % 20 == 0:
+            if sum(count for count, _ in figures.values()) % 5 == 0:
                 print(table(figures), flush=True)
     print(table(figures))
     return int(any(wrong for _, wrong in figures.values()))
