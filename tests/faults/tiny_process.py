@@ -74,7 +74,7 @@ class Tiny:
             os.dup2(file, 2)
             # pytest has replaced these two.
             sys.stdout, sys.stderr = (open(number, "w", buffering=1, closefd=False) for number in (1, 2))  # noqa: SIM115
-            for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):  # this process may have been started by nohup
+            for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):  # nohup may have set one
                 signal.signal(number, signal.SIG_IGN if number == ignore else signal.SIG_DFL)
             signal.signal(signal.SIGINT, signal.SIG_DFL if ignore == signal.SIGINT else signal.default_int_handler)
             injection = Injection(self.run, at, fault)
