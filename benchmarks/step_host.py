@@ -1,6 +1,9 @@
-"""What the ascent costs the host: Python and PyTorch's dispatch, with no kernel of andfast's launched. Needs no GPU.
+"""What a step costs the host: Python and PyTorch's dispatch, with no kernel of andfast's launched. Needs no GPU.
 
-    python -m benchmarks.step_host                the ascent of stage net, 23 blocks, in one group of images and in two
+    python -m benchmarks.step_host          the ascent of stage net, 23 blocks, in one group of images and in two;
+                                            then whole steps, eager and captured, with the eager step's phases
+
+A captured step is timed with replays that do nothing: what is left is what the host does for each step.
 
 A launch that the host is slower to issue than the GPU is to run leaves the GPU idle. The networks have the paper's
 depth and are a few channels wide, on a CPU, so that PyTorch's own ops take about as long as their dispatch; andfast's
@@ -10,6 +13,7 @@ the host some ten microseconds more. So the milliseconds are a floor for a GPU m
 
 import statistics
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 from unittest.mock import patch
@@ -18,6 +22,7 @@ import torch
 from triton.runtime.jit import JITFunction
 
 from andfast.functional import dispatch
+from andfast.training.profiling import StepTimer
 from benchmarks.machine import cpu_name
 from benchmarks.suites.step_variants import FULL, Size, Step, Variant
 
@@ -54,6 +59,33 @@ def ascent(chunk_size: int, size: Size = NARROW, rounds: int = ROUNDS) -> tuple[
     return statistics.median(seconds[1:]), launches
 
 
+class Null:
+    """A capture backend whose replays do nothing."""
+
+    def capture(self, function: Callable[[], Any]) -> tuple[Callable[[], object], Any]:
+        return (lambda: None), function()
+
+
+def whole_step(captured: bool, rounds: int = ROUNDS, size: Size = NARROW) -> tuple[float, dict[str, float]]:
+    """Median seconds of the host's part of a step of stage net with its update, and of an eager step's phases."""
+    timer = StepTimer(torch.device("cpu"))
+    variant = Variant("andfast", 4, bf16=True, degradation_fp32=True, graph=captured)
+    step = Step(variant, size, "net", "cpu", timer=timer, backend=Null())
+    step.check = False
+    # Fused, as on a GPU.
+    step.optimizers = [torch.optim.Adam(network.parameters(), 1e-4, fused=True) for network in step.networks]
+    seconds, phases = [], []
+    with patch.object(dispatch, "resolve", resolve), patch.object(JITFunction, "run", lambda *_, **__: None):
+        for _ in range(rounds + 1):
+            timer.take(1)
+            begun = time.perf_counter()
+            step.whole("and")
+            seconds.append(time.perf_counter() - begun)
+            phases.append(timer.take(1))
+    medians = {name: statistics.median(phase[name] for phase in phases[1:]) for name in phases[-1]}
+    return statistics.median(seconds[1:]), medians
+
+
 def main() -> None:
     """Print a table."""
     torch.set_num_threads(1)
@@ -62,6 +94,11 @@ def main() -> None:
     for chunk_size, groups in ((0, 1), (1, 2)):
         seconds, launches = ascent(chunk_size)
         print(f"| {groups} | {1e3 * seconds:.0f} | {launches} |")
+    print("\n| whole step | host, ms | phases, ms |\n|---|---|---|")
+    for captured in (False, True):
+        seconds, phases = whole_step(captured)
+        parts = ", ".join(f"{name} {1e3 * spent:.1f}" for name, spent in phases.items())
+        print(f"| {'captured' if captured else 'eager'} | {1e3 * seconds:.1f} | {parts} |")
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ class AdversaryConfig:
     """Radius of the joint ball; null: the preset's, 20; only with preset paper."""
     chunk_size: int | None = None
     """Number of images attacked per chunk; bounds peak memory. 0: a whole micro batch; null: in stage net 24 images of
-    256x256 (8 with cuda_graph) and more of smaller ones, with the same result up to rounding; in stage gan a whole
+    256x256 and more of smaller ones, with the same result up to rounding; in stage gan a whole
     micro batch, since D's batch statistics depend on it."""
 
     def validate(self, config: "TrainConfig") -> None:

@@ -53,9 +53,8 @@ class TrainConfig:
     compile: bool = False
     """Run G's blocks and D through torch.compile."""
     cuda_graph: bool | None = None
-    """Replay the ascent as CUDA graphs, which keep their own memory pool; the first replay is compared with eager.
-    null: on in stage net on GPU, falling back to eager with a warning if capture fails; true: capture failure is an
-    error."""
+    """Replay whole training steps as CUDA graphs; the first replay is compared with the eager step. null: on on a GPU,
+    falling back to eager with a warning if capture fails; true: capture failure is an error."""
     ema_decay: float = 0.999
     """Decay of the exponential moving average of G's weights, which a run validates and saves; 0: off."""
     generator: GeneratorConfig = field(default_factory=GeneratorConfig)

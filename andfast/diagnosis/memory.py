@@ -23,7 +23,7 @@ from andfast.config.machine import resolve_device
 from andfast.config.schema import Stage, TrainConfig
 from andfast.data.images import FORMATS
 from andfast.data.sources import SourceFile
-from andfast.training.build import build_generator, build_step, captures_ascent
+from andfast.training.build import build_generator, build_step
 from andfast.training.distributed import ProcessGroup
 
 _ADAM_STATES: Final = 2
@@ -37,8 +37,7 @@ class StepMemory:
     Attributes:
         stage: "net" or "gan".
         state: networks, gradients, Adam's states and EMA, allocated throughout.
-        peak: peak of a step on top of ``state``: HR, identity networks, activations, gradients of theta. With
-            ``cuda_graph`` the ascent's memory is added to the other phases', as a graph keeps its memory.
+        peak: peak of a step on top of ``state``: HR, identity networks, activations, gradients of theta.
         parts: peak by phase of the step.
         saved: weights and Adam's states, stored in a checkpoint.
     """
@@ -64,7 +63,7 @@ def step_memory(config: TrainConfig, stage: Stage) -> StepMemory:
         config,
         init_weights=None,
         compile=False,
-        cuda_graph=captures_ascent(config, stage, device.type),
+        cuda_graph=False,
         # All passes of the ascent have the same peak except the first, which may be in closed form.
         adversary=replace(config.adversary, steps=min(config.adversary.steps, 2)),
         loss=replace(config.loss, vgg_weights="random"),
@@ -72,7 +71,6 @@ def step_memory(config: TrainConfig, stage: Stage) -> StepMemory:
     live = LiveBytes()
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
         step = build_step(bare, stage, build_generator(bare), ProcessGroup(0, 1, torch.device("meta")), timer=live)
-    step = replace(step, search=None)  # eager, though chunked as for a CUDA graph
     networks = [network for network in (step.generator, step.discriminator) if network is not None]
     # The meta device does not support autocast, fake tensors of the right device do.
     with ExitStack() as stack:
@@ -90,10 +88,7 @@ def step_memory(config: TrainConfig, stage: Stage) -> StepMemory:
     saved = weights * (1 + _ADAM_STATES) + ema
     batch_bytes = sum(batch.nbytes for batch in batches)
     parts = {name: batch_bytes + peak for name, peak in live.peaks.items()}
-    peak = max(parts.values())
-    if bare.cuda_graph:
-        peak = parts["ascent"] + max(peak for name, peak in parts.items() if name != "ascent") - batch_bytes
-    return StepMemory(stage, saved + weights + vgg, peak, saved, parts)
+    return StepMemory(stage, saved + weights + vgg, max(parts.values()), saved, parts)
 
 
 def fake_weights(network: nn.Module, device: torch.device) -> None:

@@ -14,7 +14,6 @@ from andfast.losses import GANLoss, PerceptualLoss
 from andfast.nn import DegradationNetwork, RRDBNet, UNetDiscriminator, VGGDiscriminator
 from andfast.nn.interpolation_start import start_as_interpolation
 from andfast.nn.weights import generator_from_weights
-from andfast.training.cuda_graph import CUDAGraphBackend, CUDAGraphCallable
 from andfast.training.distributed import ProcessGroup
 from andfast.training.profiling import Spans
 from andfast.training.step import RankInfo, TrainingStep, unscaled
@@ -68,35 +67,29 @@ def build_discriminator(config: DiscriminatorConfig, patch_size: int) -> nn.Modu
 
 CHUNK_SIZE = 24
 """Images of 256x256 per chunk: the ascent then needs no more memory than training, and launches still fill a GPU."""
-CUDA_GRAPH_CHUNK_SIZE = 8
-"""The same where the ascent is a CUDA graph, which keeps its memory and for which more launches cost no host time."""
 
 
-def captures_ascent(config: TrainConfig, stage: Stage, device: str) -> bool:
-    """Whether a stage's ascent runs as CUDA graphs on this type of device.
-
-    By default not in stage gan, where the ascent takes more memory than the training pass, and a graph would keep it.
-    """
-    return device == "cuda" and stage == "net" if config.cuda_graph is None else config.cuda_graph
+def captures_step(config: TrainConfig, device: str) -> bool:
+    """Whether training steps run as CUDA graphs on this type of device."""
+    return device == "cuda" if config.cuda_graph is None else config.cuda_graph
 
 
-def default_chunk_size(stage: Stage, patch_size: int, cuda_graph: bool) -> int:
+def default_chunk_size(stage: Stage, patch_size: int) -> int:
     """Number of patches attacked per chunk by default; 0 for the whole micro batch.
 
     0 in stage gan, where D's batch statistics would be those of a chunk: another loss.
     """
     if stage == "gan":
         return 0
-    return max((CUDA_GRAPH_CHUNK_SIZE if cuda_graph else CHUNK_SIZE) * 256**2 // patch_size**2, 1)
+    return max(CHUNK_SIZE * 256**2 // patch_size**2, 1)
 
 
-def build_attack_settings(config: TrainConfig, stage: Stage, *, cuda_graph: bool = False) -> AttackSettings:
+def build_attack_settings(config: TrainConfig, stage: Stage) -> AttackSettings:
     """Hyperparameters of the attack: the preset, with the radii and steps that the configuration overrides.
 
     Args:
         config: of the run.
         stage: "net" or "gan".
-        cuda_graph: whether the ascent runs as CUDA graphs, on which the default chunk size depends.
     """
     settings = config.adversary
     preset = PRESETS[settings.preset]
@@ -120,7 +113,7 @@ def build_attack_settings(config: TrainConfig, stage: Stage, *, cuda_graph: bool
         noise_dtype=NOISE_DTYPES[config.degradation.stored_noise_dtype(config.precision)],
         slope=config.degradation.slope,
         images_per_network=config.degradation.images_per_network,
-        chunk_size=default_chunk_size(stage, size, cuda_graph) if chunk_size is None else chunk_size,
+        chunk_size=default_chunk_size(stage, size) if chunk_size is None else chunk_size,
         precision=settings.precision,
     )
 
@@ -161,11 +154,9 @@ def build_objective(config: TrainConfig, stage: Stage, device: torch.device) -> 
     )
 
 
-def build_attack(
-    config: TrainConfig, stage: Stage, generator: nn.Module, objective: Objective, *, cuda_graph: bool = False
-) -> Attack:
-    """The attack on G in a stage; ``cuda_graph`` as of :func:`build_attack_settings`."""
-    settings = build_attack_settings(config, stage, cuda_graph=cuda_graph)
+def build_attack(config: TrainConfig, stage: Stage, generator: nn.Module, objective: Objective) -> Attack:
+    """The attack on G in a stage."""
+    settings = build_attack_settings(config, stage)
     return Attack(
         degradation=DegradationNetwork(
             config.scale,
@@ -209,6 +200,7 @@ def build_step(
     scale_loss: Callable[[Tensor], Tensor] = unscaled,
     timer: Spans | None = None,
     shard: tuple[int, int] | None = None,
+    parallel: bool = True,
 ) -> TrainingStep:
     """The training step of a stage, on this process's device.
 
@@ -221,33 +213,21 @@ def build_step(
         timer: times the step's phases.
         shard: (rank, world size) whose part of the global batch to compute, to rerun another rank's step; the group's
             own if None.
+        parallel: whether DistributedDataParallel averages gradients.
     """
     device = group.device
     generator = generator.to(device=device, memory_format=_memory_format(config))  # type: ignore[call-overload]
     objective = build_objective(config, stage, device)
     discriminator = objective.discriminator
-    if config.compile:  # before the attack may be captured
+    if config.compile:
         compile_networks(generator, discriminator)
-    cuda_graph = captures_ascent(config, stage, device.type)
-    attack = build_attack(config, stage, generator, objective, cuda_graph=cuda_graph)
-    search: Any = attack.search
-    if cuda_graph:
-        search = CUDAGraphCallable(
-            attack.search,
-            CUDAGraphBackend(),
-            name=f"stage {stage}: CUDA graph of the ascent",
-            static_tensors=attack.static_tensors,
-            check=True,
-            required=config.cuda_graph is True,
-        )
     rank, world_size = (group.rank, group.world_size) if shard is None else shard
     return TrainingStep(
-        attack,
+        build_attack(config, stage, generator, objective),
         RankInfo(config.seed, STAGES.index(stage), rank, world_size, config.accumulate),
-        generator_parallel=group.parallel(generator),
-        discriminator_parallel=None if discriminator is None else group.parallel(discriminator),
+        generator_parallel=group.parallel(generator) if parallel else None,
+        discriminator_parallel=group.parallel(discriminator) if parallel and discriminator is not None else None,
         scale_loss=scale_loss,
-        search=search,
         timer=timer,
     )
 

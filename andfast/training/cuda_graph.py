@@ -1,7 +1,7 @@
 """A function of tensors as CUDA graphs: captured once per input shape, then replayed without CPU launch overhead.
 
-An ascent is thousands of small launches, which cost a replay no host time. The price is memory: a graph keeps its
-buffers for as long as it lives.
+A training step is thousands of small launches, which cost a replay no host time. The price is memory: a graph keeps
+its buffers for as long as it lives.
 """
 
 import logging
@@ -22,6 +22,11 @@ WARMUP_RUNS: int = 3
 TOLERANCE: float = 0.25
 """Largest relative error, in the norm, of a replay. Kernels whose sums have no fixed order differ by a few percent
 after five normalised ascent steps; a bad replay has a relative error near 1."""
+
+
+STATE_TOLERANCE: float = 0.9
+"""The same for changes of other state than gradients. Adam's first steps are signs of gradients, and rounding flips
+many of those near zero; a replay that changes nothing is off by 1."""
 
 
 class CaptureError(RuntimeError):
@@ -59,6 +64,9 @@ class CUDAGraphBackend:
         return graph.replay, results
 
 
+_State = dict[str, list[Tensor]]
+
+
 @dataclass
 class _Graph:
     static_inputs: list[Tensor]
@@ -78,6 +86,8 @@ class CUDAGraphCallable:
         name: of the function, for log messages.
         static_tensors: returns the tensors besides its arguments that the function reads, such as weights. They may
             change in place; once one has another address, everything is captured again.
+        state: returns the tensors that the function changes in place, by kind. A capture with its check leaves them as
+            one call does.
         check: compare a replay of each new graph with the eager function, which waits for the device.
         required: whether a failed capture or a wrong replay is an error; if not, it is logged as a warning and the
             function runs eagerly from then on.
@@ -97,11 +107,13 @@ class CUDAGraphCallable:
         *,
         name: str = "CUDA graph",
         static_tensors: Callable[[], Iterable[Tensor]] = tuple,
+        state: Callable[[], dict[str, list[Tensor]]] = dict,
         check: bool = False,
         required: bool = True,
     ) -> None:
         self._function, self._backend, self._name = function, backend, name
-        self._static_tensors, self._check, self._required = static_tensors, check, required
+        self._static_tensors, self._state = static_tensors, state
+        self._check, self._required = check, required
         self._addresses: tuple[int, ...] = ()
         self._graphs: dict[Hashable, _Graph] = {}
         self.captures = 0
@@ -119,18 +131,22 @@ class CUDAGraphCallable:
         key = (structure, *(_signature(leaf) for leaf in leaves))
         graph = self._graphs.get(key)
         if graph is None:
+            before = _host_copies(self._state())
             try:
-                graph = self._graphs[key] = self._capture(leaves, structure)
+                graph, results = self._capture(leaves, structure, before)
             except RuntimeError as error:  # an operation that cannot be captured, or out of memory
+                _restore(self._state(), before)
                 self._disable(error)
                 return self._function(*arguments)
-        else:
-            for buffer, tensor in zip(graph.static_inputs, _tensors(leaves), strict=True):
-                buffer.copy_(_without_repeats(tensor))
-            graph.replay()
+            if graph is not None:
+                self._graphs[key] = graph
+            return results
+        for buffer, tensor in zip(graph.static_inputs, _tensors(leaves), strict=True):
+            buffer.copy_(_without_repeats(tensor))
+        graph.replay()
         return graph.results
 
-    def _capture(self, leaves: list[Any], structure: TreeSpec) -> _Graph:
+    def _capture(self, leaves: list[Any], structure: TreeSpec, before: _State) -> tuple[_Graph | None, Any]:
         start = time.perf_counter()
         static_inputs = [_without_repeats(tensor).clone() for tensor in _tensors(leaves)]
         buffers = iter(static_inputs)
@@ -143,21 +159,40 @@ class CUDAGraphCallable:
             tensors = _tensors(tree_flatten(results)[0])
             return [tensor for tensor in tensors if tensor.untyped_storage().data_ptr() not in input_storages]
 
-        expected = outputs(self._function(*arguments)) if self._check else []
+        expected, expected_state = [], {}
+        if self._check:
+            eager_results = self._function(*arguments)
+            expected = [tensor.clone() for tensor in outputs(eager_results)]
+            expected_state = _host_copies(self._state())
+            if before and not _finite([*expected, *expected_state.get("gradients", [])]):
+                return None, eager_results  # nothing to compare with, and a failure of its own
+            _restore(self._state(), before)
         replay, results = self._backend.capture(lambda: self._function(*arguments))
         message = f"captured in {time.perf_counter() - start:.1f} s"
+        if before:
+            _restore(self._state(), before)
         if self._check:
             actual = outputs(results)
             for tensor in actual:
                 tensor.zero_()  # so that it is the replay that fills it
             replay()
+            for kind, tolerance in {**dict.fromkeys(before, STATE_TOLERANCE), "gradients": TOLERANCE}.items():
+                if before.get(kind):
+                    error = change_error(_host_copies(self._state())[kind], expected_state[kind], before[kind])
+                    if not error <= tolerance:
+                        raise CaptureError(
+                            f"a replay must change the {kind} within {tolerance} of the eager function, "
+                            f"was off by {error:.3g}"
+                        )
             error = relative_error(actual, expected)
             if not error <= TOLERANCE:  # NaN fails as well
                 raise CaptureError(f"a replay must be within {TOLERANCE} of the eager function, was off by {error:.3g}")
             message = f"captured in {time.perf_counter() - start:.1f} s, relative error of a replay {error:.1g}"
+        elif before:
+            replay()
         self.captures += 1
         logger.info("%s: %s", self._name, message)
-        return _Graph(static_inputs, replay, results)
+        return _Graph(static_inputs, replay, results), results
 
     def _disable(self, error: RuntimeError) -> None:
         self._graphs.clear()
@@ -178,6 +213,31 @@ def relative_error(actual: Iterable[Tensor], expected: Iterable[Tensor]) -> floa
             error = float(difference / norm.clamp_min(1e-30))
             largest = error if not error <= largest else largest  # max() would drop NaN
     return largest
+
+
+def change_error(actual: list[Tensor], expected: list[Tensor], before: list[Tensor]) -> float:
+    """The relative error, in the norm, of all changes together; NaN if one is NaN, 0 where nothing was to change."""
+    error = change = 0.0
+    for ours, reference, old in zip(actual, expected, before, strict=True):
+        error += float((ours.double() - reference.double()).square().sum())
+        change += float((reference.double() - old.double()).square().sum())
+    return 0.0 if error == 0 else (error / max(change, 1e-300)) ** 0.5
+
+
+def _finite(tensors: list[Tensor]) -> bool:
+    return all(bool(tensor.isfinite().all()) for tensor in tensors)
+
+
+def _host_copies(state: _State) -> _State:
+    """Copies in the host's memory: a GPU that a step fills has no room for them."""
+    return {kind: [tensor.detach().to("cpu", copy=True) for tensor in tensors] for kind, tensors in state.items()}
+
+
+@torch.no_grad()
+def _restore(state: _State, values: _State) -> None:
+    for kind, tensors in state.items():
+        for tensor, value in zip(tensors, values[kind], strict=True):
+            tensor.copy_(value)
 
 
 def _tensors(leaves: list[Any]) -> list[Tensor]:

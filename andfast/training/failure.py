@@ -1,4 +1,4 @@
-"""Non-finite losses: the error that stops the run, and the dump of the step that reproduces it."""
+"""Non-finite losses and gradients: the error that stops the run, and the dump of the step that reproduces it."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -13,14 +13,14 @@ from andfast.training.checkpoint import plain_state
 
 
 class NonFiniteLossError(RuntimeError):
-    """A loss became infinite or NaN; the weights are those from before the step."""
+    """A loss or gradient became infinite or NaN; the weights are those from before the step."""
 
     def __init__(
         self, name: str, value: float, *, stage: str, step: int, dump: Path, reproduce: str | None = None
     ) -> None:
         """
         Args:
-            name: name of the loss, such as "l1".
+            name: name of the loss, such as "l1", or "generator_gradient" or "discriminator_gradient".
             value: its value.
             stage: "net" or "gan".
             step: the failed step, counted from 1; it was not applied.
@@ -28,9 +28,11 @@ class NonFiniteLossError(RuntimeError):
             reproduce: command that repeats the step; None: the message explains how to read the dump.
         """
         self.name, self.value, self.stage, self.step, self.dump = name, value, stage, step, dump
+        network = name.removesuffix("_gradient")
+        subject = f"loss {name!r}" if network == name else f"gradient of the {network}"
         how = reproduce or f"torch.load({str(dump)!r}, weights_only=True) has all its inputs"
         super().__init__(
-            f"loss {name!r} is {value} in step {step} of stage {stage}; the weights are from before it. "
+            f"{subject} is {value} in step {step} of stage {stage}; the weights are from before it. "
             f"The step is saved in {dump}; to reproduce it: {how}"
         )
 

@@ -57,7 +57,7 @@ from andfast.training.run_folder import (
 from andfast.training.run_lock import locked_run
 from andfast.training.signals import GracefulStop, StopRequested
 from andfast.training.state import StageState
-from andfast.training.step import first_nonfinite
+from andfast.training.step import FINITE, first_nonfinite
 from andfast.training.summary import Summary
 from andfast.training.validation import color_shift_warning, held_out_quality, validate
 from andfast.training.validation_set import ValidationSet, load_validation_set
@@ -65,8 +65,6 @@ from andfast.training.validation_set import ValidationSet, load_validation_set
 logger = logging.getLogger(__name__)
 
 _GRADIENTS: Final = "gradients"
-_FINITE: Final = ("loss", "l1", "perceptual", "gan", "loss_clean", "discriminator", _GRADIENTS)
-"""Values of a step that must be finite."""
 
 
 class Stopped(Exception):
@@ -123,6 +121,7 @@ class Run:
                 changes = self._read_run()
             check_weights(config)
         seed_everything(config.seed)
+        torch.backends.cudnn.benchmark = group.device.type == "cuda"  # crops have one size
         self.validation: ValidationSet | None = None
         with group.main_first(), stop.interrupting():
             if not group.is_main:
@@ -211,6 +210,7 @@ class Run:
             ):
                 while state.done < total:
                     self._step(state, batches, log, bar, total)
+        state.close()
         self._end_stage(state, log)
 
     def _stage_state(self, stage: Stage) -> StageState:
@@ -240,21 +240,20 @@ class Run:
     def _step(self, state: StageState, batches: DevicePrefetcher, log: MetricsLog, bar: Progress, total: int) -> None:
         """One optimizer step, then what is due: logging, validation, a checkpoint, a stop."""
         start, waited = time.perf_counter(), batches.waited_seconds
-        buffers = state.buffers()
         try:
             hr = next_batches(batches, self.config.accumulate)
         except DataLoadingError as error:
+            if state.captures and state.latch is not None:
+                self._captured_values(state, log)
             self._save_alone(state, log)
             raise DataLoadingError(f"{error}. {self._stopped(state)}") from error
-        local = state.gradients(hr)
-        if not state.scaler.is_enabled():  # whose steps with infinite gradients are skipped
-            local = {**local, _GRADIENTS: largest_gradient(state.trained().values())}
-        values, stop = self._reduce(local)
-        if (name := first_nonfinite({key: values[key] for key in _FINITE if key in values})) is not None:
-            state.restore_buffers(buffers)
-            self._fail(state, hr, name, values, log)
-        values.pop(_GRADIENTS, None)
-        state.update()
+        if state.captures:
+            state.advance(hr)
+            stop = self.group.any(self.stop.requested)
+            if stop or self._due(state, total):
+                values = self._captured_values(state, log)
+        else:
+            values, stop = self._eager_step(state, hr, log)
         if not self.started:
             self.started = True
             if self.group.is_main:
@@ -281,6 +280,37 @@ class Run:
             f"python -m andfast.train --output {shlex.quote(str(self.output))} --resume{steps}"
         )
 
+    def _eager_step(self, state: StageState, hr: Sequence[Tensor], log: MetricsLog) -> tuple[dict[str, float], bool]:
+        buffers = state.buffers()
+        local = state.gradients(hr)
+        if not state.scaler.is_enabled():  # whose steps with infinite gradients are skipped
+            local = {**local, _GRADIENTS: largest_gradient(state.trained().values())}
+        values, stop = self._reduce(local)
+        if (name := first_nonfinite({key: values[key] for key in (*FINITE, _GRADIENTS) if key in values})) is not None:
+            state.restore_buffers(buffers)
+            self._fail(state, hr, name, values, log)
+        values.pop(_GRADIENTS, None)
+        state.update()
+        return values, stop
+
+    def _due(self, state: StageState, total: int) -> bool:
+        """Whether the host has to know that all steps so far are finite: before it logs, validates or saves."""
+        periods = [self.config.log_every, self.config.checkpoint_every]
+        if self.config.validation.hr:
+            periods.append(self.config.validation.every)
+        return state.done == total or any(state.done % period == 0 for period in periods)
+
+    def _captured_values(self, state: StageState, log: MetricsLog) -> dict[str, float]:
+        """The values of the last captured step; waits for it."""
+        assert state.latch is not None
+        failed, values = state.latch.read()
+        if failed is not None:
+            state.done = failed - 1
+            name = first_nonfinite({key: value for key, value in values.items() if key in FINITE or "gradient" in key})
+            assert name is not None
+            self._fail(state, state.latch.hr, name, values, log)
+        return {name: value for name, value in values.items() if not name.endswith("_gradient")}
+
     def _reduce(self, local: Mapping[str, Tensor]) -> tuple[dict[str, float], bool]:
         """Mean of a step's values over ranks, and whether any rank was asked to stop."""
         requested = torch.full((), float(self.stop.requested), device=self.group.device)  # a fill, not a copy
@@ -289,8 +319,8 @@ class Run:
         return dict(zip(local, means, strict=True)), stop > 0
 
     def _log(self, state: StageState, values: dict[str, float], log: MetricsLog, bar: Progress) -> None:
-        phases = state.timer.take()
         steps, seconds = state.since_last_log()
+        phases = state.timer.take(steps)
         images = steps * self.config.batch_size * self.config.accumulate * self.group.world_size
         timing = {
             "images_per_second": images / seconds,

@@ -2,7 +2,8 @@
 
 The phases are, in order: identity (networks are drawn), ascent, degradation, generator, discriminator, optimizer, ema.
 ``torch.profiler`` and Nsight (with ``torch.autograd.profiler.emit_nvtx``) show them as ``andfast::<phase>``. Inside a
-replayed CUDA graph there are no spans, but the events around the replay still give the phase its time.
+replayed CUDA graph there are no spans; the events that were captured with it give each phase its time in the last
+replay, which stands for those before it.
 """
 
 import time
@@ -31,32 +32,47 @@ class StepTimer:
     """Sums the time of named phases: CUDA events on a GPU, the host's clock elsewhere.
 
     Timing does not wait for the device; reading the totals does.
+
+    Attributes:
+        runs_per_step: replays per step of the CUDA graph that is being captured.
     """
 
     def __init__(self, device: torch.device) -> None:
         self._cuda = device.type == "cuda"
         self._seconds: dict[str, float] = {}
         self._events: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
+        self._captured: list[tuple[str, int, torch.cuda.Event, torch.cuda.Event]] = []
+        self.runs_per_step = 1
 
     @contextmanager
     def span(self, name: str) -> Iterator[None]:
         """A profiler span whose time is added to the phase ``name``."""
         with span(name):
             if self._cuda:
-                start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+                capturing = torch.cuda.is_current_stream_capturing()
+                start, end = (torch.cuda.Event(enable_timing=True, external=capturing) for _ in range(2))
                 start.record()
                 yield
                 end.record()
-                self._events.append((name, start, end))
+                if capturing:
+                    self._captured.append((name, self.runs_per_step, start, end))
+                else:
+                    self._events.append((name, start, end))
             else:
                 start_time = time.perf_counter()
                 yield
                 self._add(name, time.perf_counter() - start_time)
 
-    def take(self) -> dict[str, float]:
-        """Seconds per phase since the last call."""
-        if self._events:
-            self._events[-1][2].synchronize()
+    def drop_captured(self) -> None:
+        """Forget the events of CUDA graphs that are no longer replayed."""
+        self._captured.clear()
+
+    def take(self, steps: int) -> dict[str, float]:
+        """Seconds per phase since the last call, in which ``steps`` steps were taken."""
+        if self._events or self._captured:
+            torch.cuda.synchronize()
+        for name, runs_per_step, start, end in self._captured:
+            self._add(name, start.elapsed_time(end) / 1000 * runs_per_step * steps)
         for name, start, end in self._events:
             self._add(name, start.elapsed_time(end) / 1000)
         self._events.clear()

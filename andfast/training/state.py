@@ -7,10 +7,13 @@ import torch
 from torch import Tensor, nn
 
 from andfast.config.schema import Stage, TrainConfig
-from andfast.training.build import build_step
+from andfast.training.build import build_step, captures_step
+from andfast.training.captured_step import CapturedStep
 from andfast.training.checkpoint import Checkpoint
+from andfast.training.cuda_graph import Backend, CUDAGraphBackend
 from andfast.training.distributed import ProcessGroup
 from andfast.training.ema import EMA
+from andfast.training.latch import Latch
 from andfast.training.profiling import StepTimer
 from andfast.training.rng import restore_rng_state, rng_state
 from andfast.training.step import TrainingStep
@@ -25,6 +28,7 @@ class StageState:
         generator: G as it enters the stage.
         group: this process among the others.
         shard: see :func:`andfast.training.build.build_step`.
+        backend: captures the steps; by default CUDA graphs, where the configuration has them.
 
     Attributes:
         step: the networks and how a step is taken with them.
@@ -44,6 +48,7 @@ class StageState:
         group: ProcessGroup,
         *,
         shard: tuple[int, int] | None = None,
+        backend: Backend | None = None,
     ) -> None:
         settings = config.net if stage == "net" else config.gan
         self.name = stage
@@ -55,15 +60,62 @@ class StageState:
         self._logged = (0, 0.0)
         self.timer = StepTimer(group.device)
         self.scaler = torch.amp.GradScaler(group.device.type, enabled=config.precision == "fp16")
+        cuda = group.device.type == "cuda"
+        if backend is None and captures_step(config, group.device.type):
+            backend = CUDAGraphBackend()
+        self._group, self._backend, self._required = group, backend, config.cuda_graph is True
         self.step: TrainingStep = build_step(
-            config, stage, generator, group, scale_loss=self.scaler.scale, timer=self.timer, shard=shard
+            config,
+            stage,
+            generator,
+            group,
+            scale_loss=self.scaler.scale,
+            timer=self.timer,
+            shard=shard,
+            parallel=backend is None,
         )
         self.ema = EMA(self.step.generator, config.ema_decay)
-        fused = group.device.type == "cuda"
+        self._adam = {"fused": cuda or backend is not None, "capturable": cuda and backend is not None}
         self.optimizers = {
-            name: torch.optim.Adam(network.parameters(), lr=settings.lr, betas=settings.betas, fused=fused)
+            name: torch.optim.Adam(network.parameters(), lr=settings.lr, betas=settings.betas, **self._adam)
             for name, network in self.trained().items()
         }
+        self._captured: CapturedStep | None = None
+
+    @property
+    def captures(self) -> bool:
+        """Whether steps are to be taken by :meth:`advance`, not by :meth:`gradients` and :meth:`update`."""
+        return self._backend is not None
+
+    def advance(self, batches: Sequence[Tensor]) -> None:
+        """Take the next step as a captured one; see :class:`CapturedStep`."""
+        if self._captured is None:  # not before a checkpoint is loaded, which moves the optimizers' states
+            assert self._backend is not None
+            self._captured = CapturedStep(
+                self.step,
+                self.trained(),
+                self.optimizers,
+                self.scaler,
+                self.ema,
+                self._group,
+                self.timer,
+                self._backend,
+                name=f"stage {self.name}: CUDA graph of the step",
+                required=self._required,
+            )
+        self._captured.take(batches, self.done)
+        self.done += 1
+
+    def close(self) -> None:
+        """Release the captured steps and their memory."""
+        if self._captured is not None:
+            self._captured.close()
+            self._captured = None
+
+    @property
+    def latch(self) -> Latch | None:
+        """The values of the last captured step, and whether it or one before has failed; None before the first."""
+        return None if self._captured is None else self._captured.latch
 
     def trained(self) -> dict[str, nn.Module]:
         """The networks that have an optimizer."""
@@ -132,7 +184,9 @@ class StageState:
             network.load_state_dict(checkpoint.weights[name])
         for name, optimizer in self.optimizers.items():
             rates = [group["lr"] for group in optimizer.param_groups]  # may have changed since the checkpoint
-            optimizer.load_state_dict(checkpoint.state["optimizers"][name])
+            saved = checkpoint.state["optimizers"][name]
+            groups = [{**group, **self._adam} for group in saved["param_groups"]]  # the checkpoint's device may differ
+            optimizer.load_state_dict({**saved, "param_groups": groups})
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate
         self.scaler.load_state_dict(checkpoint.state["scaler"])

@@ -5,9 +5,10 @@ are drawn from a generator seeded by these, and every rank draws its own part of
 rerun from a checkpoint, and splitting a batch over ranks or over accumulation steps does not change what is learned.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 import torch
@@ -43,6 +44,10 @@ class RankInfo:
     def shard(self, micro: int) -> tuple[int, int]:
         """(index, count) of a micro batch of this rank among all of the global batch."""
         return micro * self.world_size + self.rank, self.accumulate * self.world_size
+
+
+FINITE: Final = ("loss", "l1", "perceptual", "gan", "loss_clean", "discriminator")
+"""Values of a step that must be finite."""
 
 
 def unscaled(loss: Tensor) -> Tensor:
@@ -101,19 +106,47 @@ class TrainingStep:
         """
         metrics = []
         for micro, hr in enumerate(batches):
-            # 1, 2. Draw identity networks and attack G from them: theta, and with it LR.
-            batch = self.adversarial_batch(hr, step, micro)
-            # 3, 4. Train G on the LR, and D on HR and SR.
-            values = self.train(hr, batch.lr, batch.targets, len(batches), last=micro == len(batches) - 1)
-            if len(batch.losses):
-                values["loss_clean"] = batch.losses[0].float()
-                values["loss_gain"] = values["loss"] - values["loss_clean"]
-            values["lr_psnr"] = mean_psnr(batch.lr, batch.clean)
-            metrics.append(values)
+            identities = self.identities(hr, step, micro)
+            metrics.append(self.micro_gradients(hr, identities, len(batches), last=micro == len(batches) - 1))
         return {name: torch.stack([values[name] for values in metrics]).mean() for name in metrics[0]}
 
+    def micro_gradients(
+        self, hr: Tensor, identities: Iterable[Theta], micro_batches: int = 1, *, last: bool = True
+    ) -> dict[str, Tensor]:
+        """Accumulate the gradients of one micro batch. Nothing is random, so it can be captured in a CUDA graph.
+
+        Args:
+            hr: (N, 3, H, W) in [0, 1].
+            identities: from :meth:`identities`.
+            micro_batches, last: see :meth:`train`.
+
+        Returns:
+            The scalars of :meth:`gradients`.
+        """
+        batch = self.attack_batch(hr, identities)  # theta, and with it LR
+        values = self.train(hr, batch.lr, batch.targets, micro_batches, last=last)
+        if len(batch.losses):
+            values["loss_clean"] = batch.losses[0].float()
+            values["loss_gain"] = values["loss"] - values["loss_clean"]
+        values["lr_psnr"] = mean_psnr(batch.lr, batch.clean)
+        return values
+
+    def identities(self, hr: Tensor, step: int, micro: int = 0) -> Iterator[Theta]:
+        """Sub-step 1: draw the identity networks of a micro batch, chunk by chunk."""
+        for images in self.attack.settings.chunks(hr.shape[0]):
+            yield self._sample(hr, step, micro, images)
+
+    def _sample(self, hr: Tensor, step: int, micro: int, images: range) -> Theta:
+        with self.span("identity"):
+            generator = self.rank_info.generator(hr.device, step)
+            return self.attack.sample(hr, generator, chunk=images, shard=self.rank_info.shard(micro))
+
     def adversarial_batch(self, hr: Tensor, step: int, micro: int = 0) -> AdversarialBatch:
-        """Sub-steps 1 and 2, chunk by chunk: theta is the largest tensor of a step, so chunks bound peak memory.
+        """Sub-steps 1 and 2."""
+        return self.attack_batch(hr, self.identities(hr, step, micro))
+
+    def attack_batch(self, hr: Tensor, identities: Iterable[Theta]) -> AdversarialBatch:
+        """Sub-step 2, chunk by chunk: theta is the largest tensor of a step, so chunks bound peak memory.
 
         Each image has an ascent of its own, so chunks change no more than rounding where the loss is a mean over
         images. They do change it where D sees batches, whose statistics and relativistic losses are then a chunk's.
@@ -121,11 +154,8 @@ class TrainingStep:
         search = self.search or self.attack.search
         chunks = self.attack.settings.chunks(hr.shape[0])
         lr, clean, losses = [], [], []
-        for images in chunks:
+        for images, identity in zip(chunks, identities, strict=True):
             part = hr[images.start : images.stop]
-            with self.span("identity"):
-                generator = self.rank_info.generator(hr.device, step)
-                identity = self.attack.sample(hr, generator, chunk=images, shard=self.rank_info.shard(micro))
             with self.span("ascent"):
                 targets, ascent = search(part, identity)
             with self.span("degradation"):
@@ -133,7 +163,7 @@ class TrainingStep:
             lr.append(degraded[0])
             clean.append(degraded[1])
             losses.append(ascent.losses * (len(images) / max(hr.shape[0], 1)))  # a copy: a replay overwrites its own
-            del identity, ascent
+            del identity, ascent  # before the next chunk
         if len(chunks) > 1:
             del targets
             with self.span("ascent"):

@@ -16,7 +16,11 @@ from andfast.losses import REAL_ESRGAN_LAYERS, GANLoss, PerceptualLoss
 from andfast.nn import DegradationNetwork, RRDBNet, VGGDiscriminator
 from andfast.nn.interpolation_start import start_as_interpolation
 from andfast.training.build import compile_networks, default_chunk_size
-from andfast.training.cuda_graph import CUDAGraphBackend, CUDAGraphCallable
+from andfast.training.captured_step import CapturedStep
+from andfast.training.cuda_graph import CUDAGraphBackend
+from andfast.training.distributed import ProcessGroup
+from andfast.training.ema import EMA
+from andfast.training.profiling import StepTimer
 from andfast.training.step import RankInfo, TrainingStep
 from benchmarks.baselines import naive
 
@@ -60,7 +64,7 @@ class Variant:
         bf16: whether G, D, VGG and F run under bf16 autocast, in channels_last; else fp32, contiguous.
         degradation_fp32: F in fp32 nevertheless, andfast's default.
         compiled: through torch.compile.
-        graph: the ascent in a CUDA graph.
+        graph: steps are CUDA graphs, optimizers and EMA included.
         fp8: G's dense blocks with 8-bit operands in the ascent.
         core: G by the compiled convolution ops (impl="cuda").
     """
@@ -111,9 +115,11 @@ class Step:
         timer: times the phases of a step.
         reuse: what andfast's step reuses; by default what the trainer does.
         seed: of weights, images and identity networks.
+        backend: captures the steps of a variant with graphs.
     """
 
-    def __init__(self, variant, size, stage, device, *, timer=None, reuse=None, seed=0):
+    def __init__(self, variant, size, stage, device, *, timer=None, reuse=None, seed=0, backend=None):
+        self.backend = backend or CUDAGraphBackend()
         self.variant, self.size, self.stage, self.device = variant, size, stage, device
         self.compiled = variant.compiled and device != "meta" and compile_options(device) is not None
         if reuse is None:  # as the configuration has it: a compiled D cannot go backward twice
@@ -131,13 +137,16 @@ class Step:
                 one.to(memory_format=memory_format)
         if self.compiled:
             self._compile(owner, vgg)
-        fused = {"fused": True} if device == "cuda" else {}
+        fused = {"fused": True, "capturable": variant.graph} if device == "cuda" else {"fused": variant.graph}
         self.optimizers = [torch.optim.Adam(one.parameters(), 1e-4, (0.9, 0.99), **fused) for one in self.networks]
         generator = None if device == "meta" else torch.Generator(device).manual_seed(seed)
         hr = torch.rand(size.batch, 3, size.hr, size.hr, generator=generator, device=device)
         smooth = blur_pool(hr, 2).repeat_interleave(2, 2).repeat_interleave(2, 3)
         self.hr = smooth.contiguous(memory_format=memory_format)
         self.done = 0
+        self.timer = timer
+        self.check = True  # captures against eager steps
+        self._captured = None
 
     def _compile(self, owner, vgg):
         """As ``compile: true`` does; in plain PyTorch VGG and what F does after its convolutions too."""
@@ -151,6 +160,9 @@ class Step:
 
     def gradients(self, kind, theta=None):
         """The losses of a "plain" or an "and" step; gradients are left on the weights."""
+        if self.variant.graph:
+            self.whole(kind)
+            return {name: torch.tensor(value) for name, value in self._captured.latch.read().values.items()}
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
         if self.naive is not None:
@@ -162,12 +174,46 @@ class Step:
         return plain_step(self.ours, self.hr)
 
     def whole(self, kind):
-        """One step, optimizers included."""
+        """One step, optimizers included; in CUDA graphs always of the same kind."""
+        if self.variant.graph:
+            if self._captured is None:
+                self._captured = self._capture(kind)
+            self._captured.take([self.hr], self.done)
+            self.done += 1
+            return
         self.gradients(kind)
         with self.ours.span("optimizer"):
             for optimizer in self.optimizers:
                 optimizer.step()
         self.done += 1
+
+    def _capture(self, kind):
+        """As the trainer captures its steps."""
+        names = ("generator", "discriminator")[: len(self.networks)]
+        device = torch.device(self.device)
+        return CapturedStep(
+            self.ours if kind == "and" else PlainStep(**vars(self.ours)),
+            dict(zip(names, self.networks, strict=True)),
+            dict(zip(names, self.optimizers, strict=True)),
+            torch.amp.GradScaler(device.type, enabled=False),
+            EMA(self.ours.generator, 0.999),
+            ProcessGroup(0, 1, device),
+            self.timer or StepTimer(device),
+            self.backend,
+            name=f"{kind} step of stage {self.stage}",
+            check=self.check,
+            required=True,
+        )
+
+
+class PlainStep(TrainingStep):
+    """ESRGAN's step, with the interface of the AND step."""
+
+    def identities(self, hr, step, micro=0):
+        return iter(())
+
+    def micro_gradients(self, hr, identities, micro_batches=1, *, last=True):
+        return plain_step(self, hr)
 
 
 def plain_step(step, hr):
@@ -201,17 +247,14 @@ def package_step(variant, size, stage, device, reuse, *, timer=None, seed=0):
             steps=size.steps,
             patch_size=size.hr,
             channels=size.channels,
-            chunk_size=default_chunk_size(stage, size.hr, variant.graph),
+            chunk_size=default_chunk_size(stage, size.hr),
             precision="fp8" if variant.fp8 else "same",
         ),
         reuse=reuse,
         autocast=torch.bfloat16 if variant.bf16 else None,
         degradation_autocast=variant.bf16 and not variant.degradation_fp32,
     )
-    search = attack.search
-    if variant.graph:
-        search = CUDAGraphCallable(attack.search, CUDAGraphBackend(), static_tensors=attack.static_tensors)
-    return TrainingStep(attack, RankInfo(seed, int(stage == "gan")), search=search, timer=timer)
+    return TrainingStep(attack, RankInfo(seed, int(stage == "gan")), timer=timer)
 
 
 def naive_step(ours, variant, size, timer):

@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_flatten
 
 from andfast.adversary import sample_identity
 from andfast.config.schema import TrainConfig
-from andfast.training.build import captures_ascent
+from andfast.training.build import captures_step
 from andfast.training.cuda_graph import CaptureError, CUDAGraphBackend, CUDAGraphCallable
 from andfast.training.step import RankInfo, TrainingStep
 
@@ -208,14 +208,12 @@ def test_checked_capture_is_logged_and_exact(kind: str | None, caplog: pytest.Lo
     assert re.fullmatch(r"ascent: captured in \d+\.\d s, relative error of a replay 0", caplog.messages[0])
 
 
-def test_captures_ascent_by_default_in_stage_net_on_cuda() -> None:
+def test_captures_step_by_default_on_cuda() -> None:
     settings = TrainConfig(output=Path("x"))
-    assert captures_ascent(settings, "net", "cuda")
-    assert not captures_ascent(settings, "net", "cpu")
-    assert not captures_ascent(settings, "gan", "cuda")
-    for stage in ("net", "gan"):
-        for cuda_graph in (False, True):
-            assert captures_ascent(replace(settings, cuda_graph=cuda_graph), stage, "cuda") is cuda_graph
+    assert captures_step(settings, "cuda")
+    assert not captures_step(settings, "cpu")
+    for cuda_graph in (False, True):
+        assert captures_step(replace(settings, cuda_graph=cuda_graph), "cuda") is cuda_graph
 
 
 # ------------------------------------------------------------------------------------------------------- on a GPU
