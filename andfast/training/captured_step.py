@@ -249,7 +249,7 @@ class CapturedStep:
 
     def _state(self) -> dict[str, list[Tensor]]:
         """All tensors that a step changes, by kind."""
-        weights = [parameter for network in self._networks.values() for parameter in network.parameters()]
+        weights: list[Tensor] = [parameter for network in self._networks.values() for parameter in network.parameters()]
         states = [list(state.values()) for optimizer in self._optimizers.values() for state in optimizer.state.values()]
         state: dict[str, list[Tensor]] = {
             "gradients": list(self._gradients.values()),
