@@ -23,7 +23,7 @@ from andfast.config.machine import resolve_device
 from andfast.config.schema import Stage, TrainConfig
 from andfast.data.images import FORMATS
 from andfast.data.sources import SourceFile
-from andfast.training.build import build_generator, build_step
+from andfast.training.build import build_generator, build_step, captures_step
 from andfast.training.distributed import ProcessGroup
 
 _ADAM_STATES: Final = 2
@@ -37,7 +37,8 @@ class StepMemory:
     Attributes:
         stage: "net" or "gan".
         state: networks, gradients, Adam's states and EMA, allocated throughout.
-        peak: peak of a step on top of ``state``: HR, identity networks, activations, gradients of theta.
+        peak: peak of a step on top of ``state``: HR, identity networks, activations, gradients of theta. With
+            ``cuda_graph``, also the graphs' static inputs and the batch that is kept for a failed step.
         parts: peak by phase of the step.
         saved: weights and Adam's states, stored in a checkpoint.
     """
@@ -88,7 +89,11 @@ def step_memory(config: TrainConfig, stage: Stage) -> StepMemory:
     saved = weights * (1 + _ADAM_STATES) + ema
     batch_bytes = sum(batch.nbytes for batch in batches)
     parts = {name: batch_bytes + peak for name, peak in live.peaks.items()}
-    return StepMemory(stage, saved + weights + vgg, max(parts.values()), saved, parts)
+    peak = max(parts.values())
+    if captures_step(config, device.type):
+        static_inputs = batches[0].nbytes + live.peaks["identity"]
+        peak += batch_bytes + static_inputs
+    return StepMemory(stage, saved + weights + vgg, peak, saved, parts)
 
 
 def fake_weights(network: nn.Module, device: torch.device) -> None:

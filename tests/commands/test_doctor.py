@@ -312,12 +312,15 @@ def test_chunking_bounds_the_memory_of_the_ascent() -> None:
     assert chunked.parts["generator"] < training_pass
 
 
-def test_graph_memory_is_added(config: TrainConfig) -> None:
-    graph = step_memory(replace(config, cuda_graph=True), "net")
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_captured_step_adds_its_static_tensors(config: TrainConfig, accumulate: int) -> None:
+    config = replace(config, accumulate=accumulate)
+    captured = step_memory(replace(config, cuda_graph=True), "net")
     eager = step_memory(config, "net")
-    other_phases = max(eager.parts["degradation"], eager.parts["generator"])
-    assert graph.peak > max(eager.parts["ascent"], other_phases)
-    assert graph.peak < eager.parts["ascent"] + other_phases
+    micro_batch = 4 * config.batch_size * 3 * config.data.patch_size**2
+    identities = eager.parts["identity"] - accumulate * micro_batch
+    assert captured.peak == eager.peak + (accumulate + 1) * micro_batch + identities
+    assert identities > 0
 
 
 def test_estimate_leaves_the_random_state(config: TrainConfig) -> None:
