@@ -2,6 +2,8 @@
 
 import functools
 import itertools
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import skimage.data
@@ -12,6 +14,7 @@ from andfast.adversary import PRESETS, Attack, AttackSettings, Objective
 from andfast.losses import GANLoss, PerceptualLoss
 from andfast.nn import DegradationNetwork, RRDBNet, Theta, UNetDiscriminator, VGGDiscriminator
 from andfast.training.cuda_graph import Backend, CUDAGraphCallable
+from andfast.training.profiling import StepTimer
 from andfast.training.step import RankInfo, TrainingStep
 
 SIZE = 32
@@ -94,3 +97,22 @@ def assert_close(a: dict[str, Tensor], b: dict[str, Tensor], tolerance: float) -
     assert a.keys() == b.keys()
     difference = torch.stack([(a[name] - b[name]).norm() for name in a]).norm()
     assert difference <= tolerance * torch.stack([one.norm() for one in b.values()]).norm()
+
+
+class RecordedPhases(StepTimer):
+    """Records the phases of a step, has the current one in ``now``, and calls ``after(name)`` at the end of each."""
+
+    def __init__(self, after: Any = None) -> None:
+        super().__init__(torch.device("cpu"))
+        self.names: list[str] = []
+        self.now: str | None = None
+        self.after = after
+
+    @contextmanager
+    def span(self, name: str) -> Iterator[None]:
+        self.names.append(name)
+        self.now = name
+        yield
+        self.now = None
+        if self.after is not None:
+            self.after(name)

@@ -8,6 +8,8 @@ from small_steps import crops, make
 from torch._library.custom_ops import OPDEFS
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from andfast.training.step import RankInfo
+
 WAITING = {
     "_local_scalar_dense": "reads a value, as .item() or a branch on one does",
     "nonzero": "a shape that depends on values",
@@ -65,3 +67,17 @@ def test_detects_host_synchronization(act: Any) -> None:
     with Waits() as waits:
         act(torch.rand(3))
     assert waits.found
+
+
+def test_no_host_synchronisation() -> None:
+    """Both stages run on the meta device, where .item(), a branch on a value or a copy to the host raises."""
+    for kind in ("vgg", "unet"):
+        step = make(kind, "relativistic", size=128, rank_info=RankInfo(0, 1, 1, 2, 2), attack={"round_lr": True})
+        for module in (step.generator, step.discriminator, step.objective.vgg):
+            assert module is not None
+            module.to("meta")
+        hr = torch.empty(2, 3, 128, 128, device="meta")
+        values = step.gradients([hr, hr], 0)
+        assert all(one.is_meta for one in values.values())
+        with pytest.raises(RuntimeError, match="meta"):
+            values["loss"].item()

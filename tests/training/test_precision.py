@@ -5,12 +5,13 @@ from typing import Any
 
 import pytest
 import torch
-from small_steps import crops, gradients, make
+from small_steps import crops, gradients, identity, make
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from andfast.adversary import Ball
 from andfast.losses import GANLoss, PerceptualLoss, l1_loss
+from andfast.nn import DegradationNetwork
 
 REDUCTIONS = ("mean", "linalg_vector_norm", "softplus")
 """Not sum: the gradients of a linear layer's bias are summed in its own dtype, as autocast does everywhere."""
@@ -108,3 +109,48 @@ def test_optimizer_states_are_fp32() -> None:
     states = [one for state in optimizer.state.values() for one in state.values() if one.dim() > 0]
     assert {one.dtype for one in states} == {torch.float32}
     assert isinstance(step.generator, nn.Module)
+
+
+@pytest.mark.parametrize("degradation", [False, True])
+def test_bf16(degradation: bool) -> None:
+    """Autocast of G, D and VGG, and of F if so set; losses and gradients stay fp32 and near the exact ones."""
+    exact, hr = make("unet"), crops(2)
+    reference = exact.gradients([hr], 0)
+    dtypes = set()
+
+    class Watched(DegradationNetwork):
+        def forward(self, *args: Any) -> Tensor:
+            out = super().forward(*args)
+            dtypes.add(out.dtype)
+            return out
+
+    attack = {"autocast": torch.bfloat16, "degradation_autocast": degradation}
+    mixed = make("unet", degradation=Watched(), attack=attack)
+    values = mixed.gradients([hr], 0)
+    assert dtypes == {torch.bfloat16 if degradation else torch.float32}
+    assert all(one.dtype == torch.float32 for one in values.values())
+    assert values["loss"].item() == pytest.approx(reference["loss"].item(), rel=0.05)
+    for ours, theirs in ((mixed.generator, exact.generator), (mixed.discriminator, exact.discriminator)):
+        actual, expected = (torch.cat([grad.flatten() for grad in gradients(m).values()]) for m in (ours, theirs))
+        assert actual.dtype == torch.float32
+        assert torch.cosine_similarity(actual, expected, dim=0) > 0.95
+
+
+def test_fp16() -> None:
+    step = make(attack={"autocast": torch.float16}, scale_loss=lambda loss: loss * 1024)
+    values = step.gradients([crops(2)], 0)
+    assert all(one.isfinite().all() for one in (*values.values(), *gradients(step.generator).values()))
+    assert values["loss_gain"] > 0
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_noises_in_a_half_type_are_as_strong(dtype: torch.dtype) -> None:
+    """In fp16 the loss is scaled: gradients as small as those of a large batch would be zero without that."""
+    found = {}
+    for noise_dtype in (torch.float32, dtype):
+        step = make(steps=4, l1=1e-4, settings={"noise_dtype": noise_dtype})
+        start = identity(step, crops())
+        assert {noise.dtype for noise in start.noises} == {noise_dtype}
+        assert {weight.dtype for weight in start.weights} == {torch.float32}
+        found[noise_dtype] = step.gradients([crops()], 0)["loss_gain"]
+    torch.testing.assert_close(found[dtype], found[torch.float32], rtol=2e-3, atol=0)

@@ -1,6 +1,6 @@
 """The text beside the progress bar."""
 
-from andfast.training.loop import describe
+from andfast.training.run_output import describe
 
 
 def test_describe() -> None:
