@@ -31,8 +31,8 @@ test: export ANDFAST_REQUIRE_EXT = 1
 test: setup ## all tests that this machine can run
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest --benchmark-disable -n $(JOBS) $(PYTEST_ARGS)
 
-faults: setup ## kill, fill, signal and damage 200 tiny runs and resume each; FAULTS_ARGS="--kills 50"
-	OMP_NUM_THREADS=1 .venv/bin/python tests/faults/campaign.py $(FAULTS_ARGS)
+faults: setup ## kill, fill, signal and damage tiny runs, 200 kills among them; continues if stopped; FAULTS_ARGS="--kills 50"
+	OMP_NUM_THREADS=1 .venv/bin/python tests/faults/campaign.py --jobs $(JOBS) $(FAULTS_ARGS)
 
 # PYTHONSAFEPATH keeps the checkout, whose extension is built for the other torch, off the path.
 test-newest: setup-newest ## the fast tests with the newest torch that is supported, in .venv-newest

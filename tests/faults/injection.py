@@ -1,4 +1,4 @@
-"""Faults at file-system events: kill the process, or fail with ENOSPC, right before the n-th one below a folder.
+"""Faults at file-system events: kill the process, or fail for lack of space, right before the n-th one below a folder.
 
 Events are Python's audit events of opening for writing, renaming, removing and making folders, and calls of os.fsync.
 A process killed at the fsync of a file leaves it cut to half its length, as if it died while writing.
@@ -6,6 +6,7 @@ A process killed at the fsync of a file leaves it cut to half its length, as if 
 
 import errno
 import os
+import resource
 import signal
 import sys
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from typing import Final
 
 _CHANGES: Final = {"os.rename": 2, "os.remove": 1, "os.mkdir": 2, "os.rmdir": 1}
 """Audit events whose first argument is a path; at this position is the descriptor of the folder it is relative to."""
+LIMIT: Final = 16384
 
 
 class Injection:
@@ -22,7 +24,8 @@ class Injection:
     Args:
         folder: events outside of it are not counted.
         at: number of the event, from 0; None only records.
-        fault: "kill" or "full".
+        fault: "kill"; "full" (ENOSPC); or "limit", from which on files cannot grow beyond :data:`LIMIT` bytes (EFBIG),
+            whatever writes to them: Python, PyTorch or safetensors.
 
     Attributes:
         events: the events so far, as "fsync checkpoints/net-00000001/state.pt".
@@ -71,6 +74,9 @@ class Injection:
             # Deleting works on a full disk.
             if kind not in ("remove", "rmdir"):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
+            return
+        if self.fault == "limit":
+            resource.setrlimit(resource.RLIMIT_FSIZE, (LIMIT, resource.RLIM_INFINITY))
             return
         if cut:
             self._busy = True

@@ -1,10 +1,13 @@
 """Runs of two steps per stage in forked processes, which need not import torch again."""
 
+import contextlib
+import io
 import os
 import signal
 import sys
 import time
 import traceback
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +34,23 @@ adversary: {steps: 1}
 loss: {perceptual: 0}
 net: {steps: 2, lr: 1.0e-3}
 gan: {steps: 2, lr: 1.0e-4}
-data: {train: ["package:skimage/data"], include: [cell.png, coins.png], patch_size: 32, workers: 0}
-validation: {hr: ["package:skimage/data"], include: [coffee.png], every: 1, crops: 1, crop_size: 32, sheet: 0}
+data: {train: ["package:skimage/data"], include: [cell.png, coins.png], patch_size: 16, workers: 0}
+validation: {hr: ["package:skimage/data"], include: [coffee.png], every: 1, crops: 1, crop_size: 20, sheet: 0}
 tensorboard: false
 log_every: 1
 checkpoint_every: 1
 keep_checkpoints: 2
 """
+TIMEOUT = 300.0
+"""Seconds after which a process counts as hanging."""
+
+
+def warm_up(folder: Path) -> None:
+    """Run once in this process: forked ones then find modules imported and oneDNN's kernels generated."""
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        status = train.main(Tiny(folder).command())
+    if status != 0:
+        raise RuntimeError(f"the run in this process ended with {status}")
 
 
 class Tiny:
@@ -63,12 +76,15 @@ class Tiny:
     def start(self, *extra: str, at: int | None = None, fault: str = "kill", ignore: int | None = None) -> int:
         """Start the run in a forked process, with a fault at the event ``at``; return the process id."""
         arguments = [*self.command(), *extra]
-        process = os.fork()
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*multi-threaded, use of fork", category=DeprecationWarning)
+            process = os.fork()
         if process:
             return process
         status = 99
         try:
             os.setsid()
+            torch.set_num_threads(1)  # the pool's threads were not forked
             file = os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
             os.dup2(file, 1)
             os.dup2(file, 2)
@@ -91,8 +107,20 @@ class Tiny:
             os._exit(status)
 
     def finish(self, process: int) -> int:
-        """Wait for a process; return its exit code, negative for a signal."""
-        return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+        """Wait for a process; return its exit code, negative for a signal.
+
+        Raises:
+            TimeoutError: it hangs; it is killed.
+        """
+        end = time.monotonic() + TIMEOUT
+        while time.monotonic() < end:
+            ended, status = os.waitpid(process, os.WNOHANG)
+            if ended:
+                return os.waitstatus_to_exitcode(status)
+            time.sleep(0.005)
+        os.kill(process, signal.SIGKILL)
+        os.waitpid(process, 0)
+        raise TimeoutError(f"the process has not ended in {TIMEOUT:.0f} s: {self.log.read_text()[-2000:]}")
 
     def complete(self, **options: Any) -> int:
         """Start and wait."""
@@ -100,7 +128,7 @@ class Tiny:
 
     def wait_for(self, path: Path, process: int, *, lines: int = 0) -> None:
         """Wait until a file exists and has so many lines, or the process has ended."""
-        end = time.monotonic() + 120
+        end = time.monotonic() + TIMEOUT
         while time.monotonic() < end:
             if path.is_file() and path.read_bytes().count(b"\n") >= lines:
                 return
@@ -149,4 +177,4 @@ def difference(ours: Any, theirs: Any, where: str = "") -> str | None:
         items = [(f"{where}[{index}]", a, b) for index, (a, b) in enumerate(zip(ours, theirs, strict=True))]
     else:
         return None if ours == theirs else where
-    return next((found for name, a, b in items if (found := difference(a, b, name)) is not None), None)
+    return next((path for name, a, b in items if (path := difference(a, b, name)) is not None), None)
