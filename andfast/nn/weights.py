@@ -4,6 +4,7 @@
 """
 
 import errno
+import json
 import pickle
 import re
 import struct
@@ -123,7 +124,8 @@ def save_weights(
 ) -> None:
     """Write weights as safetensors: contiguous, fp32 if floating-point, without prefixes.
 
-    The write is atomic: readers, also after a crash, see either the old or the complete new file.
+    The write is atomic: readers, also after a crash, see either the old or the complete new file. Equal weights and
+    metadata give equal bytes.
 
     Args:
         path: file to write, ending in .safetensors, in an existing folder.
@@ -149,8 +151,10 @@ def save_weights(
         if not isinstance(key, str) or not isinstance(text, str):
             raise TypeError(f"{path}: metadata must map strings to strings, {key!r} was {type(text).__name__}")
     tensors = {key: _stored(value) for key, value in strip_prefixes(state, path).items()}
+    data = to_safetensors(tensors, {"format": "pt", **(metadata or {})})
     with atomic_file(path) as file:
-        file.write(to_safetensors(tensors, {"format": "pt", **(metadata or {})}))
+        for part in _with_sorted_metadata(data):
+            file.write(part)
 
 
 # ---------------------------------------------------------------------------------------------------- reading
@@ -292,3 +296,13 @@ def _stored(tensor: Tensor) -> Tensor:
     """A contiguous CPU copy, fp32 if floating-point; safetensors rejects tensors that share memory."""
     dtype = torch.float32 if tensor.is_floating_point() else tensor.dtype
     return tensor.detach().to("cpu", dtype, copy=True, memory_format=torch.contiguous_format)
+
+
+def _with_sorted_metadata(data: bytes) -> tuple[bytes, memoryview]:
+    """Header and tensors of a safetensors file, whose library writes metadata in a random order."""
+    end = 8 + int.from_bytes(data[:8], "little")
+    header: dict[str, Any] = json.loads(data[8:end])
+    metadata = dict(sorted(header.pop("__metadata__").items()))
+    text = json.dumps({"__metadata__": metadata, **header}, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # tensors are aligned
+    return len(text).to_bytes(8, "little") + text, memoryview(data)[end:]

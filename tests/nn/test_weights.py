@@ -350,6 +350,20 @@ def test_saves_fp32_contiguous_unprefixed_tensors_and_metadata(tmp_path: Path) -
     assert read_metadata(file) == {"format": "pt"}
 
 
+def test_equal_weights_give_equal_bytes(tmp_path: Path) -> None:
+    """safetensors' own order of metadata changes from call to call."""
+    state = {"b": torch.rand(3, 5), "a": torch.rand(2)}
+    metadata = {f"key {number}": f'é "{number}"' for number in range(8)}
+    contents = set()
+    for number in range(4):
+        ordered = dict(sorted(metadata.items(), reverse=bool(number % 2)))
+        save_weights(tmp_path / f"{number}.safetensors", state, ordered)
+        contents.add((tmp_path / f"{number}.safetensors").read_bytes())
+    assert len(contents) == 1
+    assert_equal(load_file(tmp_path / "0.safetensors"), state)
+    assert read_metadata(tmp_path / "0.safetensors") == {"format": "pt", **metadata}
+
+
 def test_saves_integers_and_shared_memory(tmp_path: Path) -> None:
     a = torch.rand(4)
     save_weights(tmp_path / "s.safetensors", {"a": a, "b": a, "c": a[::2], "n": torch.tensor(3)})
