@@ -1,5 +1,6 @@
 """Atomic file writes (temporary file in the same folder, fsync, rename), write checks and printable file names."""
 
+import errno
 import hashlib
 import os
 import tempfile
@@ -9,6 +10,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 _MAX_NAME = 255  # bytes, on all common file systems
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Error numbers of a write for which there is no space."""
 
 
 def temporary_path(path: Path) -> Path:
@@ -21,7 +24,10 @@ def temporary_path(path: Path) -> Path:
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[BinaryIO]:
-    """Open a binary file for writing; it appears under ``path`` when the block exits without an error."""
+    """Open a binary file for writing; it appears under ``path`` when the block exits without an error.
+
+    After an error nothing is left of it. The error of a full disk gets the name of the file.
+    """
     temporary = temporary_path(path)
     try:
         temporary.unlink(missing_ok=True)  # left by a crash, or a link that would be followed
@@ -30,8 +36,9 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        _name_file(error, temporary, path)
         raise
     sync_folder(path.parent)
 
@@ -40,17 +47,25 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary path with the suffix of ``path``; it is renamed to ``path`` when the block exits.
 
-    After an error the temporary file is deleted and ``path`` is unchanged.
+    After an error the temporary file is deleted and ``path`` is unchanged. The error of a full disk gets its name.
     """
     temporary = temporary_path(path)
     try:
+        temporary.unlink(missing_ok=True)
         yield temporary
         sync_file(temporary)
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        _name_file(error, temporary, path)
         raise
     sync_folder(path.parent)
+
+
+def _name_file(error: BaseException, temporary: Path, path: Path) -> None:
+    """Name the file in the error of a write, which has no name or that of the temporary file."""
+    if isinstance(error, OSError) and error.errno in FULL and error.filename in (None, str(temporary)):
+        error.filename = str(path)
 
 
 def check_output_path(name: str, path: Path) -> None:

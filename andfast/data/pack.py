@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from andfast.files import printable
+from andfast.files import FULL, printable
 
 from . import store
 from .pack_update import PackUpdate, shown
@@ -148,7 +148,7 @@ def _locked(output: Path) -> Iterator[None]:
                 fcntl.flock(lock, fcntl.LOCK_EX)
             yield
     except OSError as error:
-        if error.errno in store.FULL:
+        if error.errno in FULL:
             raise OSError(error.errno, f"the disk is full, the pack {output} is unchanged") from error
         raise
 

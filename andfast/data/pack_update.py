@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from andfast.files import printable, sync_folder
+from andfast.files import FULL, printable, sync_folder
 from andfast.progress import Progress
 
 from . import store
@@ -125,7 +125,7 @@ class PackUpdate:
         try:
             yield
         except BaseException as error:
-            full = isinstance(error, OSError) and error.errno in store.FULL
+            full = isinstance(error, OSError) and error.errno in FULL
             self._writer.abandon(everything=full)
             if full:
                 (self._output / store.PROGRESS).unlink(missing_ok=True)

@@ -14,7 +14,6 @@ read, and upgraded by the next run that packs.
 """
 
 import contextlib
-import errno
 import hashlib
 import json
 import os
@@ -34,7 +33,6 @@ INDEX, PROGRESS, LOCK = "index.json", "progress.json", "pack.lock"
 SHARD_PATTERN = "pixels-*.bin"
 SHARD_BYTES = 1 << 30
 _LARGE = 1 << 30  # bytes of a pack whose verification shows a progress bar
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class PackError(ValueError):

@@ -18,7 +18,7 @@ from andfast.config.machine import resolve_device
 from andfast.config.schema import TrainConfig
 from andfast.data.images import UnusableImageError, decode
 from andfast.diagnosis.machine import gigabytes, host_memory
-from andfast.files import atomic_file
+from andfast.files import atomic_file, check_writable
 from andfast.gallery.cases import Case, Degrader, configuration_lines, cut
 from andfast.gallery.sheet import Cell, gallery_sheet
 from andfast.nn import DegradationNetwork, RRDBNet
@@ -81,6 +81,8 @@ def _check(options: argparse.Namespace) -> None:
     earlier = [name for name in _FILES if (options.output / name).exists()]
     if earlier and not options.overwrite:
         raise ValueError(f"{options.output / earlier[0]} is there already; --overwrite replaces it")
+    for name in _FILES:
+        check_writable(options.output / name)
     if options.crop < 0:
         raise ValueError(f"--crop must be at least 0, was {options.crop}")
     if not 0 <= options.seed < 2**63:

@@ -116,7 +116,8 @@ def _synthetic_image() -> Tensor:
 
 def _write_basicsr(generator: RRDBNet, path: Path, _metadata: dict[str, str]) -> None:
     state = {name: value.detach().cpu().float().contiguous().clone() for name, value in generator.state_dict().items()}
-    torch.save({"params_ema": state}, path)
+    with path.open("wb") as file:  # by name, PyTorch's errors do not say that the disk is full
+        torch.save({"params_ema": state}, file)
 
 
 def _write_safetensors(generator: RRDBNet, path: Path, metadata: dict[str, str]) -> None:
@@ -152,7 +153,8 @@ def _write_program(generator: RRDBNet, path: Path, metadata: dict[str, str]) -> 
     example, shapes = _example(generator)
     with _quiet():
         program = torch.export.export(_AnySize(generator).eval(), (example,), dynamic_shapes=shapes)
-        torch.export.save(program, path, extra_files=metadata)
+        with path.open("wb") as file:
+            torch.export.save(program, file, extra_files=metadata)
 
 
 def _example(generator: RRDBNet) -> tuple[Tensor, dict[str, Any]]:
