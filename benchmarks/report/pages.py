@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.ablation import report as ablation
 from benchmarks.report import profile, summary
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -260,6 +261,9 @@ def docs_page(folder: Path = RESULTS) -> str:
             *([profile.markdown(profiles)] if profiles else []),
             f"All rows: [report](../benchmarks/results/{file.parent.name}/report.md).",
         ]
+    for file in sorted(folder.glob("ablation-*.json")):
+        results = ablation.read(file)
+        parts += [f"## Ablation, size {results['size']}", ablation.markdown(results)]
     return "\n\n".join(parts) + "\n"
 
 

@@ -1,0 +1,168 @@
+"""The ablation from beginning to end: checks, trainings, scores, report."""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from andfast.config.machine import resolve_device
+from andfast.training.checkpoint import checkpoints
+from andfast.training.run_folder import weights_path
+from benchmarks import machine
+from benchmarks.ablation import report
+from benchmarks.ablation.damage import DAMAGES
+from benchmarks.ablation.photographs import split_photographs
+from benchmarks.ablation.rows import ROWS, SIZES
+from benchmarks.ablation.score import Tests, cached_score, open_tests, pair_means
+from benchmarks.ablation.sheets import write_sheets
+from benchmarks.ablation.train import STAGE, Plan, check_rows, open_output, seconds_per_step, steps_done, train
+
+
+def run(options: argparse.Namespace) -> None:
+    """Run an ablation; see :func:`benchmarks.ablation.__main__.parse` for the options.
+
+    Raises:
+        Stopped: a signal stopped a training; all is saved.
+        OSError, ValueError, CheckpointError, RunLockedError: it cannot start or continue; the message says why.
+    """
+    plan, tests, notes = _prepare(options)
+    results = _new_results(options, plan, tests, notes)
+    bicubic = cached_score(plan.output / "scores" / "bicubic.json", None, [], tests)
+    results["methods"]["bicubic"] = {"label": "bicubic, no training", "seeds": {"all": _entry(bicubic, tests)}}
+    results["methods"]["start"] = {"label": "the start", "seeds": {}}
+    for name in options.rows:
+        results["methods"][name] = {"label": ROWS[name].label, "settings": dict(ROWS[name].settings), "seeds": {}}
+    for seed in options.seeds:
+        start = _start(plan, seed, tests)
+        results["methods"]["start"]["seeds"][str(seed)] = _entry(start, tests)
+        for number, name in enumerate(options.rows, start=1):
+            _show(f"seed {seed}, row {number} of {len(options.rows)}: {name}, {plan.steps} steps")
+            entry = _train_and_score(plan, seed, name, tests)
+            entry["curve"] = [[0, start["clean"], start["unseen"]], *entry["curve"]]
+            results["methods"][name]["seeds"][str(seed)] = entry
+            _write(results, plan.output, options.json)
+    first = options.seeds[0]
+    heading = f"Ablation, size {plan.size}, seed {first}"
+    weights = {
+        name: weights_path(plan.folder(first, name), STAGE)
+        for name in options.rows
+        if results["methods"][name]["seeds"][str(first)]["damage"]
+    }
+    write_sheets(plan.output, weights, tests, heading)
+    report.curves(results, plan.output / "curves.png")
+    print(report.summary_table(results["methods"]))
+    print(f"{plan.output}: results.json, results.md, curves.png, pairs.png, damage.png")
+
+
+def _prepare(options: argparse.Namespace) -> tuple[Plan, Tests, list[str]]:
+    """Check everything that can be checked before the first training."""
+    size = SIZES[options.size]
+    scale = int(size.settings["scale"])
+    patch = int(size.settings["data.patch_size"])
+    if options.json is not None and not options.json.absolute().parent.is_dir():
+        raise FileNotFoundError(f"--json must be in an existing folder, was {options.json}")
+    if options.start_weights is not None and not options.start_weights.is_file():
+        raise FileNotFoundError(f"--start-weights must be a weights file, was {options.start_weights}")
+    photographs = split_photographs(options.photos, min_size=patch, crop_size=size.test_crop, scale=scale)
+    plan = Plan(
+        options.output.resolve(),
+        options.size,
+        photographs,
+        options.steps or size.steps,
+        options.start_steps or size.start_steps,
+        options.start_weights,
+        options.device,
+        options.set,
+    )
+    check_rows(plan, options.seeds, options.rows)
+    tests, notes = open_tests(
+        options.pairs,
+        photographs.crops,
+        scale=scale,
+        niqe_parameters=options.niqe_parameters,
+        device=resolve_device(options.device),
+    )
+    open_output(plan)
+    for note in notes:
+        _show(note)
+    _show(f"{len(photographs.trained)} photographs to train on, {len(photographs.held_out)} held out, "
+         f"{len(tests.listing.pairs)} real pairs")  # fmt: skip
+    return plan, tests, notes
+
+
+def _new_results(options: argparse.Namespace, plan: Plan, tests: Tests, notes: list[str]) -> dict[str, Any]:
+    return {
+        "format": 1,
+        "size": plan.size,
+        "settings": dict(SIZES[plan.size].settings),
+        "overrides": dict(plan.overrides),
+        "steps": plan.steps,
+        "start_steps": plan.start_steps if plan.start_weights is None else None,
+        "seeds": options.seeds,
+        "machine": machine.describe(),
+        "protocol": tests.scorer.summary(),
+        "pairs": {"chosen": tests.chosen, "reported": tests.reported},
+        "held_out": list(plan.photographs.held_out),
+        "conditions": {name: damage.description for name, damage in DAMAGES.items()},
+        "notes": notes,
+        "methods": {},
+    }
+
+
+def _start(plan: Plan, seed: int, tests: Tests) -> dict[str, Any]:
+    """Train the start of a seed if there is none; its scores."""
+    if plan.start_weights is None:
+        _show(f"seed {seed}, start: {plan.start_steps} steps")
+        config = plan.config(seed, None)
+        if (failed := train(config)) is not None:
+            raise ValueError(f"{config.output}: the start cannot be trained: {failed}")
+    return cached_score(plan.output / f"seed-{seed}" / "scores" / "start.json", plan.start(seed), [], tests)
+
+
+def _train_and_score(plan: Plan, seed: int, name: str, tests: Tests) -> dict[str, Any]:
+    config = plan.config(seed, name)
+    began, before = time.monotonic(), steps_done(config.output)
+    failed = train(config)
+    if steps_done(config.output) > before:
+        _show(f"  trained in {time.monotonic() - began:.0f} s")
+    weights = weights_path(config.output, STAGE)
+    path = plan.output / f"seed-{seed}" / "scores" / f"{name}.json"
+    try:
+        entry = _entry(cached_score(path, weights, checkpoints(config.output), tests), tests)
+    except ValueError as error:
+        if failed is None:
+            raise
+        _show(f"  {failed}; no scores: {error}")
+        return {"damage": {}, "pairs": {}, "curve": [], "failed": f"{failed}; no scores: {error}"}
+    _show(f"  unseen damage {entry['unseen']:.2f} dB, clean LR {entry['clean']:.2f} dB")
+    seconds = seconds_per_step(config.output)
+    if seconds is not None:
+        entry["milliseconds_per_step"] = 1e3 * seconds
+    if failed is not None:
+        _show(f"  {failed}")
+        entry["failed"] = failed
+    return entry
+
+
+def _entry(scores: dict[str, Any], tests: Tests) -> dict[str, Any]:
+    """A method's record for one seed."""
+    parts = {"chosen": tests.chosen, "reported": tests.reported, "all": tests.chosen + tests.reported}
+    return {
+        "unseen": scores["unseen"],
+        "clean": scores["clean"],
+        "damage": scores["damage"],
+        "pairs": {part: pair_means(scores["pairs"], names) for part, names in parts.items()},
+        "curve": scores["curve"],
+    }
+
+
+def _write(results: dict[str, Any], output: Path, copy: Path | None) -> None:
+    report.write(output / "results.json", results)
+    if copy is not None:
+        report.write(copy, results)
+    (output / "results.md").write_text(f"# Ablation\n\n{report.markdown(results)}\n", encoding="utf-8")
+
+
+def _show(text: str) -> None:
+    print(text, file=sys.stdout, flush=True)

@@ -1,0 +1,199 @@
+"""The two tests of the ablation: real pairs, and damage that no row was trained on."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from andfast.evaluation.layouts import Listing, PairFiles, find_pairs
+from andfast.evaluation.methods import BICUBIC, RestorerMethod
+from andfast.evaluation.report import write_json
+from andfast.evaluation.run import check_pairs, score_pairs
+from andfast.evaluation.scores import Scorer
+from andfast.inference.models import Restorer, load_restorer
+from andfast.metrics import psnr_y
+from andfast.metrics.lpips import LPIPS, weights_file
+from andfast.metrics.niqe import NIQE
+from andfast.training.run_folder import read_json
+from benchmarks.ablation.damage import CLEAN, DAMAGES, damaged
+
+METRICS: Final = ("psnr", "ssim", "psnr_rgb", "color_shift")
+MIN_PAIRS: Final = 3
+CHOSEN_SHARE: Final = 3
+"""The first third of the pairs by name is for choosing and calibrating; results are reported on the rest."""
+MAX_SHIFT: Final = 1.0
+"""HR pixels; pairs that are shifted by more are not pairs."""
+_BATCH: Final = 8
+
+
+@dataclass(frozen=True)
+class Tests:
+    """Images and metrics of both tests.
+
+    Attributes:
+        listing: the real pairs.
+        scorer: their metrics.
+        lr: LR of the held-out crops under each condition, (N, 3, h, w) uint8.
+        hr: the held-out crops, (N, 3, H, W) uint8.
+        device: that restorers run on.
+        digest: changes with the images, the conditions and the protocol.
+    """
+
+    listing: Listing
+    scorer: Scorer
+    lr: Mapping[str, Tensor]
+    hr: Tensor
+    device: str
+    digest: str
+
+    @property
+    def chosen(self) -> list[str]:
+        """Names of the pairs for choosing and calibrating."""
+        names = [files.name for files in self.listing.pairs]
+        return names[: len(names) // CHOSEN_SHARE]
+
+    @property
+    def reported(self) -> list[str]:
+        """Names of the other pairs."""
+        names = [files.name for files in self.listing.pairs]
+        return names[len(names) // CHOSEN_SHARE :]
+
+
+def open_tests(
+    pairs: Path, crops: Tensor, *, scale: int, niqe_parameters: Path | None, device: str
+) -> tuple[Tests, list[str]]:
+    """Check the pairs and prepare both tests.
+
+    Args:
+        pairs: folder of registered LR/HR pairs, in a layout of ``andfast.evaluate``.
+        crops: of the held-out photographs, (N, 3, H, W) uint8.
+        scale: HR size over LR size.
+        niqe_parameters: NIQE's pristine model; None leaves NIQE out.
+        device: that restorers run on.
+
+    Returns:
+        The tests, and the metrics that are left out with the reason.
+
+    Raises:
+        FileNotFoundError, ValueError: there are too few pairs, or pairs that do not fit; the message names them.
+    """
+    listing = find_pairs(pairs, scale=scale)
+    check = check_pairs(listing, [], max_shift=MAX_SHIFT, progress=False)
+    if problems := listing.problems | check.problems:
+        shown = "; ".join(f"{name}: {reason}" for name, reason in sorted(problems.items())[:3])
+        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise ValueError(f"--pairs must fit, {len(problems)} in {pairs} do not: {shown}{more}")
+    if len(listing.pairs) < MIN_PAIRS:
+        raise ValueError(f"--pairs must hold at least {MIN_PAIRS} pairs, {pairs} holds {len(listing.pairs)}")
+    metrics, notes = list(METRICS), []
+    niqe = lpips = None
+    if niqe_parameters is None:
+        notes.append("NIQE is left out: --niqe-parameters names no pristine model")
+    else:
+        niqe = NIQE(niqe_parameters)
+        metrics.append("niqe")
+    try:
+        if weights_file("alex")[1].is_file():
+            lpips = LPIPS("alex")
+            metrics.append("lpips")
+        else:
+            notes.append("LPIPS is left out: its weights are not in torch.hub's cache")
+    except ModuleNotFoundError as error:
+        notes.append(f"LPIPS is left out: {error}")
+    # Borders of the scale are cut: no network sees what lies beyond an image.
+    scorer = Scorer(metrics, crop_border=scale, lpips=lpips, niqe=niqe)
+    lr = {name: damaged(name, crops, scale) for name in DAMAGES}
+    return Tests(listing, scorer, lr, crops, device, _digest(listing.pairs, scorer, lr, crops)), notes
+
+
+def score(weights: Path | None, tests: Tests) -> dict[str, Any]:
+    """Score weights, or bicubic interpolation if None, on both tests.
+
+    Returns:
+        "pairs": metrics by pair; "damage": mean PSNR-Y by condition; "clean" and "unseen": PSNR-Y on clean LR, and
+        the mean over all other conditions.
+    """
+    restorer = _restorer(weights, tests)
+    method = RestorerMethod("method", str(weights), restorer)
+    scores = score_pairs(tests.listing, [method], tests.scorer, progress=False)["method"]
+    return {"pairs": {entry.name: entry.values for entry in scores}, **score_damage(restorer, tests)}
+
+
+def score_damage(restorer: Restorer, tests: Tests) -> dict[str, Any]:
+    """The second test alone; see :func:`score`."""
+    damage = {
+        name: psnr_y(restore(restorer, lr), tests.hr, crop_border=restorer.scale).mean().item()
+        for name, lr in tests.lr.items()
+    }
+    unseen = fmean(value for name, value in damage.items() if name != CLEAN)
+    return {"damage": damage, "clean": damage[CLEAN], "unseen": unseen}
+
+
+def score_checkpoints(folders: Sequence[Path], tests: Tests) -> list[list[float]]:
+    """The curve of a training: step, PSNR-Y on clean LR and mean over unseen damage of each checkpoint's EMA."""
+    curve = []
+    for folder in folders:
+        result = score_damage(_restorer(folder / "generator_ema.safetensors", tests), tests)
+        curve.append([int(folder.name.rpartition("-")[2]), result["clean"], result["unseen"]])
+    return curve
+
+
+def restore(restorer: Restorer, lr: Tensor) -> Tensor:
+    """SR as a saved 8-bit image: (N, 3, H, W) uint8 on the CPU.
+
+    Raises:
+        ValueError: the output is infinite or NaN.
+    """
+    batches = []
+    for batch in lr.split(_BATCH):
+        sr = restorer.restore(batch.float() / 255)
+        if not sr.isfinite().all():
+            raise ValueError(f"{restorer.name}: output must be finite, was NaN or infinite")
+        batches.append((sr.clamp(0, 1) * 255).round().to(torch.uint8).cpu())
+    return torch.cat(batches)
+
+
+def cached_score(path: Path, weights: Path | None, folders: Sequence[Path], tests: Tests) -> dict[str, Any]:
+    """Scores and curve from a file, if it has those of these weights under these tests; else compute and write them."""
+    key = {"tests": tests.digest, "weights": None if weights is None else _file_digest(weights)}
+    if path.is_file():
+        earlier = read_json(path)
+        if earlier.get("key") == key:
+            return earlier
+    record = {"key": key, **score(weights, tests), "curve": score_checkpoints(folders, tests)}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, record)
+    return record
+
+
+def pair_means(values: Mapping[str, Mapping[str, float | None]], names: Sequence[str]) -> dict[str, float | None]:
+    """Mean of each metric over the named pairs for which it is defined; None where it is for none."""
+    metrics = next(iter(values.values()))
+    means: dict[str, float | None] = {}
+    for metric in metrics:
+        column = [value for name in names if (value := values[name][metric]) is not None]
+        means[metric] = fmean(column) if column else None
+    return means
+
+
+def _restorer(weights: Path | None, tests: Tests) -> Restorer:
+    source = BICUBIC if weights is None else weights
+    return load_restorer(source, device=tests.device, scale=tests.listing.scale)
+
+
+def _digest(pairs: Sequence[PairFiles], scorer: Scorer, lr: Mapping[str, Tensor], crops: Tensor) -> str:
+    files = {files.name: [_file_digest(files.hr), _file_digest(files.lr)] for files in pairs}
+    images = {name: hashlib.sha256(image.numpy().tobytes()).hexdigest() for name, image in lr.items()}
+    hr = hashlib.sha256(crops.numpy().tobytes()).hexdigest()
+    text = json.dumps([files, images, hr, scorer.describe(), scorer.metrics])
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _file_digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
