@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except NonFiniteLossError as error:
         fail(str(error), status=3)
     except CaptureError as error:
-        fail(f"cuda_graph: the step cannot be replayed as a CUDA graph: {error}; --cuda_graph=false goes without")
+        fail(f"cuda_graph: the step cannot be captured as a CUDA graph: {error}; --cuda_graph=false disables it")
     except (OSError, ValueError, CheckpointError, RunLockedError) as error:
         fail(str(error))
     return 0

@@ -1,4 +1,4 @@
-"""Builds a stage's networks, objective, attack and training step from a configuration."""
+"""Build a stage's networks, objective, attack and training step from a configuration."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -23,7 +23,7 @@ AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def build_generator(config: TrainConfig) -> RRDBNet:
-    """G: loaded from ``init_weights`` if set, else initialised from the global generator.
+    """Build G: loaded from ``init_weights`` if set, otherwise initialized from the global random number generator.
 
     Raises:
         ValueError: the architecture of the weights is not the configuration's.
@@ -46,7 +46,7 @@ def build_generator(config: TrainConfig) -> RRDBNet:
 
 
 def check_weights(config: TrainConfig) -> None:
-    """Check init_weights and the VGG weights of a later stage before a run begins.
+    """Check ``init_weights`` and the VGG weights of stage gan before a run begins.
 
     Raises:
         FileNotFoundError, ValueError: weights are missing, unreadable or of another architecture.
@@ -59,7 +59,7 @@ def check_weights(config: TrainConfig) -> None:
 
 
 def build_discriminator(config: DiscriminatorConfig, patch_size: int) -> nn.Module:
-    """D, initialised from the global generator."""
+    """Build D, initialized from the global random number generator."""
     if config.kind == "vgg":
         return VGGDiscriminator(patch_size, features=config.features)
     return UNetDiscriminator(features=config.features)
@@ -75,9 +75,9 @@ def captures_step(config: TrainConfig, device: str) -> bool:
 
 
 def default_chunk_size(stage: Stage, patch_size: int) -> int:
-    """Number of patches attacked per chunk by default; 0 for the whole micro batch.
+    """Default number of patches attacked per chunk; 0 for the whole micro batch.
 
-    0 in stage gan, where D's batch statistics would be those of a chunk: another loss.
+    Stage gan is not chunked: D's batch statistics would be those of a chunk, which is a different loss.
     """
     if stage == "gan":
         return 0
@@ -119,7 +119,7 @@ def build_attack_settings(config: TrainConfig, stage: Stage) -> AttackSettings:
 
 
 def build_reuse(config: TrainConfig) -> ReuseOptions:
-    """What a step reuses; by default D's pass only where that is exact."""
+    """Reuse options of a step; by default D's pass is reused only where that is exact."""
     settings = config.reuse
     shared = settings.discriminator_pass
     if shared is None:
@@ -128,7 +128,7 @@ def build_reuse(config: TrainConfig) -> ReuseOptions:
 
 
 def build_objective(config: TrainConfig, stage: Stage, device: torch.device) -> Objective:
-    """G's loss in a stage, with VGG and D on ``device``; D is initialised from the global generator."""
+    """Build G's loss of a stage, with VGG and a new D on ``device``."""
     loss = config.loss
     if stage == "net":
         return Objective(l1=loss.l1, impl=config.ops)
@@ -155,7 +155,7 @@ def build_objective(config: TrainConfig, stage: Stage, device: torch.device) -> 
 
 
 def build_attack(config: TrainConfig, stage: Stage, generator: nn.Module, objective: Objective) -> Attack:
-    """The attack on G in a stage."""
+    """Build the attack on G in a stage."""
     settings = build_attack_settings(config, stage)
     return Attack(
         degradation=DegradationNetwork(
@@ -177,12 +177,11 @@ def build_attack(config: TrainConfig, stage: Stage, generator: nn.Module, object
 def compile_networks(generator: nn.Module, discriminator: nn.Module | None, **options: Any) -> None:
     """Compile G's blocks and D in place, with ``torch.compile``'s options.
 
-    One compiled block serves all 23. Compiling G as a whole takes minutes and has no more to fuse, as its dense blocks
-    are ops.
+    One compiled block serves all 23. Compiling G as a whole takes minutes and fuses nothing more, since its dense
+    blocks are custom ops.
     """
-    # Otherwise dynamo takes weights for frozen, or trained, as they were at compilation: the guards that these flags
-    # skip look at the dictionaries that hold parameters, which requires_grad does not change. Gradients were then
-    # computed for frozen weights, or missing for trained ones.
+    # These flags skip guards as long as the dictionaries that hold parameters do not change, and requires_grad does not
+    # change them: gradients were computed for weights frozen since compilation, or missing for weights trained since.
     for name in ("skip_tensor_guards_with_matching_dict_tags", "use_recursive_dict_tags_for_guards"):
         if hasattr(torch._dynamo.config, name):
             setattr(torch._dynamo.config, name, False)
@@ -202,17 +201,17 @@ def build_step(
     shard: tuple[int, int] | None = None,
     parallel: bool = True,
 ) -> TrainingStep:
-    """The training step of a stage, on this process's device.
+    """Build the training step of a stage on this process's device.
 
     Args:
         config: of the run.
         stage: "net" or "gan".
-        generator: G as it enters the stage.
+        generator: G at the start of the stage.
         group: the processes that train together.
         scale_loss: a gradient scaler's ``scale``.
         timer: times the step's phases.
-        shard: (rank, world size) whose part of the global batch to compute, to rerun another rank's step; the group's
-            own if None.
+        shard: (rank, world size) whose part of the global batch to compute, to rerun another rank's step; None for
+            those of ``group``.
         parallel: whether DistributedDataParallel averages gradients.
     """
     device = group.device

@@ -1,8 +1,8 @@
 """A whole training step as CUDA graphs: attack, both networks' passes, optimizers, EMA and the check for NaN.
 
-Identity networks are drawn outside and copied in; everything else of a step is replayed without host time. With one
-micro batch on one process a step is one graph. Otherwise it is one for each micro batch and one for the update, between
-which the ranks average the gradients.
+Identity networks are drawn outside the graph and copied in; the rest of a step is replayed without CPU launch overhead.
+With one micro batch on one process a step is a single graph. Otherwise one graph is replayed per micro batch and
+another for the update; the ranks average the gradients in between.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,9 +22,9 @@ from andfast.training.profiling import StepTimer
 from andfast.training.step import FINITE, TrainingStep
 
 STEPS_AHEAD: Final = 2
-"""Steps that the host may run ahead of the GPU."""
+"""Number of steps that the host may run ahead of the GPU."""
 _ALIGNMENT: Final = 64
-"""Elements; fused optimizers read four at once only from aligned addresses."""
+"""In elements; fused optimizers use vectorized loads only at aligned addresses."""
 
 
 def flat_views(tensors: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
@@ -36,15 +36,15 @@ def flat_views(tensors: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
 
 
 class CapturedStep:
-    """Takes training steps by replaying captured ones. A non-finite step and all after it change nothing.
+    """Takes training steps by replaying captured ones. From the first non-finite step on, steps change nothing.
 
-    Gradients are views into one buffer per network, and so are the EMA's weights, which moves both out of where they
-    were. The optimizers must be fused Adam, whose ``found_inf`` skips an update on the device, and capturable on CUDA.
+    Gradients become views into one buffer per network, and the EMA's weights into another: their addresses change. The
+    optimizers must be fused Adam, whose ``found_inf`` skips an update on the device, and capturable on CUDA.
 
     Args:
-        step: the training step, with networks that are not wrapped for gradient averaging.
-        networks, optimizers: those that are trained, by the same names.
-        scaler: scales the step's losses if enabled; overflows are then its own matter.
+        step: the training step, with networks that are not wrapped in DistributedDataParallel.
+        networks, optimizers: the trained networks and their optimizers, under the same names.
+        scaler: the gradient scaler; if enabled, it handles overflows, and only a non-finite loss counts as non-finite.
         ema: of G's weights.
         group: the processes that train together.
         timer: times the step's phases.
@@ -53,7 +53,7 @@ class CapturedStep:
         check, required: see :class:`CUDAGraphCallable`.
 
     Attributes:
-        latch: the values of the last step, and whether it, or one before, has failed.
+        latch: the values of the last step, and the first non-finite step if there was one.
     """
 
     def __init__(
@@ -91,9 +91,9 @@ class CapturedStep:
             view.copy_(parameter.data)
             parameter.data = view
         if scaler.is_enabled():
-            scaler.scale(torch.ones((), device=group.device))  # creates the scale, whose address graphs keep
+            scaler.scale(torch.ones((), device=group.device))  # creates the scale, whose address a graph records
         self._initialize_optimizers()
-        # Listed once: walking the modules at each step takes longer than all else that the host does.
+        # Listed once: walking the modules at every step would take most of the host's time.
         static_tensors = [*step.attack.static_tensors(), *(t for tensors in self._state().values() for t in tensors)]
         options: dict[str, Any] = {
             "static_tensors": lambda: static_tensors,
@@ -138,7 +138,7 @@ class CapturedStep:
 
     @property
     def captured(self) -> bool:
-        """Whether every captured part is replayed, that is, no capture has failed."""
+        """Whether all parts of the step are replayed; False once a capture has failed."""
         return not any(part.disabled for part in (self._whole, self._micro, self._update))
 
     def _run_whole(self, hr: Tensor, identities: list[Theta]) -> None:
@@ -186,7 +186,7 @@ class CapturedStep:
 
     def _optimizer_step(self, optimizer: torch.optim.Optimizer, skip: Tensor) -> None:
         """A step of fused Adam on scaled gradients, skipped if the fp32 scalar ``skip`` is 1."""
-        # The protocol between GradScaler and fused optimizers; GradScaler.step cannot be told to skip a step.
+        # GradScaler's protocol with fused optimizers; GradScaler.step has no argument that skips a step.
         optimizer.found_inf = skip  # type: ignore[attr-defined]
         optimizer.grad_scale = self._scale if self._scaler.is_enabled() else None  # type: ignore[attr-defined]
         try:
@@ -199,7 +199,7 @@ class CapturedStep:
         return self._scaler._get_scale_async()  # type: ignore[return-value]
 
     def _update_scale(self, overflow: Tensor, failed: Tensor) -> None:
-        """What GradScaler.update does, except that a failed step leaves the scale as it was."""
+        """GradScaler.update, except that a failed step leaves the scale unchanged."""
         scaler, tracker = self._scaler, self._scaler._growth_tracker
         assert tracker is not None
         before = self._scale.clone(), tracker.clone()
@@ -215,14 +215,14 @@ class CapturedStep:
             tensor.copy_(torch.where(failed, old, tensor))
 
     def _initialize_optimizers(self) -> None:
-        """Create the optimizers' states, whose addresses graphs keep, by a step that is skipped."""
+        """Create the optimizers' states before capture, which records their addresses, by taking a skipped step."""
         for optimizer in self._optimizers.values():
             if not optimizer.state:
                 self._optimizer_step(optimizer, torch.ones((), device=self._group.device))
 
     @contextmanager
     def _every_gradient(self) -> Iterator[None]:
-        """In the first run, check that gradients reach every weight; gradients that stay zero do not show it."""
+        """In the first run, check that backward reaches every weight; in zeroed buffers a missing gradient is a 0."""
         if self._verified:
             yield
             return
@@ -240,7 +240,7 @@ class CapturedStep:
         for name, network in self._networks.items():
             missing = [key for key, weight in network.named_parameters() if weight not in reached]
             if missing:
-                raise RuntimeError(f"no gradient has reached {len(missing)} weights of the {name}, {missing[0]} first")
+                raise RuntimeError(f"{len(missing)} parameters of the {name} received no gradient, {missing[0]} first")
         self._verified = True
 
     def _wait(self) -> None:

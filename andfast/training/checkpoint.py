@@ -80,7 +80,7 @@ def save_checkpoint(
         raise ValueError(f"step must be at least 0 and keep at least 1, were {step} and {keep}")
     for name in weights or {}:
         if not re.fullmatch(r"\w+", name):
-            raise ValueError(f"a name in weights must be letters, digits and _, was {name!r}")
+            raise ValueError(f"names in weights must consist of letters, digits and underscores, was {name!r}")
     plain = plain_state(state, "state")
     folder = output / "checkpoints"
     final = folder / f"{stage}-{step:08d}"
@@ -126,12 +126,14 @@ def latest(output: Path) -> Path | None:
     if (damage := damage_of(newest)) is None:
         return newest
     usable = next((path for path in reversed(earlier) if damage_of(path) is None), None)
-    remedy = f"to resume from {usable} instead, delete the damaged folder" if usable else "no other is usable"
+    remedy = (
+        f"to resume from {usable} instead, delete the damaged folder" if usable else "no earlier checkpoint is usable"
+    )
     raise CheckpointError(f"the newest checkpoint, {newest}, is damaged: {damage}; {remedy}")
 
 
 def clean_up(output: Path) -> None:
-    """Before resuming: finish or undo what a killed process has left half-done among the checkpoints."""
+    """Before resuming, finish or undo a checkpoint that a killed process left incomplete."""
     _restore_replaced(output / "checkpoints")
     _delete_temporary(output / "checkpoints")
 
@@ -197,19 +199,19 @@ def plain_state(value: object, name: str) -> Any:
     if isinstance(value, Mapping):
         for key in value:
             if type(key) not in (str, int):
-                raise TypeError(f"{name} must have text or integers for keys, was {key!r} ({type(key).__name__})")
+                raise TypeError(f"{name} must have strings or integers as keys, was {key!r} ({type(key).__name__})")
         return {key: plain_state(item, f"{name}[{key!r}]") for key, item in value.items()}
     if isinstance(value, list | tuple) and type(value) in (list, tuple):
         items = [plain_state(item, f"{name}[{index}]") for index, item in enumerate(value)]
         return items if isinstance(value, list) else tuple(items)
     raise TypeError(
-        f"{name} must be a tensor, number, text, boolean, None, or a dictionary, list or tuple of them, "
+        f"{name} must be a tensor, number, string, boolean, None, or a dictionary, list or tuple of these, "
         f"was {type(value).__name__}"
     )
 
 
 def _portable(tensor: Tensor) -> Tensor:
-    """A contiguous copy, which is what safetensors can write."""
+    """A contiguous copy on the CPU, as safetensors requires."""
     return tensor.detach().cpu().contiguous().clone()
 
 
@@ -249,7 +251,7 @@ def _put_in_place(temporary: Path, final: Path) -> None:
 
 
 def _restore_replaced(folder: Path) -> None:
-    """Give a checkpoint its name back that a killed process was replacing; it may be the only one."""
+    """Rename back a checkpoint that a killed process was replacing; it may be the only one."""
     prefix = f"{_TEMPORARY}replaced-"
     for replaced in sorted(folder.glob(f"{prefix}*")):
         final = folder / replaced.name.removeprefix(prefix)
@@ -266,7 +268,7 @@ def _prune(folder: Path, keep: int) -> None:
 
 
 def _delete_temporary(folder: Path) -> None:
-    """Delete what killed writers left behind."""
+    """Delete the temporary folders of killed processes."""
     for path in folder.glob(f"{_TEMPORARY}*"):
         shutil.rmtree(path)
 

@@ -1,7 +1,7 @@
-"""A function of tensors as CUDA graphs: captured once per input shape, then replayed without CPU launch overhead.
+"""CUDA graphs of a function of tensors: captured once per input shape, then replayed without CPU launch overhead.
 
-A training step is thousands of small launches, which cost a replay no host time. The price is memory: a graph keeps
-its buffers for as long as it lives.
+A training step consists of thousands of small launches. The price of replaying them is memory: a graph keeps its
+buffers as long as it lives.
 """
 
 import logging
@@ -17,24 +17,24 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 logger = logging.getLogger(__name__)
 
 WARMUP_RUNS: int = 3
-"""Runs before a capture, in which libraries choose algorithms, allocate workspaces and compile."""
+"""Number of runs before a capture, in which libraries choose algorithms, allocate workspaces and compile."""
 
 TOLERANCE: float = 0.25
-"""Largest relative error, in the norm, of a replay. Kernels whose sums have no fixed order differ by a few percent
-after five normalised ascent steps; a bad replay has a relative error near 1."""
+"""Maximum relative error of a replay (norm). Nondeterministic sums differ by a few percent after five normalized ascent
+steps; a bad replay has a relative error near 1."""
 
 
 STATE_TOLERANCE: float = 0.9
-"""The same for changes of other state than gradients. Adam's first steps are signs of gradients, and rounding flips
-many of those near zero; a replay that changes nothing is off by 1."""
+"""The same for changes to state other than gradients. Adam's first updates are signs of gradients, many of which
+rounding flips near zero; a replay that changes nothing has a relative error of 1."""
 
 
 class CaptureError(RuntimeError):
-    """A function could not be captured, or its replay computes something else."""
+    """A function could not be captured, or its replay differs from the eager function."""
 
 
 class Backend(Protocol):
-    """How a function is captured."""
+    """Captures functions."""
 
     def capture(self, function: Callable[[], Any]) -> tuple[Callable[[], object], Any]:
         """Return a function that replays ``function``, and its static results, filled by capture and by each replay."""
@@ -48,7 +48,7 @@ class CUDAGraphBackend:
         self._pool: Any = None
 
     def capture(self, function: Callable[[], Any]) -> tuple[Callable[[], object], Any]:
-        """Warm up on a side stream, capture, and replay once, as a capture computes nothing."""
+        """Warm up on a side stream, capture, and replay once, since a capture computes nothing."""
         current, side = torch.cuda.current_stream(), torch.cuda.Stream()
         side.wait_stream(current)
         with torch.cuda.stream(side):
@@ -81,13 +81,13 @@ class CUDAGraphCallable:
     that it reads besides its arguments are read again by each replay, at the addresses they had at capture.
 
     Args:
-        function: maps nested tuples, lists and dictionaries of tensors (and constants) to such.
-        backend: how it is captured.
+        function: takes and returns nested tuples, lists and dictionaries of tensors and constants.
+        backend: captures the function.
         name: of the function, for log messages.
-        static_tensors: returns the tensors besides its arguments that the function reads, such as weights. They may
-            change in place; once one has another address, everything is captured again.
-        state: returns the tensors that the function changes in place, by kind. A capture with its check leaves them as
-            one call does.
+        static_tensors: returns the tensors that the function reads besides its arguments, such as weights. They may
+            change in place; if any address changes, all graphs are captured again.
+        state: returns the tensors that the function changes in place, by kind. A capture, including its check, changes
+            them exactly as one call does.
         check: compare a replay of each new graph with the eager function, which waits for the device.
         required: whether a failed capture or a wrong replay is an error; if not, it is logged as a warning and the
             function runs eagerly from then on.
@@ -120,7 +120,7 @@ class CUDAGraphCallable:
         self.disabled = False
 
     def __call__(self, *arguments: Any) -> Any:
-        """The function's results for these arguments; the next call with the same shapes overwrites them."""
+        """Return the function's results for these arguments; the next call with the same shapes overwrites them."""
         if self.disabled:
             return self._function(*arguments)
         leaves, structure = tree_flatten(arguments)
@@ -165,7 +165,7 @@ class CUDAGraphCallable:
             expected = [tensor.clone() for tensor in outputs(eager_results)]
             expected_state = _host_copies(self._state())
             if before and not _finite([*expected, *expected_state.get("gradients", [])]):
-                return None, eager_results  # nothing to compare with, and a failure of its own
+                return None, eager_results  # nothing to compare with; the caller handles non-finite results
             _restore(self._state(), before)
         replay, results = self._backend.capture(lambda: self._function(*arguments))
         message = f"captured in {time.perf_counter() - start:.1f} s"
@@ -174,7 +174,7 @@ class CUDAGraphCallable:
         if self._check:
             actual = outputs(results)
             for tensor in actual:
-                tensor.zero_()  # so that it is the replay that fills it
+                tensor.zero_()  # so that a replay that does nothing is detected
             replay()
             for kind, tolerance in {**dict.fromkeys(before, STATE_TOLERANCE), "gradients": TOLERANCE}.items():
                 if before.get(kind):
@@ -185,7 +185,7 @@ class CUDAGraphCallable:
                             f"was off by {error:.3g}"
                         )
             error = relative_error(actual, expected)
-            if not error <= TOLERANCE:  # NaN fails as well
+            if not error <= TOLERANCE:  # also rejects NaN
                 raise CaptureError(f"a replay must be within {TOLERANCE} of the eager function, was off by {error:.3g}")
             message = f"captured in {time.perf_counter() - start:.1f} s, relative error of a replay {error:.1g}"
         elif before:
@@ -204,7 +204,7 @@ class CUDAGraphCallable:
 
 
 def relative_error(actual: Iterable[Tensor], expected: Iterable[Tensor]) -> float:
-    """The largest relative error, in the norm, of a floating-point tensor; NaN if one is NaN."""
+    """Largest relative error (norm) among floating-point tensors; NaN if any is NaN."""
     largest = 0.0
     for ours, reference in zip(actual, expected, strict=True):
         if ours.is_floating_point() and ours.numel():
@@ -216,7 +216,7 @@ def relative_error(actual: Iterable[Tensor], expected: Iterable[Tensor]) -> floa
 
 
 def change_error(actual: list[Tensor], expected: list[Tensor], before: list[Tensor]) -> float:
-    """The relative error, in the norm, of all changes together; NaN if one is NaN, 0 where nothing was to change."""
+    """Relative error (norm) of all changes from ``before`` together; NaN if any is NaN, 0 if there is no error."""
     error = change = 0.0
     for ours, reference, old in zip(actual, expected, before, strict=True):
         error += float((ours.double() - reference.double()).square().sum())
@@ -229,7 +229,7 @@ def _finite(tensors: list[Tensor]) -> bool:
 
 
 def _host_copies(state: _State) -> _State:
-    """Copies in the host's memory: a GPU that a step fills has no room for them."""
+    """Copies in host memory, since a step may fill the GPU's."""
     return {kind: [tensor.detach().to("cpu", copy=True) for tensor in tensors] for kind, tensors in state.items()}
 
 
@@ -245,12 +245,12 @@ def _tensors(leaves: list[Any]) -> list[Tensor]:
 
 
 def _signature(leaf: Any) -> Hashable:
-    """All that a graph depends on: everything but a tensor's values."""
+    """Properties of an argument that a graph depends on: all but a tensor's values."""
     return (leaf.shape, leaf.stride(), leaf.dtype, leaf.device) if isinstance(leaf, Tensor) else leaf
 
 
 def _without_repeats(x: Tensor) -> Tensor:
-    """The part of an expanded tensor that is in memory: a fresh noise map of zeros is one number."""
+    """A view of an expanded tensor without its repeats: an initial noise map of zeros is a single element."""
     for dim, (length, stride) in enumerate(zip(x.shape, x.stride(), strict=True)):
         if length > 1 and stride == 0:
             x = x.narrow(dim, 0, 1)

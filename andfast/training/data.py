@@ -1,4 +1,4 @@
-"""The training data of a run: packing, what a resumed run must find, and the batches of a stage."""
+"""Training data of a run: packing, checks on resume, and the batches of a stage."""
 
 import hashlib
 import json
@@ -28,11 +28,11 @@ RECORD: Final = "images.json"
 
 
 class DataLoadingError(RuntimeError):
-    """The data loader's workers cannot run, or one of them has died."""
+    """The data loader's workers cannot run, or a worker died."""
 
 
 def pack_training_images(config: TrainConfig) -> tuple[PackedImages, list[str]]:
-    """Pack the training images; return them and the names of the files that cannot be used."""
+    """Pack the training images; return them and the names of unusable files."""
     data = config.data
     folder = _pack_folder(config)
     report = pack_images(data.train, folder, min_size=data.patch_size, include=data.include, exclude=data.exclude)
@@ -46,18 +46,18 @@ def open_packed_images(config: TrainConfig) -> PackedImages:
 
 
 def resume_training_images(config: TrainConfig, state: Mapping[str, Any]) -> PackedImages:
-    """The training images of a run that is resumed: its pack, or a new one if the pack is lost.
+    """Open the pack of a resumed run, or pack the images again if it is lost.
 
-    A pack with the recorded images is used as it is, without its sources. Otherwise the sources' names are compared
-    with the record before anything is packed.
+    A pack that holds the recorded images is used without looking at its sources. Otherwise the sources' names are
+    compared with the record before anything is packed.
 
     Args:
         config: of the run.
-        state: of the checkpoint, with the entries of :func:`image_entries`; "pictures" alone in older ones.
+        state: of the checkpoint, with the entries of :func:`image_entries`; older checkpoints have only "pictures".
 
     Raises:
-        CheckpointError: the images differ, in names, sizes or pixels; the message names the first differences. The
-            pack is untouched if names differ.
+        CheckpointError: names, sizes or pixels of images differ; the message names the first differences. The pack is
+            unchanged if names differ.
         PackError: the pack is damaged; the message names the file.
     """
     recorded, skipped = read_image_record(config.output)
@@ -80,7 +80,7 @@ def resume_training_images(config: TrainConfig, state: Mapping[str, Any]) -> Pac
     if not _is_same(images, state):
         _check_unchanged(recorded, image_set(images), config)
         raise CheckpointError(
-            f"--resume must use the training images of the run in {config.output}, but data.train has others now"
+            f"--resume must use the training images of the run in {config.output}, but those in data.train differ"
         )
     return images
 
@@ -120,7 +120,7 @@ def read_image_record(output: Path) -> tuple[dict[str, str], set[str]]:
 def training_batches(
     config: TrainConfig, images: PackedImages, group: ProcessGroup, *, stage: str, steps_done: int
 ) -> Iterator[DevicePrefetcher]:
-    """This rank's batches of HR crops on its device, from the step after ``steps_done`` on.
+    """Batches of HR crops of this rank on its device, starting with the step after ``steps_done``.
 
     Raises:
         DataLoadingError: shared memory is too small for the workers.
@@ -145,7 +145,7 @@ def next_batches(batches: DevicePrefetcher, count: int) -> list[Tensor]:
     """The micro batches of a step.
 
     Raises:
-        DataLoadingError: a worker has died.
+        DataLoadingError: a worker died.
     """
     try:
         return [next(batches) for _ in range(count)]
@@ -154,8 +154,8 @@ def next_batches(batches: DevicePrefetcher, count: int) -> list[Tensor]:
         if "DataLoader worker" not in reason and "shared memory" not in reason:
             raise
         raise DataLoadingError(
-            f"a data worker has died: {reason.partition('. ')[0]}. If memory was short, lower data.workers (0: none); "
-            "if it was shared memory (Bus error), enlarge /dev/shm (docker run --shm-size)"
+            f"a data worker died: {reason.partition('. ')[0]}. If it ran out of memory, lower data.workers (0 loads in "
+            "the main process); if out of shared memory (Bus error), enlarge /dev/shm (docker run --shm-size)"
         ) from error
 
 
@@ -171,6 +171,6 @@ def _is_same(images: PackedImages, state: Mapping[str, Any]) -> bool:
 def _check_unchanged(recorded: Mapping[str, str], current: Mapping[str, str], config: TrainConfig) -> None:
     if recorded and (changes := describe_changes(recorded, current)) is not None:
         raise CheckpointError(
-            f"--resume must use the training images of the run in {config.output}, but data.train has others now: "
+            f"--resume must use the training images of the run in {config.output}, but those in data.train differ: "
             f"{changes}"
         )

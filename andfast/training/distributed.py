@@ -18,16 +18,25 @@ from torch.nn.parallel import DistributedDataParallel
 _LONG: Final = timedelta(days=30)
 _ORPHAN_POLL: Final = 1.0
 _ORPHAN_GRACE: Final = 60.0
-"""Seconds that a rank has to save and end once its launcher is gone; ranks that wait for a dead one cannot."""
+"""Seconds for a rank to save and exit once its launcher is gone; a rank that waits for a dead one would never exit."""
 
 
 @dataclass(frozen=True)
 class ProcessGroup:
-    """This process's rank, the number of processes, and its device."""
+    """The processes that train together, as seen by one of them.
+
+    Attributes:
+        rank: of this process.
+        world_size: number of processes.
+        device: of this process.
+        waiting: gloo group with a long timeout, for waits while rank 0 packs, validates or saves; None with one
+            process.
+    """
 
     rank: int
     world_size: int
     device: torch.device
+    waiting: dist.ProcessGroup | None = None
 
     @property
     def is_main(self) -> bool:
@@ -35,14 +44,11 @@ class ProcessGroup:
         return self.rank == 0
 
     def all_reduce_mean(self, values: Tensor) -> Tensor:
-        """Average ``values`` over all ranks in place; a NaN on any rank is a NaN on every rank."""
+        """Average ``values`` over all ranks in place and return it; a NaN on any rank is a NaN on every rank."""
         if self.world_size > 1:
             dist.all_reduce(values)
             values /= self.world_size
         return values
-
-    waiting: dist.ProcessGroup | None = None
-    """A gloo group with a long timeout, for waits on what rank 0 does alone: packing, validation, saving."""
 
     def barrier(self) -> None:
         """Block until every rank has reached this point, however long rank 0 works."""
@@ -84,7 +90,7 @@ class ProcessGroup:
 
 @contextmanager
 def process_group(device: str) -> Iterator[ProcessGroup]:
-    """Initialize the process group from torchrun's environment variables, or a group of one without them.
+    """Initialize the process group from torchrun's environment variables; without them, a group of one process.
 
     Args:
         device: "cpu" (gloo) or "cuda" (NCCL, one GPU per process).
@@ -103,7 +109,7 @@ def process_group(device: str) -> Iterator[ProcessGroup]:
         if local_rank >= torch.cuda.device_count():
             raise RuntimeError(
                 f"--nproc_per_node must be at most the number of GPUs, {torch.cuda.device_count()}, "
-                f"but there is a process of local rank {local_rank}"
+                f"was at least {local_rank + 1}"
             )
         torch.cuda.set_device(local_rank)
     rank_device = torch.device("cuda", local_rank) if device == "cuda" else torch.device(device)
@@ -123,7 +129,7 @@ def _end_with_launcher() -> None:
     def watch() -> None:
         while os.getppid() == launcher:
             time.sleep(_ORPHAN_POLL)
-        os.write(2, b"the launcher of this process has ended: stopping\n")
+        os.write(2, b"the launcher has exited: stopping\n")
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(_ORPHAN_GRACE)
         os._exit(1)

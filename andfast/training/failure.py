@@ -32,14 +32,14 @@ class NonFiniteLossError(RuntimeError):
         subject = f"loss {name!r}" if network == name else f"gradient of the {network}"
         how = reproduce or f"torch.load({str(dump)!r}, weights_only=True) has all its inputs"
         super().__init__(
-            f"{subject} is {value} in step {step} of stage {stage}; the weights are from before it. "
+            f"{subject} is {value} in step {step} of stage {stage}; the weights are those before this step. "
             f"The step is saved in {dump}; to reproduce it: {how}"
         )
 
 
 @torch.no_grad()
 def largest_gradient(networks: Iterable[nn.Module]) -> Tensor:
-    """Largest magnitude among the networks' gradients, a scalar on their device; not finite if one of them is not."""
+    """Largest magnitude among the networks' gradients, a scalar on their device; non-finite if any gradient is."""
     gradients = [p.grad for network in networks for p in network.parameters() if p.grad is not None]
     return torch.stack([norm.float() for norm in torch._foreach_norm(gradients, float("inf"))]).max()
 

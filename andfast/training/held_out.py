@@ -1,4 +1,4 @@
-"""Held-out images under attack: how well G restores what was degraded against it."""
+"""LR of held-out images, clean and under attack."""
 
 from dataclasses import replace
 
@@ -10,7 +10,7 @@ from andfast.functional import blur_pool
 from andfast.training.validation_set import ValidationSet
 
 _SEED_STEP = 2**31 - 1
-"""Held-out identity networks are those of steps that no training reaches."""
+"""Step number that seeds held-out identity networks; training never reaches it."""
 
 
 def input_images(validation: ValidationSet) -> list[Tensor]:
@@ -25,7 +25,7 @@ def held_out_crops(validation: ValidationSet, count: int, size: int, scale: int)
     """Up to ``count`` square crops around the centers of the HR images, (N, 3, P, P) float in [0, 1].
 
     Args:
-        size: P; smaller where an image is.
+        size: P; reduced to the smallest image's side if that is smaller.
     """
     images = list(validation.hr)[:count]
     side = min(size, *(min(image.shape[1:]) for image in images)) // scale * scale
@@ -40,10 +40,10 @@ def held_out_crops(validation: ValidationSet, count: int, size: int, scale: int)
 def attack_crops(
     attack: Attack, generator: nn.Module, hr: Tensor, *, seed: int, batch_size: int = 4
 ) -> tuple[Tensor, Tensor]:
-    """LR of the run's attack on ``generator`` under L1, and the clean LR; on the CPU.
+    """Degrade ``hr`` by the run's attack on ``generator`` under L1.
 
-    The identity networks are the same in each call, the ball has the run's strength at this size, and the objective is
-    L1 in both stages, so that the stages' results are comparable.
+    Identity networks are the same in each call, radii are scaled to this size, and the objective is L1 in both stages,
+    so that the stages' results are comparable.
 
     Args:
         attack: of a stage.
@@ -53,7 +53,7 @@ def attack_crops(
         batch_size: images per batch.
 
     Returns:
-        (adversarial LR, clean LR), each (N, 3, P / scale, P / scale), clamped to [0, 1].
+        (adversarial LR, clean LR), each (N, 3, P / scale, P / scale), clamped to [0, 1], on the CPU.
     """
     device = next(generator.parameters()).device
     attack = replace(

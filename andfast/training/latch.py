@@ -1,4 +1,4 @@
-"""The first step whose loss or gradients are not finite, kept on the device until the host asks for it."""
+"""The first step with a non-finite loss or gradient, kept on the device until the host reads it."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -22,13 +22,13 @@ class StepValues(NamedTuple):
 class Latch:
     """Set by the first non-finite step; from then on it holds that step's number, HR and values.
 
-    All but :meth:`read` runs without waiting for the device, and :meth:`set_if` can be captured in a CUDA graph.
+    Only :meth:`read` waits for the device. :meth:`set_if` can be captured in a CUDA graph.
 
     Args:
         device: of the training step.
 
     Attributes:
-        flag: fp32 scalar, 1 once a step has failed. Updates are skipped by it, as by a gradient scaler's ``found_inf``.
+        flag: fp32 scalar, 1 once a step has failed. It skips updates as a gradient scaler's ``found_inf`` does.
         hr: the micro batches of the last step, or of the failed one.
     """
 
@@ -44,7 +44,7 @@ class Latch:
         """Keep the micro batches and the number (from 1) of the next step, unless a step has failed.
 
         Returns:
-            The kept micro batches, which the step has to work on.
+            The kept micro batches, which the step must use.
         """
         if not self.hr:
             self.hr = [batch.clone() for batch in batches]

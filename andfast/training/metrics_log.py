@@ -1,7 +1,7 @@
 """metrics.jsonl and TensorBoard events of a run.
 
-Values that depend on the clock are kept apart, under "timing": the rest of metrics.jsonl is bit-identical for two runs
-that compute the same.
+Values that depend on the clock are nested under "timing"; the rest of metrics.jsonl is bit-identical for two runs that
+compute the same.
 """
 
 import json
@@ -28,7 +28,7 @@ class MetricsLog:
 
     A line is ``{"stage": ..., "step": ..., values ..., "timing": {...}}`` with numbers at full precision. Lines are
     flushed to the operating system one by one, so that a killed process loses none. JSON has no infinities and NaN:
-    they become the texts "inf", "-inf" and "nan", which ``float()`` reads. A resumed run keeps the lines up to its
+    they become the strings "inf", "-inf" and "nan", which ``float()`` reads. A resumed run keeps the lines up to its
     checkpoint's step, so log a step before writing its checkpoint.
 
     Args:
@@ -36,13 +36,13 @@ class MetricsLog:
         tensorboard: also write TensorBoard events.
         resume_from: stage and step of the checkpoint from which the run resumes; later lines are cut off. ("net", 0)
             starts over. None: a new run.
-        lines: number of lines that the file had when the checkpoint was written, of which the resumed run keeps exactly
-            these; None for checkpoints that did not store it.
-        enabled: False on all ranks but the first; nothing is written then.
+        lines: number of lines when the checkpoint was written; a resumed run keeps exactly these. None for checkpoints
+            that do not store it.
+        enabled: whether to write anything; True only on rank 0.
 
     Raises:
         FileExistsError: a new run in a folder that has metrics.
-        FileNotFoundError: in :meth:`write` and :meth:`sync`, the file was deleted or moved.
+        FileNotFoundError: raised by :meth:`write` and :meth:`sync` if the file was deleted or moved.
         ValueError: an existing line was not written by this class; the message names the file and the line.
     """
 
@@ -84,7 +84,7 @@ class MetricsLog:
             timing: values that depend on the clock: seconds, images per second, shares of time.
 
         Raises:
-            ValueError: a reserved name ("stage", "step", "timing"), or a tensor of more than one element.
+            ValueError: unknown stage, reserved name ("stage", "step", "timing"), or tensor with more than one element.
         """
         if stage not in STAGES:
             raise ValueError(f"stage must be one of {STAGES}, was {stage!r}")
@@ -210,7 +210,7 @@ def _cut_off(path: Path, resume_from: tuple[str, int], count: int | None) -> int
 def _plain(name: str, value: Value) -> float | int | str | bool | None:
     if isinstance(value, Tensor):
         if value.numel() != 1:
-            raise ValueError(f"{name} must be one number, was a tensor of shape {tuple(value.shape)}")
+            raise ValueError(f"{name} must have one element, was a tensor of shape {tuple(value.shape)}")
         number: float | int | bool = value.item()
         return number
     return value

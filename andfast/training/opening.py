@@ -111,14 +111,14 @@ def open_run(config: TrainConfig, options: RunOptions, group: ProcessGroup, stop
 
 
 def _log_resumed(checkpoint: Checkpoint, config: TrainConfig, options: RunOptions, changes: Changes) -> None:
-    """Warn about damaged weights, changed settings and a ``--steps`` that was passed already."""
+    """Warn about damaged weights, changed settings, and a value of ``--steps`` that was exceeded before."""
     for note in damaged_weights(config.output):
-        logger.warning("%s; what the checkpoint holds is taken from it", note)
+        logger.warning("%s; using the weights in the checkpoint", note)
     if changes:
         logger.warning("resuming with changed settings: %s", described(changes))
     if options.steps is not None and options.steps < checkpoint.step:
         logger.warning(
-            "--steps %d is below the %d steps that stage %s has done: no step is taken back",
+            "--steps %d is below the %d steps already done in stage %s: steps are not undone",
             options.steps,
             checkpoint.step,
             checkpoint.stage,

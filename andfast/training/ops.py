@@ -1,4 +1,4 @@
-"""The implementations of the ops in a run, and the self-test that a run on a GPU starts with."""
+"""Op implementations that a run uses, and their self-test before a run on a GPU."""
 
 import torch
 
@@ -27,7 +27,7 @@ def _used(op: str, config: TrainConfig) -> bool:
 def check_ops(config: TrainConfig, device: torch.device) -> float:
     """Compare a run's fused ops with their references on a CUDA device, in the run's dtypes.
 
-    The reference implementations are not tested, nor is the CPU.
+    Reference implementations and CPU ops are not tested.
 
     Returns:
         Seconds taken, including compilation; 0 if there was nothing to test.

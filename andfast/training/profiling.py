@@ -21,7 +21,7 @@ def span(name: str) -> AbstractContextManager[None]:
 
 
 class Spans(Protocol):
-    """Called around the phases of a step."""
+    """Provides context managers for the phases of a step."""
 
     def span(self, name: str) -> AbstractContextManager[None]:
         """A context manager around the phase ``name``."""

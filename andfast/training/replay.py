@@ -31,19 +31,19 @@ def replay(path: Path, device: str = "auto") -> dict[str, float]:
         file.write_text(contents["config"], encoding="utf-8")
         config = load(file)
     config.init_weights = None  # the dump has the weights
-    place = torch.device(resolve_device(device))
+    torch_device = torch.device(resolve_device(device))
     state = StageState(
         config,
         failure["stage"],
         build_generator(config),
-        ProcessGroup(0, 1, place),
+        ProcessGroup(0, 1, torch_device),
         shard=(contents["rank"], contents["world_size"]),
     )
     for name, network in state.trained().items():
         network.load_state_dict(contents["weights"][name])
     state.done = failure["step"] - 1
-    found = state.gradients([batch.to(place) for batch in contents["batches"]])
-    return {name: float(value) for name, value in found.items()}
+    values = state.gradients([batch.to(torch_device) for batch in contents["batches"]])
+    return {name: float(value) for name, value in values.items()}
 
 
 def main() -> int:

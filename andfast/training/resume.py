@@ -1,4 +1,4 @@
-"""Whether a checkpoint can be resumed: the steps to come must be those of the run that was stopped."""
+"""Checks on resume: the remaining steps must be those that the stopped run would have taken."""
 
 import copy
 import logging
@@ -26,18 +26,18 @@ def run_identity(config: TrainConfig, group: ProcessGroup, images: Mapping[str, 
 def check_same_run(
     checkpoint: Checkpoint, config: TrainConfig, group: ProcessGroup, *, output: Path, run: str | None
 ) -> Changes:
-    """Check that a checkpoint is of this run, and its settings those of the run but for what may change.
+    """Check that a checkpoint belongs to this run, and that only settings differ that may change on resume.
 
     Returns:
         The settings in :data:`CHANGEABLE_ON_RESUME` that differ: name to (earlier value, value now).
 
     Raises:
-        CheckpointError: the checkpoint is of another run, or settings differ; the message names them.
+        CheckpointError: the checkpoint belongs to another run, or other settings differ; the message names them.
     """
     saved = checkpoint.state
     if run is not None and saved.get("run", run) != run:
         raise CheckpointError(
-            f"the newest checkpoint in {output} is of another run, {saved['run']}; this folder's run is {run}"
+            f"the newest checkpoint in {output} belongs to another run, {saved['run']}; this folder's run is {run}"
         )
     changed = differences(_earlier_config(checkpoint, config, output), config)
     before = {name: old for name, (old, _) in changed.items()}
@@ -57,17 +57,19 @@ def check_same_run(
         )
     if processes != group.world_size or any(name in changed for name in SPLIT_OF_BATCH):
         logger.warning(
-            "resuming with %d processes, %d before, at the same number of crops per step: the run continues, but not "
-            "bit for bit as it would have", group.world_size, processes,
-        )  # fmt: skip
+            "resuming with %d processes (%d before) and another split of the batch: results will not be bit-identical "
+            "to those of an uninterrupted run",
+            group.world_size,
+            processes,
+        )
     return {name: change for name, change in changed.items() if name in CHANGEABLE_ON_RESUME}
 
 
 def check_no_progress(output: Path, config: TrainConfig) -> None:
-    """Check that a run without a checkpoint has none because it was killed before the first one was due.
+    """Check that a run without checkpoints was stopped before its first one was due.
 
     Raises:
-        CheckpointError: weights or metrics show that there was one.
+        CheckpointError: weights or metrics show that it has had a checkpoint.
     """
     trained = [path for stage in ("net", "gan") if (path := weights_path(output, stage)).exists()]
     first = config.stages[0]
@@ -77,9 +79,8 @@ def check_no_progress(output: Path, config: TrainConfig) -> None:
     if trained or beyond:
         evidence = trained[0] if trained else f"step {beyond[-1]['step']} of stage {beyond[-1]['stage']} in its metrics"
         raise CheckpointError(
-            f"--resume must find a checkpoint in {output / 'checkpoints'}, "
-            f"which has none though the run has progressed ({evidence}): restore the checkpoints, or start again with "
-            "--overwrite"
+            f"--resume must find a checkpoint in {output / 'checkpoints'}, found none although the run has progressed "
+            f"({evidence}): restore the checkpoints, or start again with --overwrite"
         )
 
 
@@ -100,6 +101,6 @@ def _earlier_config(checkpoint: Checkpoint, config: TrainConfig, output: Path) -
     if digest(candidate) != saved["digest"]:
         raise CheckpointError(
             f"--resume must use the settings of the run in {output}, but some that change the result differ: "
-            "its config.yaml has been edited"
+            "its config.yaml was edited"
         )
     return candidate

@@ -1,4 +1,4 @@
-"""The global random number generators: seeding, saving and restoring their states."""
+"""Seed, save and restore the global random number generators."""
 
 import random
 from collections.abc import Mapping
@@ -36,7 +36,7 @@ def restore_rng_state(state: Mapping[str, Any]) -> bool:
     """Restore the states returned by :func:`rng_state`.
 
     Returns:
-        False if the number of CUDA devices differs: their generators are then left alone, so their draws differ.
+        False if the number of CUDA devices differs; the states of their generators are then not restored.
     """
     version, internal, gauss = state["python"]
     random.setstate((version, tuple(internal), gauss))

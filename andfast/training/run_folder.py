@@ -1,4 +1,4 @@
-"""The folder of a run: its files, how it is opened, and the records of its configuration and versions.
+"""The folder of a run: its files, setting an earlier run aside, and records of configuration and versions.
 
 Layout of OUTPUT::
 
@@ -52,13 +52,13 @@ _OWN_FILES: Final = (
 
 
 def check_run_folder(output: Path, *, resume: bool, overwrite: bool) -> None:
-    """Check that ``output`` can be used; nothing is changed.
+    """Check that ``output`` can be used, without changing it.
 
     A folder holds a run if run.json says so, or versions.json of a run from before run.json was written.
 
     Raises:
-        FileExistsError: a run exists, and neither ``resume`` nor ``overwrite`` is set; or the folder holds files under
-            names that a run writes, but no run.
+        FileExistsError: a run exists, and neither ``resume`` nor ``overwrite`` is set; or the folder holds no run, but
+            files with names that a run writes.
         FileNotFoundError: ``resume`` is set, but there is no run.
         NotADirectoryError: ``output`` is a file.
     """
@@ -84,10 +84,10 @@ def check_run_folder(output: Path, *, resume: bool, overwrite: bool) -> None:
 
 
 def begin_run(output: Path) -> str:
-    """Set the files of an earlier run aside, mark the folder as that of a new run; return the run's id.
+    """Set the files of an earlier run aside, mark the folder as that of a new run, and return its id.
 
-    The earlier run's files are renamed into OUTPUT/.replaced until :func:`delete_replaced`; should the new run fail
-    before, :func:`restore_replaced` puts them back. Files that a run does not write stay where they are.
+    The earlier run's files are moved to OUTPUT/.replaced until :func:`delete_replaced`; if the new run fails before
+    that, :func:`restore_replaced` moves them back. Files that a run does not write stay where they are.
     """
     restore_replaced(output)
     files = own_files(output)
@@ -103,7 +103,7 @@ def begin_run(output: Path) -> str:
 
 
 def new_run_id() -> str:
-    """An id that no other run has."""
+    """A random id, unique to a run."""
     return uuid.uuid4().hex
 
 
@@ -115,7 +115,7 @@ def delete_replaced(output: Path) -> None:
 
 
 def restore_replaced(output: Path) -> None:
-    """Put a run back that was set aside by one that did not start, whose files are deleted."""
+    """Restore a run that was set aside by a run that did not start, and delete that run's files."""
     shutil.rmtree(output / _DELETED, ignore_errors=True)
     aside = output / _SET_ASIDE
     if not aside.is_dir():
@@ -130,22 +130,22 @@ def restore_replaced(output: Path) -> None:
 
 
 def recover_run(output: Path) -> None:
-    """Before resuming: put a run back of which a killed process has set only a part aside."""
+    """Before resuming, restore a run that a killed process had set aside only in part."""
     if not ((output / _SET_ASIDE / _COMPLETE).exists() and (output / MARK).exists()):
         restore_replaced(output)
 
 
 def own_files(output: Path) -> list[Path]:
-    """The files in a folder under the names that a run writes; links are not followed."""
-    found = []
+    """The files in a folder with names that a run writes; links are not followed."""
+    files = []
     for folder, folders, names in os.walk(output):
         folders[:] = [name for name in folders if Path(folder) != output or name in _FOLDERS]
         for name in names:
             path = Path(folder) / name
             relative = path.relative_to(output).as_posix()
             if any(re.fullmatch(pattern, relative) for pattern in _OWN_FILES):
-                found.append(path)
-    return found
+                files.append(path)
+    return files
 
 
 def read_run_id(output: Path) -> str | None:
@@ -159,7 +159,7 @@ def read_run_id(output: Path) -> str | None:
         return None
     run = read_json(path).get("run")
     if not isinstance(run, str):
-        raise ValueError(f"{path} is damaged: it has no id of a run")
+        raise ValueError(f"{path} is damaged: it has no run id")
     return run
 
 
@@ -174,7 +174,7 @@ def mark_run(output: Path, run: str, resumed: Mapping[str, object]) -> None:
 
 
 def check_still_there(output: Path) -> None:
-    """Raise if the folder was deleted while the run writes to it.
+    """Raise if the folder was deleted while the run was writing to it.
 
     Raises:
         FileNotFoundError: run.json is missing.
@@ -184,10 +184,10 @@ def check_still_there(output: Path) -> None:
 
 
 def check_inputs(config: TrainConfig) -> None:
-    """Check that the run's folder and its inputs are apart.
+    """Check that no input is inside the run's folder, nor the folder inside an input.
 
     Raises:
-        ValueError: an input is inside of ``output``, or ``output`` inside of an input.
+        ValueError: an input is inside ``output``, or ``output`` inside an input.
     """
     output = config.output.resolve()
     inputs: dict[str, Sequence[str | Path | None]] = {
@@ -203,9 +203,9 @@ def check_inputs(config: TrainConfig) -> None:
             if not path.exists():
                 continue
             if output == path or path in output.parents:
-                raise ValueError(f"output must be outside of {name} {str(source)!r}, was {str(config.output)!r}")
+                raise ValueError(f"output must be outside {name} {str(source)!r}, was {str(config.output)!r}")
             if output in path.parents and name != "data.pack":
-                raise ValueError(f"{name} must be outside of output {str(config.output)!r}, was {str(source)!r}")
+                raise ValueError(f"{name} must be outside output {str(config.output)!r}, was {str(source)!r}")
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -268,7 +268,7 @@ def weights_path(output: Path, stage: str, *, best: bool = False) -> Path:
 
 
 def damaged_weights(output: Path) -> list[str]:
-    """Why weights of a run cannot be read, one text per file, which it names."""
+    """Error messages about weights of a run that cannot be read, one per file."""
     notes = []
     for path in sorted((output / "weights").glob("and*.safetensors")):
         try:

@@ -49,7 +49,7 @@ def locked_run(output: Path) -> Iterator[None]:
             if error.errno not in _UNSUPPORTED:
                 raise
             logger.warning(
-                "%s: this file system has no flock (%s): nothing prevents a second process from writing to the run",
+                "%s: the file system does not support flock (%s): a second process could write to the run",
                 path, error.strerror,
             )  # fmt: skip
         os.ftruncate(descriptor, 0)

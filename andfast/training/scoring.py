@@ -1,4 +1,4 @@
-"""How well G restores images: restoration, scores, and bicubic upscaling as the baseline.
+"""Restore images with G and score the results, with bicubic upscaling as the baseline.
 
 Protocol: G restores LR padded by replication (:mod:`andfast.inference.padding`); SR is clamped to [0, 1] and rounded to
 8 bits, as a saved image would be; PSNR and SSIM are computed on the Y of studio-range BT.601 (:mod:`andfast.metrics`).
@@ -54,7 +54,7 @@ def score(sr: Images, hr: Images, *, crop_border: int = 0) -> dict[str, float]:
     """Mean of :func:`values` over images; infinite if an image is perfect, NaN if a pixel is.
 
     Args:
-        sr, hr: the images, equally many.
+        sr, hr: the images, in equal number.
         crop_border: HR pixels that the metrics ignore on each side.
 
     Raises:
@@ -81,7 +81,7 @@ def values(sr: Tensor, hr: Tensor, *, crop_border: int = 0) -> dict[str, float]:
 
 
 def quantize(images: Tensor) -> Tensor:
-    """Clamp images to [0, 1] and round them to 8 bits, in float64; NaN stays NaN, and the metrics show it."""
+    """Clamp images to [0, 1] and round them to 8 bits, in float64; NaN stays NaN."""
     if images.dtype == torch.uint8:
         return images.double() / 255
     checks.floating("images", images)
@@ -117,7 +117,7 @@ def _batches(images: Images, size: int) -> Iterator[Tensor]:
 
 def _pairs(sr: Images, hr: Images) -> Iterator[tuple[Tensor, Tensor]]:
     if len(sr) != len(hr) or not len(hr):
-        raise ValueError(f"sr and hr must hold equally many images, one at least, was {len(sr)} and {len(hr)}")
+        raise ValueError(f"sr and hr must have the same number of images, at least 1, was {len(sr)} and {len(hr)}")
     return zip(sr, hr, strict=True)
 
 
@@ -129,6 +129,6 @@ def check_positive_ints(**values: object) -> None:
     """
     for name, value in values.items():
         if isinstance(value, bool) or not isinstance(value, int):
-            raise TypeError(f"{name} must be a whole number, was {value!r}")
+            raise TypeError(f"{name} must be an integer, was {value!r}")
         if value < 1:
-            raise ValueError(f"{name} must be 1 or more, was {value}")
+            raise ValueError(f"{name} must be at least 1, was {value}")

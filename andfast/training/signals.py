@@ -1,4 +1,4 @@
-"""Stopping a run by signals: SIGINT, SIGTERM, SIGHUP and SIGUSR1 request a stop; only a second SIGINT forces it."""
+"""Stop a run on signals: SIGINT, SIGTERM, SIGHUP and SIGUSR1 request a stop; only a second SIGINT forces it."""
 
 import os
 import signal
@@ -11,11 +11,11 @@ from typing import Final, Self
 
 SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 FORCE_AFTER: Final = 1.0
-"""Seconds after the first SIGINT from which another one forces the stop: launchers deliver a signal several times."""
+"""Seconds after the first SIGINT before another one forces the stop: launchers may deliver a signal several times."""
 
 
 class StopRequested(Exception):
-    """A signal requested a stop in a phase that need not be finished; see :meth:`GracefulStop.interrupting`."""
+    """A signal requested a stop in a phase that can be abandoned; see :meth:`GracefulStop.interrupting`."""
 
 
 class GracefulStop:
@@ -49,9 +49,9 @@ class GracefulStop:
 
     @contextmanager
     def interrupting(self) -> Iterator[None]:
-        """Raise StopRequested inside the block as soon as a stop is requested, or on entry if it was before.
+        """Raise StopRequested inside the block as soon as a stop is requested, or on entry if one was already.
 
-        For packing and validation, which a resumed run repeats: they are left wherever the signal meets them.
+        For packing and validation, which a resumed run repeats.
         """
         if self.requested:
             raise StopRequested(self.signal_name)

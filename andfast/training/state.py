@@ -1,4 +1,4 @@
-"""One stage of a run: its networks with their optimizers, and what is saved of them."""
+"""One stage of a run: its networks, their optimizers and EMA, and their state in checkpoints."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -20,24 +20,24 @@ from andfast.training.step import TrainingStep
 
 
 class StageState:
-    """Everything of a stage that a checkpoint has to hold.
+    """Networks, optimizers and progress of a stage.
 
     Args:
         config: of the run.
         stage: "net" or "gan".
-        generator: G as it enters the stage.
-        group: this process among the others.
+        generator: G at the start of the stage.
+        group: the processes that train together.
         shard: see :func:`andfast.training.build.build_step`.
-        backend: captures the steps; by default CUDA graphs, where the configuration has them.
+        backend: captures the steps; None for CUDA graphs, if the configuration enables them.
 
     Attributes:
-        step: the networks and how a step is taken with them.
-        average: of G's weights; with a decay of 0 it is G's weights themselves.
+        step: the training step, with the networks.
+        ema: exponential moving average of G's weights; equal to them with a decay of 0.
         timer: times the phases of the steps.
-        best: the best validation PSNR (RGB) of the stage so far, dB; None before the first.
-        validation_due: whether a stop has come before the validation of the last step.
-        done: optimizer steps done.
-        seconds, waited: wall-clock time of these steps, and how much of it they waited for data.
+        best: best validation PSNR (RGB, dB) of the stage so far; None before the first validation.
+        validation_due: whether a stop came before the validation of the last step.
+        done: number of optimizer steps taken.
+        seconds, waited: wall-clock time of these steps, and the part of it spent waiting for data.
     """
 
     def __init__(
@@ -84,12 +84,12 @@ class StageState:
 
     @property
     def captures(self) -> bool:
-        """Whether steps are to be taken by :meth:`advance`, not by :meth:`gradients` and :meth:`update`."""
+        """Whether steps are taken by :meth:`advance` instead of :meth:`gradients` and :meth:`update`."""
         return self._backend is not None
 
     def advance(self, batches: Sequence[Tensor]) -> None:
         """Take the next step as a captured one; see :class:`CapturedStep`."""
-        if self._captured is None:  # not before a checkpoint is loaded, which moves the optimizers' states
+        if self._captured is None:  # created late: loading a checkpoint replaces the optimizers' states
             assert self._backend is not None
             self._captured = CapturedStep(
                 self.step,
@@ -114,7 +114,7 @@ class StageState:
 
     @property
     def latch(self) -> Latch | None:
-        """The values of the last captured step, and whether it or one before has failed; None before the first."""
+        """Latch of the captured steps; None before the first."""
         return None if self._captured is None else self._captured.latch
 
     def trained(self) -> dict[str, nn.Module]:
@@ -123,16 +123,16 @@ class StageState:
         return {name: network for name, network in networks.items() if network is not None}
 
     def gradients(self, batches: Sequence[Tensor]) -> dict[str, Tensor]:
-        """The gradients of the next step; see :meth:`TrainingStep.gradients`."""
+        """Compute the gradients of the next step; see :meth:`TrainingStep.gradients`."""
         for optimizer in self.optimizers.values():
             optimizer.zero_grad(set_to_none=True)
-        found = self.step.gradients(batches, self.done)
+        values = self.step.gradients(batches, self.done)
         for name, network in self.trained().items():
-            # Whatever stands between weights and loss (compiled graphs, wrappers), none may stay behind unnoticed.
-            missing = [key for key, one in network.named_parameters() if one.grad is None]
+            # A compiled graph or a wrapper that loses gradients must not go unnoticed.
+            missing = [key for key, parameter in network.named_parameters() if parameter.grad is None]
             if missing:
-                raise RuntimeError(f"no gradient has reached {len(missing)} weights of the {name}, {missing[0]} first")
-        return found
+                raise RuntimeError(f"{len(missing)} parameters of the {name} received no gradient, {missing[0]} first")
+        return values
 
     def update(self) -> None:
         """Apply the gradients."""
@@ -151,18 +151,18 @@ class StageState:
         return max(self.done - steps, 1), max(self.seconds - seconds, 1e-9)
 
     def buffers(self) -> list[Tensor]:
-        """Copies of the buffers that a step moves before it is known to be finite."""
-        return [one.clone() for network in self.trained().values() for one in network.buffers()]
+        """Copies of the networks' buffers, which a step updates before it is known to be finite."""
+        return [buffer.clone() for network in self.trained().values() for buffer in network.buffers()]
 
     @torch.no_grad()
-    def restore_buffers(self, before: Sequence[Tensor]) -> None:
-        """Put back what :meth:`buffers` copied."""
-        now = [one for network in self.trained().values() for one in network.buffers()]
-        for one, old in zip(now, before, strict=True):
-            one.copy_(old)
+    def restore_buffers(self, copies: Sequence[Tensor]) -> None:
+        """Restore the buffers from the result of :meth:`buffers`."""
+        buffers = [buffer for network in self.trained().values() for buffer in network.buffers()]
+        for buffer, copy in zip(buffers, copies, strict=True):
+            buffer.copy_(copy)
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint holds beside the weights."""
+        """The state that a checkpoint stores besides the weights."""
         return {
             "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
             "scaler": self.scaler.state_dict(),
@@ -174,12 +174,12 @@ class StageState:
         }
 
     def weights(self) -> dict[str, Mapping[str, Tensor]]:
-        """The weights that a checkpoint holds."""
+        """The weights that a checkpoint stores, by network."""
         networks = {**self.trained(), "generator_ema": self.ema.module}
         return {name: network.state_dict() for name, network in networks.items()}
 
     def load(self, checkpoint: Checkpoint) -> None:
-        """Go on from a checkpoint of this stage."""
+        """Continue from a checkpoint of this stage."""
         for name, network in {**self.trained(), "generator_ema": self.ema.module}.items():
             network.load_state_dict(checkpoint.weights[name])
         for name, optimizer in self.optimizers.items():

@@ -51,7 +51,7 @@ FINITE: Final = ("loss", "l1", "perceptual", "gan", "loss_clean", "discriminator
 
 
 def unscaled(loss: Tensor) -> Tensor:
-    """The loss as it is: no gradient scaler."""
+    """Return the loss unchanged; in place of a gradient scaler's ``scale``."""
     return loss
 
 
@@ -60,13 +60,13 @@ class TrainingStep:
     """The forward and backward passes of a step; its phases are profiler spans (:mod:`andfast.training.profiling`).
 
     Attributes:
-        attack: the attack, over the networks that are trained: G, and the objective's D in stage gan.
+        attack: the attack; it holds the trained networks: G, and in stage gan the objective's D.
         rank_info: seeds, rank and accumulation.
-        generator_parallel, discriminator_parallel: G and D wrapped for gradient averaging (DDP), if they are.
+        generator_parallel, discriminator_parallel: G and D wrapped in DistributedDataParallel; None without it.
         scale_loss: a gradient scaler's ``scale``.
-        search: ``attack.search``, or a wrapper that replays it from CUDA graphs and may overwrite its results at the
-            next call; ``attack.search`` if None.
-        timer: times the phases; they are profiler spans without it, too.
+        search: a wrapper of ``attack.search``, such as one that replays it from CUDA graphs; it may overwrite its
+            results at the next call. None for ``attack.search``.
+        timer: times the phases.
     """
 
     attack: Attack
@@ -123,7 +123,7 @@ class TrainingStep:
         Returns:
             The scalars of :meth:`gradients`.
         """
-        batch = self.attack_batch(hr, identities)  # theta, and with it LR
+        batch = self.attack_batch(hr, identities)
         values = self.train(hr, batch.lr, batch.targets, micro_batches, last=last)
         if len(batch.losses):
             values["loss_clean"] = batch.losses[0].float()
@@ -142,14 +142,14 @@ class TrainingStep:
             return self.attack.sample(hr, generator, chunk=images, shard=self.rank_info.shard(micro))
 
     def adversarial_batch(self, hr: Tensor, step: int, micro: int = 0) -> AdversarialBatch:
-        """Sub-steps 1 and 2."""
+        """Sub-steps 1 and 2: draw identity networks and attack with them."""
         return self.attack_batch(hr, self.identities(hr, step, micro))
 
     def attack_batch(self, hr: Tensor, identities: Iterable[Theta]) -> AdversarialBatch:
         """Sub-step 2, chunk by chunk: theta is the largest tensor of a step, so chunks bound peak memory.
 
-        Each image has an ascent of its own, so chunks change no more than rounding where the loss is a mean over
-        images. They do change it where D sees batches, whose statistics and relativistic losses are then a chunk's.
+        Images are attacked independently, so chunking changes only rounding where the loss is a mean over images. It
+        does change results with a D that depends on the batch: through batch statistics and relativistic losses.
         """
         search = self.search or self.attack.search
         chunks = self.attack.settings.chunks(hr.shape[0])
@@ -163,7 +163,7 @@ class TrainingStep:
             lr.append(degraded[0])
             clean.append(degraded[1])
             losses.append(ascent.losses * (len(images) / max(hr.shape[0], 1)))  # a copy: a replay overwrites its own
-            del identity, ascent  # before the next chunk
+            del identity, ascent  # freed before the next chunk
         if len(chunks) > 1:
             del targets
             with self.span("ascent"):
@@ -199,7 +199,7 @@ class TrainingStep:
     def _train_generator(
         self, lr: Tensor, targets: Targets, micro_batches: int, last: bool
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Sub-step 3: SR, and G's gradients on it through a frozen D."""
+        """Sub-step 3: compute SR and accumulate G's gradients, through a frozen D."""
         model = self.generator_parallel or self.generator
         with self.span("generator"), _gradient_sync(model, last), frozen(self.discriminator):
             with self.attack.autocast_context(lr):
@@ -210,7 +210,7 @@ class TrainingStep:
         return sr, _detached(loss, terms)
 
     def _train_discriminator(self, hr: Tensor, sr: Tensor, micro_batches: int, last: bool) -> dict[str, Tensor]:
-        """Sub-step 4: D's gradients, on HR as real and SR as fake."""
+        """Sub-step 4: accumulate D's gradients, on HR as real and SR as fake."""
         model = self.discriminator_parallel or self.discriminator
         assert model is not None
         with self.span("discriminator"), _gradient_sync(model, last):
@@ -223,9 +223,9 @@ class TrainingStep:
     def _train_together(
         self, hr: Tensor, lr: Tensor, targets: Targets, micro_batches: int, last: bool
     ) -> dict[str, Tensor]:
-        """Sub-steps 3 and 4 over one pass of D: its gradient to SR trains G, its gradients to weights train D.
+        """Sub-steps 3 and 4 with a shared forward pass of D: its gradient to SR trains G, those to weights train D.
 
-        D sees HR before SR, as in sub-step 4, so that its running statistics move in the same order.
+        D sees HR before SR, as in sub-step 4, so that its running statistics are updated in the same order.
         """
         generator = self.generator_parallel or self.generator
         discriminator = self.discriminator_parallel or self.discriminator
@@ -252,7 +252,7 @@ class TrainingStep:
         return values | discriminator_values
 
     def _discriminator_loss(self, real: Tensor, fake: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """D's loss from its logits, and the metrics of it."""
+        """D's loss from its logits, and its metrics."""
         assert self.objective.gan_loss is not None
         loss = self.objective.gan_loss.discriminator(real, fake)
         return loss, {
@@ -273,7 +273,7 @@ def first_nonfinite(values: Mapping[str, float]) -> str | None:
 
 @contextmanager
 def _gradient_sync(model: nn.Module, last: bool) -> Iterator[None]:
-    """DDP averages gradients once, in the last micro batch."""
+    """Let DDP average gradients only in the last micro batch."""
     if isinstance(model, DistributedDataParallel) and not last:
         with model.no_sync():
             yield

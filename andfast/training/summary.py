@@ -1,4 +1,4 @@
-"""The results of a run: summary.json, and the table that ends the run."""
+"""Results of a run: summary.json, and the table printed at its end."""
 
 import json
 from collections.abc import Mapping
@@ -77,7 +77,7 @@ class Summary:
 
     @classmethod
     def of(cls, state: Mapping[str, Any], path: Path) -> "Summary":
-        """The summary in a checkpoint's state; that in the file for checkpoints from before it was stored there."""
+        """The summary in a checkpoint's state; older checkpoints do not store it, so it is read from the file."""
         return cls(**state["summary"]) if "summary" in state else cls.read(path)
 
     def table(self, output: Path) -> str:

@@ -1,4 +1,4 @@
-"""Validation of a run on held-out images: scores while it trains, and at the end of a stage also under attack."""
+"""Validation on held-out images: scores during training, and at the end of a stage also under attack."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -35,7 +35,7 @@ def validate(
     sheet: Path | None = None,
     heading: str = "",
 ) -> dict[str, float]:
-    """Score ``generator`` on pairs, or on clean LR; write a sheet if there is a path and validation.sheet is above 0.
+    """Score ``generator`` on pairs or on clean LR; write a sheet if ``sheet`` is set and validation.sheet is above 0.
 
     Returns:
         The means of :func:`andfast.training.scoring.values`.
@@ -64,7 +64,7 @@ def held_out_quality(
     validation: ValidationSet,
     sheet: Path,
 ) -> Quality:
-    """Scores of bicubic and of ``generator``, on clean and on adversarially degraded LR, and on pairs if any.
+    """Score bicubic upscaling and ``generator`` on clean LR, on adversarially degraded LR, and on pairs if any.
 
     Args:
         config: of the run.

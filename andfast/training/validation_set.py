@@ -1,4 +1,4 @@
-"""The held-out images of a run: fixed crops of images, or LR/HR pairs."""
+"""Held-out images of a run: fixed crops of images, or LR/HR pairs."""
 
 import logging
 import math
@@ -49,9 +49,9 @@ class ValidationSet:
         scale: int,
         seed: int,
     ) -> "ValidationSet":
-        """Fixed square crops, spread over images.
+        """Take fixed square crops, spread over images.
 
-        The first crop of an image is its center, further ones are at places drawn from (seed, index of the image,
+        The first crop of an image is its center; further ones are at positions drawn from (seed, index of the image,
         number of the crop). Images take turns until there are enough crops; with fewer crops than images, evenly spaced
         images are used.
 
@@ -61,7 +61,7 @@ class ValidationSet:
             crop_size: side of a crop in HR pixels, a multiple of scale.
             crops: number of crops.
             scale: HR size over LR size.
-            seed: of the places that are not centers.
+            seed: for crops other than the centers.
 
         Raises:
             TypeError, ValueError: an invalid argument, or an image smaller than a crop; the message names it.
@@ -70,7 +70,9 @@ class ValidationSet:
         if crop_size % scale:
             raise ValueError(f"crop_size must be a multiple of scale, {scale}, was {crop_size}")
         if not images or len(images) != len(names):
-            raise ValueError(f"images must be one or more, as many as names, was {len(images)} for {len(names)} names")
+            raise ValueError(
+                f"images must be at least 1 and as many as names, was {len(images)} for {len(names)} names"
+            )
         for image, name in zip(images, names, strict=True):
             _check_image(image, name, crop_size)
 
@@ -92,11 +94,11 @@ class ValidationSet:
 
     @classmethod
     def from_pairs(cls, hr_folder: str | Path, lr_folder: str | Path, scale: int) -> "ValidationSet":
-        """Images of two folders, searched recursively and paired by relative path, suffix included.
+        """Read images of two folders, searched recursively and paired by relative path, suffix included.
 
         Raises:
-            TypeError, ValueError: an invalid scale; no images; or an image without a counterpart, that cannot be read,
-                or whose HR size is not scale times its LR size; the message names it.
+            TypeError, ValueError: invalid scale; no images; or an image that has no counterpart, cannot be read, or has
+                an HR size other than scale times its LR size; the message names it.
             FileNotFoundError: a folder does not exist.
         """
         check_positive_ints(scale=scale)
@@ -104,9 +106,7 @@ class ValidationSet:
         lr_names = _image_files("lr_folder", Path(lr_folder))
         for name in sorted(hr_names ^ lr_names):
             folder, counterpart = (hr_folder, lr_folder) if name in hr_names else (lr_folder, hr_folder)
-            raise ValueError(
-                f"every image needs its pair under the same name: {name} is in {folder}, not in {counterpart}"
-            )
+            raise ValueError(f"images must be paired by name, but {name} is in {folder} and not in {counterpart}")
         if not hr_names:
             raise ValueError(f"hr_folder must hold images ({', '.join(sorted(SUFFIXES))}), {hr_folder} holds none")
         names, hr, lr = tuple(sorted(hr_names)), [], []
@@ -166,7 +166,7 @@ def _check_image(image: object, name: str, crop_size: int) -> None:
 def _image_files(argument: str, folder: Path) -> set[str]:
     """Relative paths of the images in a folder."""
     if not folder.is_dir():
-        raise FileNotFoundError(f"{argument} must be a folder, there is none at {folder}")
+        raise FileNotFoundError(f"{argument} must be a folder, {folder} is not")
     return {
         path.relative_to(folder).as_posix()
         for path in folder.rglob("*")

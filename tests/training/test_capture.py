@@ -23,7 +23,7 @@ from andfast.training.step import RankInfo, TrainingStep
 
 def test_replays_read_new_arguments() -> None:
     backend = Rerun()
-    double = CUDAGraphCallable(lambda x, others: {"sum": x + others[0], "none": None}, backend)
+    double = CUDAGraphCallable(lambda x, terms: {"sum": x + terms[0], "none": None}, backend)
     first = double(torch.ones(3), [torch.tensor(1.0)])
     assert first["sum"].tolist() == [2, 2, 2]
     assert first["none"] is None
@@ -44,7 +44,7 @@ def test_arguments_are_copied() -> None:
 
 
 @pytest.mark.parametrize(
-    "other",
+    "second",
     [
         torch.zeros(2, 3),
         torch.zeros(3, 2, dtype=torch.float64),
@@ -53,12 +53,12 @@ def test_arguments_are_copied() -> None:
     ],
     ids=["shape", "dtype", "strides", "expanded"],
 )
-def test_captures_per_input_signature(other: Tensor) -> None:
+def test_captures_per_input_signature(second: Tensor) -> None:
     double = CUDAGraphCallable(lambda x: x + 1, Rerun())
-    for x in (torch.zeros(3, 2), other, torch.ones(3, 2), other + 1 if other.stride() == (2, 1) else other):
-        found = double(x)
-        assert torch.equal(found, x + 1)
-        assert found.stride() == (x + 1).stride()
+    for x in (torch.zeros(3, 2), second, torch.ones(3, 2), second + 1 if second.stride() == (2, 1) else second):
+        result = double(x)
+        assert torch.equal(result, x + 1)
+        assert result.stride() == (x + 1).stride()
     assert double.captures == 2
 
 
@@ -69,7 +69,7 @@ def test_constants_and_structure_are_part_of_the_signature() -> None:
 
 
 def test_expanded_arguments_take_no_memory() -> None:
-    """A fresh identity's noise maps, 4 GB at the paper's size, are one number each."""
+    """Noise maps of a new identity network, 4 GB at the paper's size, are a single element each."""
     theta = sample_identity(2, hr_size=16, channels=8)
     seen = []
     identity = CUDAGraphCallable(lambda theta: seen.append(theta) or theta.noises[0].sum(), Rerun())
@@ -82,7 +82,7 @@ def test_expanded_arguments_take_no_memory() -> None:
 
 
 def test_weights_change_in_place_or_move() -> None:
-    """Weights that change in place need no new capture; weights at another address do."""
+    """A capture stays valid if weights change in place, but not if their address changes."""
     layer = torch.nn.Linear(2, 2)
     run = CUDAGraphCallable(layer, Rerun(), static_tensors=layer.parameters)
     x = torch.rand(1, 2)
@@ -104,7 +104,7 @@ def search(step: TrainingStep) -> CUDAGraphCallable:
 
 @pytest.mark.parametrize("gan", [None, "vanilla", "relativistic"])
 def test_captured_steps_equal_eager_steps(gan: str | None) -> None:
-    """Three steps with an optimizer, two micro batches each, then another size: bit for bit, buffers included."""
+    """Three steps with an optimizer, two micro batches each, then another size: bit-identical."""
     rank_info = RankInfo(seed=1, stage=0, accumulate=2)
     kind = None if gan is None else "unet"
     plain, replayed = (
@@ -131,15 +131,12 @@ def test_bf16_casts_are_replayed() -> None:
     attack = {"autocast": torch.bfloat16}
     plain, replayed = (make(steps=2, attack=attack, backend=backend) for backend in (None, Rerun()))
     for number in range(3):
-        found = [step.gradients([crops(2)], number) for step in (plain, replayed)]
-        assert found[0] == found[1]
+        values = [step.gradients([crops(2)], number) for step in (plain, replayed)]
+        assert values[0] == values[1]
         for step in (plain, replayed):
             with torch.no_grad():
-                for one in step.generator.parameters():
-                    one.mul_(1.1)
-
-
-# -------------------------------------------------------------------------------------------------- failed captures
+                for parameter in step.generator.parameters():
+                    parameter.mul_(1.1)
 
 
 class Broken:
@@ -157,9 +154,9 @@ class Broken:
 
         def wrong() -> None:
             replay()
-            for one in tree_flatten(results)[0]:
-                if isinstance(one, Tensor) and one.is_floating_point():
-                    one.mul_(1.5 if self.fault == "is off" else float("nan"))
+            for leaf in tree_flatten(results)[0]:
+                if isinstance(leaf, Tensor) and leaf.is_floating_point():
+                    leaf.mul_(1.5 if self.fault == "is off" else float("nan"))
 
         return wrong, results
 
@@ -194,7 +191,7 @@ def test_failed_capture_raises_where_required(fault: str) -> None:
 
 @pytest.mark.parametrize("kind", [None, "unet"])
 def test_checked_capture_is_logged_and_exact(kind: str | None, caplog: pytest.LogCaptureFixture) -> None:
-    """The runs of a check move no buffer of D; HR, an argument that is returned among the targets, is not zeroed."""
+    """The check's runs leave D's buffers unchanged, and HR, an argument that is returned among the targets, as well."""
     caplog.set_level(logging.INFO, logger="andfast")
     plain, replayed = (
         make(kind, steps=2, backend=backend, capture={"check": True, "name": "ascent"}) for backend in (None, Rerun())
@@ -216,16 +213,13 @@ def test_captures_step_by_default_on_cuda() -> None:
         assert captures_step(replace(settings, cuda_graph=cuda_graph), "cuda") is cuda_graph
 
 
-# ------------------------------------------------------------------------------------------------------- on a GPU
-
-
 @pytest.mark.gpu
 @pytest.mark.parametrize("autocast", [None, torch.bfloat16])
 @pytest.mark.parametrize("kind", [None, "vgg", "unet"])
 def test_cuda_graphs(kind: str | None, autocast: torch.dtype | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Replayed ascents are eager ones: two shapes, weights that change between replays, buffers where they were."""
-    # The ascent against the VGG-style D amplifies rounding: on the CPU two eager fp32 runs that differ in the order of
-    # the convolutions' sums alone (oneDNN or not) end with losses 0.6% apart, without D and with the U-Net 7e-5.
+    """Replayed ascents match eager ones for two shapes, with weights that change between replays."""
+    # The ascent against the VGG-style D amplifies rounding: on the CPU, two eager fp32 runs whose convolutions sum in
+    # different orders (oneDNN or not) end with losses 0.6% apart, without D or with the U-Net 7e-5.
     monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
     steps = []
     for backend in (None, CUDAGraphBackend()):
@@ -239,13 +233,13 @@ def test_cuda_graphs(kind: str | None, autocast: torch.dtype | None, monkeypatch
     optimizers = [torch.optim.Adam(step.generator.parameters(), 1e-3) for step in steps]
     tolerance = 1e-4 if autocast is None else 2e-2
     for number, n in enumerate((2, 2, 3, 2)):
-        found = []
+        values = []
         for step, optimizer in zip(steps, optimizers, strict=True):
             hr = crops(n, 128).cuda()
             step.generator.zero_grad()
-            found.append({name: one.item() for name, one in step.gradients([hr], number).items()})
+            values.append({name: value.item() for name, value in step.gradients([hr], number).items()})
             optimizer.step()
-        assert found[1] == pytest.approx(found[0], rel=tolerance, abs=1e-3)
+        assert values[1] == pytest.approx(values[0], rel=tolerance, abs=1e-3)
     assert search(steps[1]).captures == 2
 
 

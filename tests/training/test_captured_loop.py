@@ -1,4 +1,4 @@
-"""Runs whose steps are captured: when the host looks, what a failure leaves, how a stop and a resume go."""
+"""Runs with captured steps: host synchronization, failures, stop and resume."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -37,7 +37,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "run" / "weights" / "andnet.safetensors")
 
 
-def test_host_reads_when_something_is_due(train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_host_reads_only_when_something_is_due(train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     reads = []
     read = Latch.read
     monkeypatch.setattr(Latch, "read", lambda latch: reads.append(int(latch._step)) or read(latch))
@@ -45,8 +45,8 @@ def test_host_reads_when_something_is_due(train: Train, tmp_path: Path, monkeypa
     assert reads == [4, 5, 8, 10]
 
 
-def test_failure_is_dumped_as_of_its_step(train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The host looks two steps later; dump, weights and checkpoint are those of the step that failed."""
+def test_failure_dumps_the_failed_step(train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The host reads two steps later; dump, weights and checkpoint are those of the failed step."""
     take = CapturedStep.take
     failed = []
 
@@ -72,8 +72,8 @@ def test_failure_is_dumped_as_of_its_step(train: Train, tmp_path: Path, monkeypa
         assert torch.equal(weight, expected[name]), name
 
 
-def test_stop_request_is_heard_at_the_next_step(train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A step at which nothing is due; the resumed run ends with the bits of one that was not stopped."""
+def test_stop_takes_effect_after_the_step(train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also after a step at which nothing is due; the resumed run is bit-identical to an uninterrupted one."""
     options = ("--checkpoint_every=100", "--validation.every=100")
     train(tmp_path / "whole", *options)
     stops: list[GracefulStop] = []

@@ -1,4 +1,4 @@
-"""Whole steps as captured ones: the eager steps' bits, and nothing moved from the first non-finite step on."""
+"""Captured training steps: bit-identical to eager steps, and without effect from the first non-finite step on."""
 
 import copy
 import logging
@@ -112,7 +112,7 @@ def test_captured_steps_equal_eager_steps(stage: str, changes: dict[str, Any]) -
 @pytest.mark.parametrize("stage", ["net", "gan"])
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_first_nonfinite_step_latches(stage: str, accumulate: int) -> None:
-    """Its number, values and batch are kept; it and finite steps after it change nothing."""
+    """The latch keeps its number, values and batch; it and finite steps after it change nothing."""
     captured = state(stage, Rerun(), accumulate=accumulate)
     take(captured, batches(0, accumulate))
     before = everything(captured)
@@ -161,7 +161,7 @@ def test_fp16_overflow_is_left_to_the_scaler() -> None:
     take(captured, batches(2))
     assert not torch.equal(before[0], everything(captured)[0])
     hr = batches(3)
-    hr[0][0] = torch.nan  # a loss that is not finite fails in fp16 as well, and leaves the scale
+    hr[0][0] = torch.nan  # a non-finite loss fails in fp16 as well, and leaves the scale unchanged
     captured.advance(hr)
     assert captured.latch.read().failed == 4
     assert captured.scaler.get_scale() == 2.0**10
@@ -241,5 +241,5 @@ def test_weight_without_gradient_raises() -> None:
     captured.step.generator.register_parameter("unused", torch.nn.Parameter(torch.zeros(1)))
     captured.optimizers["generator"].add_param_group({"params": [captured.step.generator.unused]})
     captured.ema.module.register_parameter("unused", torch.nn.Parameter(torch.zeros(1)))
-    with pytest.raises(RuntimeError, match="no gradient has reached 1 weights of the generator, unused first"):
+    with pytest.raises(RuntimeError, match="1 parameters of the generator received no gradient, unused first"):
         captured.advance(batches(0))

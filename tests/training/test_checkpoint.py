@@ -1,4 +1,4 @@
-"""Checkpoints: atomic, exact, verified, pruned."""
+"""Checkpoints: written atomically, bit-exact, verified, pruned."""
 
 import json
 import os
@@ -164,7 +164,7 @@ def test_views_and_subclasses_are_stored_as_plain_values(tmp_path: Path) -> None
         ({"a": {"b": [1, object()]}}, r"state\['a'\]\['b'\]\[1\] must be a tensor, number, .* was object"),
         ({"a": np.float64(1)}, r"state\['a'\] must be .* was float64"),
         ({"a": Path("x")}, r"state\['a'\] must be .* was PosixPath"),
-        ({(1, 2): 3}, r"state must have text or integers for keys, was \(1, 2\) \(tuple\)"),
+        ({(1, 2): 3}, r"state must have strings or integers as keys, was \(1, 2\) \(tuple\)"),
     ],
 )
 def test_unsupported_values_raise_before_writing(tmp_path: Path, state: dict[Any, Any], message: str) -> None:
@@ -180,7 +180,9 @@ def test_invalid_arguments_raise(tmp_path: Path) -> None:
         save(tmp_path, -1)
     with pytest.raises(ValueError, match="step must be at least 0 and keep at least 1, were 1 and 0"):
         save(tmp_path, 1, keep=0)
-    with pytest.raises(ValueError, match=r"a name in weights must be letters, digits and _, was '\.\./g'"):
+    with pytest.raises(
+        ValueError, match=r"names in weights must consist of letters, digits and underscores, was '\.\./g'"
+    ):
         save_checkpoint(tmp_path, {}, {"../g": {}}, stage="net", step=1, keep=1)
 
 
@@ -253,7 +255,7 @@ def test_damaged_checkpoint_raises_with_a_remedy(tmp_path: Path, name: str, dama
     with pytest.raises(CheckpointError, match=message):
         load_checkpoint(newest)
     damage(older / name)
-    with pytest.raises(CheckpointError, match="no other is usable"):
+    with pytest.raises(CheckpointError, match="no earlier checkpoint is usable"):
         latest(tmp_path)
     save(tmp_path, 10)
     assert latest(tmp_path) == newest

@@ -1,4 +1,4 @@
-"""compile: what is compiled, how often, and that frozen networks are compiled as such."""
+"""compile_networks: number of compiled graphs, and no weight gradients for frozen networks."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ from andfast.training.step import TrainingStep
 
 
 class Graphs:
-    """A torch.compile backend that runs what it is given as it is, and keeps it; forward and backward apart."""
+    """A torch.compile backend that runs graphs unchanged and records them, forward and backward separately."""
 
     def __init__(self) -> None:
         self.forward: list[Any] = []
@@ -32,21 +32,21 @@ class Graphs:
 
 
 def weight_gradients(graph: Any) -> int:
-    """Of dense blocks, by the flags that their backward op is called with."""
+    """Number of dense blocks in a backward graph whose weight gradients are computed."""
     calls = [node for node in graph.graph.nodes if "residual_dense_block_backward" in str(node.target)]
     assert calls
     return sum(any(node.args[6]) for node in calls)
 
 
 @pytest.fixture(autouse=True)
-def _fresh() -> Any:
+def _reset_compiler() -> Any:
     torch.compiler.reset()
     yield
     torch.compiler.reset()
 
 
 def test_blocks_share_one_graph_per_frozen_state() -> None:
-    """Ten blocks, one graph; frozen, a second one whose backward has no gradient to weights; and no third."""
+    """Ten blocks share two graphs: one to train them, and one without weight gradients while they are frozen."""
     graphs = Graphs()
     generator = RRDBNet(features=6, blocks=10, growth=3)
     compile_networks(generator, None, backend=graphs.backend())
@@ -57,13 +57,13 @@ def test_blocks_share_one_graph_per_frozen_state() -> None:
             x = lr.clone().requires_grad_()
             torch.autograd.grad(generator(x).sum(), x)
     assert len(graphs.forward) == len(graphs.backward) == 2
-    assert [weight_gradients(one) for one in graphs.backward] == [3, 0]
+    assert [weight_gradients(graph) for graph in graphs.backward] == [3, 0]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("kind", "autocast"), [("vgg", None), ("unet", torch.bfloat16)])
 def test_compiled_step_matches_eager_without_recompiling(kind: str, autocast: torch.dtype | None) -> None:
-    """Losses and gradients; nothing is compiled anew after the first step, weights cast for the ascent included."""
+    """Losses and gradients match; nothing is recompiled after the first step, cast weights included."""
     size, graphs = 128 if kind == "vgg" else 32, Graphs()
     eager, compiled = (make(kind, size=size, steps=2, attack={"autocast": autocast}) for _ in range(2))
     compile_networks(compiled.generator, compiled.discriminator, backend=graphs.backend())
@@ -71,7 +71,7 @@ def test_compiled_step_matches_eager_without_recompiling(kind: str, autocast: to
 
     def values(step: TrainingStep, number: int) -> dict[str, float]:
         step.generator.zero_grad()
-        return {name: one.item() for name, one in step.gradients([crops(2, size)], number).items()}
+        return {name: value.item() for name, value in step.gradients([crops(2, size)], number).items()}
 
     for number in range(3):
         assert values(compiled, number) == pytest.approx(values(eager, number), rel=1e-3, abs=1e-4)

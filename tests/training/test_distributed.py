@@ -23,8 +23,8 @@ pytestmark = pytest.mark.slow
 def gradients(group: ProcessGroup, batch: int) -> dict[str, torch.Tensor]:
     """G's gradients, and the losses, of one step on this process's part of four fixed images.
 
-    In float64: in float32 a batch of another size rounds otherwise, and one unit of G that crosses its kink by it moves
-    gradients by 1e-3 (one step in eight, with either way of taking F's first gradients).
+    In float64: in float32, rounding depends on the batch size, and a single unit of G that crosses its kink because of
+    it changes gradients by 1e-3 (in one step of eight, with and without the closed-form first step).
     """
     torch.manual_seed(0)
     generator = RRDBNet(4, features=8, blocks=1, growth=4).double()
@@ -33,15 +33,15 @@ def gradients(group: ProcessGroup, batch: int) -> dict[str, torch.Tensor]:
     attack = Attack(DegradationNetwork(4), generator, Objective(l1=1.0), settings)
     rank_info = RankInfo(seed=5, stage=0, rank=group.rank, world_size=group.world_size)
     step = TrainingStep(attack, rank_info, group.parallel(generator))
-    found = step.gradients([hr[group.rank * batch :][:batch]], step=7)
-    means = group.all_reduce_mean(torch.stack([one.double() for one in found.values()]))
-    losses = dict(zip(found, means, strict=True))
+    values = step.gradients([hr[group.rank * batch :][:batch]], step=7)
+    means = group.all_reduce_mean(torch.stack([value.double() for value in values.values()]))
+    losses = dict(zip(values, means, strict=True))
     return {**{name: p.grad for name, p in generator.named_parameters() if p.grad is not None}, **losses}
 
 
 def shared_pass_error(group: ProcessGroup) -> torch.Tensor:
-    """What D's shared pass changes in the gradients of two micro batches in each process, relative, in float64."""
-    found = []
+    """Relative error of float64 gradients with D's pass reused; two micro batches in each process."""
+    gradients_of_both = []
     for shared in (False, True):
         rank_info = RankInfo(1, 0, group.rank, group.world_size, 2)
         attack = {"reuse": ReuseOptions(discriminator_pass=shared)}
@@ -55,9 +55,9 @@ def shared_pass_error(group: ProcessGroup) -> torch.Tensor:
         hr = crops(4, 128).double()[group.rank * 2 :][:2]
         step.gradients([hr, hr.flip(0)], 0)
         weights = [*step.generator.parameters(), *step.discriminator.parameters()]
-        found.append([one.grad for one in weights if one.grad is not None])
-        assert len(found[-1]) == len(weights)
-    return torch.stack([(a - b).norm() / a.norm() for a, b in zip(*found, strict=True)]).max()
+        gradients_of_both.append([weight.grad for weight in weights if weight.grad is not None])
+        assert len(gradients_of_both[-1]) == len(weights)
+    return torch.stack([(a - b).norm() / a.norm() for a, b in zip(*gradients_of_both, strict=True)]).max()
 
 
 def torchrun(*arguments: str) -> list[str]:
@@ -72,11 +72,11 @@ def run(arguments: list[str]) -> None:
 def test_ddp_gradients_equal_one_process_with_twice_the_batch(tmp_path: Path) -> None:
     file = tmp_path / "two.pt"
     run(torchrun(__file__, str(file)))
-    two = torch.load(file, weights_only=True)
-    one = gradients(ProcessGroup(0, 1, torch.device("cpu")), batch=4)
-    assert two.keys() == one.keys()
-    for name, expected in one.items():
-        error = (two[name] - expected).norm() / expected.norm()
+    distributed = torch.load(file, weights_only=True)
+    single = gradients(ProcessGroup(0, 1, torch.device("cpu")), batch=4)
+    assert distributed.keys() == single.keys()
+    for name, expected in single.items():
+        error = (distributed[name] - expected).norm() / expected.norm()
         assert error < (1e-5 if name == "lr_psnr" else 1e-10), name  # decibels are taken in float32
 
 
@@ -92,14 +92,14 @@ def test_torchrun_equals_one_process_with_twice_the_batch(tmp_path: Path) -> Non
     run(torchrun(*common, "--output", str(tmp_path / "two")))
     run([sys.executable, *common, "--output", str(tmp_path / "one"), "--batch_size", "4"])
     run([sys.executable, *common, "--output", str(tmp_path / "accumulated"), "--accumulate", "2"])
-    found = {}
+    losses = {}
     for name in ("two", "one", "accumulated"):
         lines = [line for line in read_metrics(tmp_path / name / "metrics.jsonl") if "loss" in line]
-        found[name] = [line["loss"] for line in lines]
+        losses[name] = [line["loss"] for line in lines]
         assert len(lines) == 2  # only one process writes
         assert (tmp_path / name / "weights" / "andnet.safetensors").is_file()
-    assert found["two"] == pytest.approx(found["one"], rel=1e-5)
-    assert found["accumulated"] == pytest.approx(found["one"], rel=1e-5)
+    assert losses["two"] == pytest.approx(losses["one"], rel=1e-5)
+    assert losses["accumulated"] == pytest.approx(losses["one"], rel=1e-5)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Dumps of failed steps, and stopping by signals."""
+"""Dumps of failed steps, and stops by signals."""
 
 import os
 import signal
@@ -20,7 +20,11 @@ def test_error_names_loss_step_and_dump(tmp_path: Path) -> None:
     error = NonFiniteLossError("perceptual", float("nan"), stage="gan", step=12, dump=dump, reproduce="do this")
     text = str(error)
     assert "\n" not in text
-    for part in ("loss 'perceptual' is nan in step 12 of stage gan", "weights are from before it", str(dump)):
+    for part in (
+        "loss 'perceptual' is nan in step 12 of stage gan",
+        "the weights are those before this step",
+        str(dump),
+    ):
         assert part in text
     assert text.endswith("to reproduce it: do this")
     assert (error.name, error.stage, error.step, error.dump) == ("perceptual", "gan", 12, dump)

@@ -1,4 +1,4 @@
-"""fp16 with a gradient scaler, both stages: the same weights as without, nothing moved by an overflow."""
+"""fp16 training with a gradient scaler in both stages: close to fp32, and skipped updates on overflow."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +26,7 @@ CONFIG = TrainConfig(
     output=Path("x"),
     device="cpu",
     batch_size=2,
-    precision="fp16",  # refused on a CPU by the command line, for its speed; the arithmetic is the same
+    precision="fp16",  # rejected on a CPU by the command line because it is slow; the arithmetic is the same
     generator=GeneratorConfig(features=8, blocks=1, growth=4),
     degradation=DegradationConfig(channels=16),
     discriminator=DiscriminatorConfig(kind="vgg", features=4),
@@ -41,19 +41,19 @@ def state(stage: Any, **changes: Any) -> StageState:
     return StageState(config, stage, build_generator(config), CPU)
 
 
-def weights(one: StageState) -> list[Tensor]:
-    return [w.detach().clone() for network in one.trained().values() for w in network.parameters()]
+def weights(stage_state: StageState) -> list[Tensor]:
+    return [w.detach().clone() for network in stage_state.trained().values() for w in network.parameters()]
 
 
-def step(one: StageState) -> dict[str, Tensor]:
-    values = one.gradients([crops(2, 128)])
-    one.update()
+def step(stage_state: StageState) -> dict[str, Tensor]:
+    values = stage_state.gradients([crops(2, 128)])
+    stage_state.update()
     return values
 
 
 @pytest.mark.parametrize("shared", [False, True])
 def test_stage_gan_trains_as_in_fp32(shared: bool) -> None:
-    """Losses within fp16's digits, and gradients in one direction; one pass of D over SR or two."""
+    """Losses within fp16's precision and aligned gradients, with D's pass reused and without."""
     reuse = ReuseConfig(discriminator_pass=shared)
     half, single = state("gan", reuse=reuse), state("gan", reuse=reuse, precision="fp32")
     assert half.scaler.is_enabled()
@@ -68,36 +68,35 @@ def test_stage_gan_trains_as_in_fp32(shared: bool) -> None:
         if number:
             continue  # from other weights
         for ours, theirs in zip(half.trained().values(), single.trained().values(), strict=True):
-            found, wanted = (torch.cat([w.grad.flatten() for w in m.parameters()]) for m in (ours, theirs))
-            assert found.dtype == torch.float32
-            # Kinks that flip turn them a little; what the scaler or one of two losses left out would do far more.
-            assert torch.cosine_similarity(found, wanted, dim=0) > 0.9
-            assert found.norm().item() == pytest.approx(wanted.norm().item(), rel=0.1)
+            actual, reference = (torch.cat([w.grad.flatten() for w in m.parameters()]) for m in (ours, theirs))
+            assert actual.dtype == torch.float32
+            # Flipped kinks turn gradients slightly; an omitted scale or loss would change them far more.
+            assert torch.cosine_similarity(actual, reference, dim=0) > 0.9
+            assert actual.norm().item() == pytest.approx(reference.norm().item(), rel=0.1)
     assert all(not torch.equal(a, b) for a, b in zip(before, weights(half), strict=True))
 
 
 @pytest.mark.parametrize("stage", ["net", "gan"])
 def test_overflow_skips_the_update_and_halves_the_scale(stage: str) -> None:
-    one = state(stage)
-    step(one)  # a scaler is made by its first loss
-    one.scaler.update(2.0**40)
-    before = weights(one)
-    step(one)
-    assert all(torch.equal(a, b) for a, b in zip(before, weights(one), strict=True))
-    assert one.scaler.get_scale() == 2.0**39
-    one.scaler.update(2.0**10)
-    step(one)
-    assert not any(torch.equal(a, b) for a, b in zip(before, weights(one), strict=True))
+    half = state(stage)
+    step(half)  # a scaler creates its scale at the first loss
+    half.scaler.update(2.0**40)
+    before = weights(half)
+    step(half)
+    assert all(torch.equal(a, b) for a, b in zip(before, weights(half), strict=True))
+    assert half.scaler.get_scale() == 2.0**39
+    half.scaler.update(2.0**10)
+    step(half)
+    assert not any(torch.equal(a, b) for a, b in zip(before, weights(half), strict=True))
 
 
 def test_attack_does_not_use_the_loss_scale() -> None:
-    """Its gradients are normalised, so it neither reads nor moves the scale of the training pass."""
-    one, other = state("net"), state("net")
-    step(one)
-    step(other)
-    other.scaler.update(2.0**4)
-    batch = one.step.adversarial_batch(crops(2, 128), 1)
+    """Its gradients are normalized, so it neither reads nor changes the scale of the training pass."""
+    first, second = state("net"), state("net")
+    step(first)
+    step(second)
+    second.scaler.update(2.0**4)
+    batch = first.step.adversarial_batch(crops(2, 128), 1)
     assert (batch.lr - batch.clean).abs().max() > 0
-    other.step.generator.load_state_dict(one.step.generator.state_dict())
-    other_batch = other.step.adversarial_batch(crops(2, 128), 1)
-    assert torch.equal(batch.lr, other_batch.lr)
+    second.step.generator.load_state_dict(first.step.generator.state_dict())
+    assert torch.equal(batch.lr, second.step.adversarial_batch(crops(2, 128), 1).lr)

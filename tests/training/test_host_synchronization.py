@@ -1,4 +1,4 @@
-"""No op of a step makes the host wait for the device, those inside of andfast's own ops included."""
+"""No op of a step synchronizes the host with the device, including ops inside andfast's own ops."""
 
 from typing import Any
 
@@ -11,22 +11,22 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from andfast.training.step import RankInfo
 
 WAITING = {
-    "_local_scalar_dense": "reads a value, as .item() or a branch on one does",
-    "nonzero": "a shape that depends on values",
-    "masked_select": "a shape that depends on values",
-    "_unique2": "a shape that depends on values",
+    "_local_scalar_dense": "reads a value, as .item() or a branch on a tensor does",
+    "nonzero": "the result's shape depends on values",
+    "masked_select": "the result's shape depends on values",
+    "_unique2": "the result's shape depends on values",
     "equal": "reads a value",
     "is_nonzero": "reads a value",
-    "lift_fresh": "a tensor made from numbers of the host: a copy to the device, which waits",
+    "lift_fresh": "copies numbers from the host to the device",
 }
 
 
-class Waits(TorchDispatchMode):
-    """Looks at every op, and into the bodies of andfast's, whose own ops a mode does not see otherwise."""
+class SynchronizingOps(TorchDispatchMode):
+    """Records synchronizing ops, also in the bodies of andfast's ops, which a mode does not see otherwise."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.found: list[str] = []
+        self.synchronizing: list[str] = []
         self.inside = 0
         self.seen: set[str] = set()
 
@@ -34,11 +34,11 @@ class Waits(TorchDispatchMode):
         name = func.overloadpacket.__name__
         self.seen.add(name)
         if name in WAITING:
-            self.found.append(name)
-        if name == "index" and any(one is not None and one.dtype == torch.bool for one in args[1]):
-            self.found.append("index")
+            self.synchronizing.append(name)
+        if name == "index" and any(index is not None and index.dtype == torch.bool for index in args[1]):
+            self.synchronizing.append("index")
         if name == "_to_copy" and (kwargs or {}).get("device") not in (None, args[0].device):
-            self.found.append("a copy to another device")
+            self.synchronizing.append("a copy to another device")
         definition = OPDEFS.get(f"andfast::{name}")  # None for compiled ops, which have no ops inside
         if func.namespace == "andfast" and definition is not None:
             self.inside += 1
@@ -53,24 +53,24 @@ def test_step_has_no_host_synchronization(kind: str | None, autocast: torch.dtyp
     size = 128 if kind == "vgg" else 32
     step = make(kind, "relativistic", size=size, steps=2, attack={"autocast": autocast, "round_lr": True})
     hr = crops(2, size)
-    with Waits() as waits:
+    with SynchronizingOps() as ops:
         step.gradients([hr], 0)
-    assert waits.found == [], {name: WAITING.get(name, "") for name in waits.found}
-    assert waits.inside > 20
+    assert ops.synchronizing == [], {name: WAITING.get(name, "") for name in ops.synchronizing}
+    assert ops.inside > 20
     ours = {"residual_dense_block", "degradation_block_backward", "blur_pool", "upsampled_convolution_backward"}
-    assert ours | {"conv_transpose2d", "leaky_relu_"} <= waits.seen
-    assert {"mean_distance", "mean_distance_backward"} <= waits.seen
+    assert ours | {"conv_transpose2d", "leaky_relu_"} <= ops.seen
+    assert {"mean_distance", "mean_distance_backward"} <= ops.seen
 
 
 @pytest.mark.parametrize("act", [lambda x: x.sum().item(), lambda x: x[x > 0], lambda x: x + torch.tensor([1.0])])
 def test_detects_host_synchronization(act: Any) -> None:
-    with Waits() as waits:
+    with SynchronizingOps() as ops:
         act(torch.rand(3))
-    assert waits.found
+    assert ops.synchronizing
 
 
-def test_no_host_synchronisation() -> None:
-    """Both stages run on the meta device, where .item(), a branch on a value or a copy to the host raises."""
+def test_step_runs_on_the_meta_device() -> None:
+    """On the meta device, .item(), a branch on a value or a copy to the host raises."""
     for kind in ("vgg", "unet"):
         step = make(kind, "relativistic", size=128, rank_info=RankInfo(0, 1, 1, 2, 2), attack={"round_lr": True})
         for module in (step.generator, step.discriminator, step.objective.vgg):
@@ -78,6 +78,6 @@ def test_no_host_synchronisation() -> None:
             module.to("meta")
         hr = torch.empty(2, 3, 128, 128, device="meta")
         values = step.gradients([hr, hr], 0)
-        assert all(one.is_meta for one in values.values())
+        assert all(value.is_meta for value in values.values())
         with pytest.raises(RuntimeError, match="meta"):
             values["loss"].item()

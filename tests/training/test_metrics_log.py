@@ -58,7 +58,7 @@ def test_write_rejects_reserved_names_and_tensors_with_several_elements(tmp_path
     with MetricsLog(tmp_path, tensorboard=False) as log:
         with pytest.raises(ValueError, match="values must not be named stage, step, timing, was 'step'"):
             log.write("net", 1, {"step": 3})
-        with pytest.raises(ValueError, match=r"loss must be one number, was a tensor of shape \(2,\)"):
+        with pytest.raises(ValueError, match=r"loss must have one element, was a tensor of shape \(2,\)"):
             log.write("net", 1, {"loss": torch.zeros(2)})
         with pytest.raises(ValueError, match=r"stage must be one of \('net', 'gan'\), was 'x'"):
             log.write("x", 1, {})

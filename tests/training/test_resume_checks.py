@@ -1,4 +1,4 @@
-"""Which checkpoints and settings a run can be resumed with."""
+"""Checks of checkpoints and settings on resume."""
 
 import dataclasses
 from pathlib import Path
@@ -43,7 +43,7 @@ def test_settings_that_change_the_result_raise(tmp_path: Path) -> None:
 
 def test_other_run_raises(tmp_path: Path) -> None:
     config = config_of(tmp_path)
-    with pytest.raises(CheckpointError, match=r"is of another run, run 1; this folder's run is run 2"):
+    with pytest.raises(CheckpointError, match=r"belongs to another run, run 1; this folder's run is run 2"):
         check_same_run(checkpoint_of(config), config, group(), output=tmp_path, run="run 2")
 
 
@@ -51,14 +51,14 @@ def test_other_number_of_processes(tmp_path: Path, caplog: pytest.LogCaptureFixt
     checkpoint = checkpoint_of(config_of(tmp_path))
     same_batch = config_of(tmp_path, batch_size=2)
     assert check_same_run(checkpoint, same_batch, group(2), output=tmp_path, run="run 1") == {}
-    assert "2 processes, 1 before" in caplog.text
-    assert "not bit for bit" in caplog.text
+    assert "2 processes (1 before)" in caplog.text
+    assert "not be bit-identical" in caplog.text
     with pytest.raises(CheckpointError, match=r"at 4, was 2 \* 4 \* 1 = 8"):
         check_same_run(checkpoint, config_of(tmp_path), group(2), output=tmp_path, run="run 1")
 
 
 def test_checkpoint_with_a_digest_only(tmp_path: Path) -> None:
-    """Of version 0.1 and before; the learning rate in it is the optimizer's."""
+    """Checkpoints up to version 0.1; the optimizer's state has the learning rate."""
     config = config_of(tmp_path)
     state = {
         "digest": digest(config), "world_size": 1, "optimizers": {"generator": {"param_groups": [{"lr": 1e-4}]}}
@@ -70,7 +70,7 @@ def test_checkpoint_with_a_digest_only(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="seed was 0, is 2"):
         check_same_run(checkpoint, config_of(tmp_path, seed=2), group(), output=tmp_path, run=None)
     (tmp_path / "config.yaml").write_text(dump(config_of(tmp_path, seed=3)))
-    with pytest.raises(CheckpointError, match=r"its config\.yaml has been edited"):
+    with pytest.raises(CheckpointError, match=r"its config\.yaml was edited"):
         check_same_run(checkpoint, config_of(tmp_path, seed=2), group(), output=tmp_path, run=None)
 
 
@@ -81,7 +81,9 @@ def test_missing_checkpoints_raise_if_the_run_has_progressed(tmp_path: Path) -> 
     (tmp_path / "metrics.jsonl").write_text("".join(line % step for step in (1, 2, 3)))
     check_no_progress(tmp_path, config)  # killed while the first checkpoint was written
     (tmp_path / "metrics.jsonl").write_text("".join(line % step for step in (1, 2, 3, 4)))
-    with pytest.raises(CheckpointError, match=r"has none though the run has progressed \(step 4 of stage net in its"):
+    with pytest.raises(
+        CheckpointError, match=r"found none although the run has progressed \(step 4 of stage net in its"
+    ):
         check_no_progress(tmp_path, config)
     (tmp_path / "metrics.jsonl").unlink()
     (tmp_path / "weights").mkdir()
@@ -90,8 +92,8 @@ def test_missing_checkpoints_raise_if_the_run_has_progressed(tmp_path: Path) -> 
         check_no_progress(tmp_path, config)
 
 
-def test_checkpoint_that_was_being_replaced_is_found(tmp_path: Path) -> None:
-    """A kill between the two renames of the only checkpoint."""
+def test_latest_restores_a_checkpoint_that_was_being_replaced(tmp_path: Path) -> None:
+    """After a kill between the two renames of the only checkpoint."""
     path = save_checkpoint(tmp_path, {"a": 1}, stage="net", step=5, keep=1)
     path.rename(path.with_name(f".tmp-replaced-{path.name}"))
     assert latest(tmp_path) == path

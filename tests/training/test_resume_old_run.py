@@ -1,7 +1,7 @@
-"""A run of commit b69a857, which had other names for some settings, resumes to the bits that that commit computed.
+"""A run of commit b69a857, where some settings had other names, resumes to the bits that commit computed.
 
 run_b69a857.tar.xz holds the run folder (checkpoints after step 2 of 4 of each stage, the final weights and metrics) and
-made_with.json. Resuming under that commit gave the same weights and metrics as not stopping, from both checkpoints.
+made_with.json. At that commit, resuming from either checkpoint gave the weights and metrics of an uninterrupted run.
 """
 
 import json
@@ -23,12 +23,12 @@ pytestmark = pytest.mark.slow
 
 ARCHIVE = Path(__file__).with_name("run_b69a857.tar.xz")
 TOLERANCE = 0.02
-"""Relative error of losses and weights on other CPUs: with networks this small the ascent amplifies rounding. SSE
-instead of AVX512 changes a loss by up to 0.5 %."""
+"""Relative error of losses and weights on other CPUs: the ascent amplifies rounding in networks this small. SSE instead
+of AVX512 changes a loss by up to 0.5%."""
 
 
-def computed_alike(made_with: dict[str, Any]) -> bool:
-    """Whether this machine and torch round as those that wrote the archive."""
+def rounds_alike(made_with: dict[str, Any]) -> bool:
+    """Whether the CPU capability and torch version are those that wrote the archive."""
     capability = torch.backends.cpu.get_cpu_capability()
     return (capability, torch.__version__.partition("+")[0]) == (made_with["cpu_capability"], made_with["torch"])
 
@@ -57,7 +57,7 @@ def test_run_of_b69a857_resumes_to_the_same_bits(stage: str, tmp_path: Path) -> 
     done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"after step 2 of stage {stage}" in done.stdout
-    exact = computed_alike(json.loads((tmp_path / "made_with.json").read_text()))
+    exact = rounds_alike(json.loads((tmp_path / "made_with.json").read_text()))
     for name in ("andnet", "andgan"):
         resumed, original = (load_file(folder / "weights" / f"{name}.safetensors") for folder in (run, expected))
         assert resumed.keys() == original.keys()

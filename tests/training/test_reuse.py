@@ -1,4 +1,4 @@
-"""ReuseOptions: each switch changes results by no more than rounding, and saves the passes that it promises."""
+"""ReuseOptions: each option changes results only by rounding and saves the passes that it should."""
 
 import dataclasses
 import functools
@@ -17,7 +17,7 @@ from andfast.training.build import build_reuse
 from andfast.training.step import RankInfo, TrainingStep
 
 NOTHING = ReuseOptions(closed_form_first_step=False, hr_features=False, cast_weights=False, discriminator_pass=False)
-SWITCHES = [one.name for one in dataclasses.fields(ReuseOptions)]
+SWITCHES = [field.name for field in dataclasses.fields(ReuseOptions)]
 
 
 def run(
@@ -28,10 +28,10 @@ def run(
     dtype: torch.dtype = torch.float64,
     autocast: torch.dtype | None = None,
 ) -> tuple[TrainingStep, Any]:
-    """A step with the paper's kind of discriminator, and its metrics.
+    """Run a step with the paper's kind of discriminator; return it and its metrics.
 
-    In float64: a difference of algorithms would exceed its rounding. In float32, where the kinks of a VGG and batch
-    statistics of two images amplify rounding, LR was seen to differ by 0.02 dB.
+    In float64, where differences of algorithms exceed rounding. In float32, the kinks of VGG and batch statistics of
+    two images amplify rounding to 0.02 dB of LR.
     """
     size = 128 if stage == "gan" else 32
     attack = {"reuse": reuse, "autocast": autocast}
@@ -44,7 +44,7 @@ def run(
 
 def buffers(step: TrainingStep) -> list[Tensor]:
     assert step.discriminator is not None
-    return [one.clone() for one in step.discriminator.buffers()]
+    return [buffer.clone() for buffer in step.discriminator.buffers()]
 
 
 @functools.cache
@@ -54,7 +54,7 @@ def without_reuse(gan: str) -> tuple[TrainingStep, Any]:
 
 @pytest.mark.parametrize("switch", ["closed_form_first_step", "hr_features", "discriminator_pass", "all"])
 @pytest.mark.parametrize("gan", ["vanilla", "relativistic"])
-def test_switch_changes_no_more_than_rounding(switch: str, gan: str) -> None:
+def test_option_changes_only_rounding(switch: str, gan: str) -> None:
     on = ReuseOptions(*[True] * len(SWITCHES)) if switch == "all" else dataclasses.replace(NOTHING, **{switch: True})
     (plain, expected), (step, actual) = without_reuse(gan), run(on, gan)
     assert actual.keys() == expected.keys()
@@ -62,8 +62,8 @@ def test_switch_changes_no_more_than_rounding(switch: str, gan: str) -> None:
         assert actual[name].item() == pytest.approx(expected[name].item(), rel=1e-6), name
     assert_close(gradients(step.generator), gradients(plain.generator), 1e-6)
     assert_close(gradients(step.discriminator), gradients(plain.discriminator), 1e-6)
-    for one, other in zip(buffers(step), buffers(plain), strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-9)
+    for buffer, reference in zip(buffers(step), buffers(plain), strict=True):
+        torch.testing.assert_close(buffer, reference, rtol=1e-6, atol=1e-9)
     if switch == "hr_features":  # the same bits
         assert all(torch.equal(actual[name], expected[name]) for name in actual)
     if switch == "discriminator_pass":  # it is not part of the attack
@@ -72,11 +72,11 @@ def test_switch_changes_no_more_than_rounding(switch: str, gan: str) -> None:
 
 
 @pytest.mark.parametrize("switch", ["closed_form_first_step", "hr_features", "cast_weights"])
-def test_stage_net_changes_no_more_than_rounding(switch: str) -> None:
+def test_option_changes_only_rounding_in_stage_net(switch: str) -> None:
     on = dataclasses.replace(NOTHING, **{switch: True})
-    (plain, expected), (step, actual) = (run(one, stage="net") for one in (NOTHING, on))
-    assert {name: one.item() for name, one in actual.items()} == pytest.approx(
-        {name: one.item() for name, one in expected.items()}, rel=1e-6
+    (plain, expected), (step, actual) = (run(reuse, stage="net") for reuse in (NOTHING, on))
+    assert {name: value.item() for name, value in actual.items()} == pytest.approx(
+        {name: value.item() for name, value in expected.items()}, rel=1e-6
     )
     assert_close(gradients(step.generator), gradients(plain.generator), 1e-6)
 
@@ -87,11 +87,11 @@ def test_cast_weights_are_bit_identical_in_bf16() -> None:
     (plain, expected), (step, actual) = (run(reuse, **low) for reuse in (NOTHING, on))
     assert all(torch.equal(actual[name], expected[name]) for name in actual)
     assert_close(gradients(step.generator), gradients(plain.generator), 0)
-    assert all(one.dtype == torch.float32 and one.requires_grad for one in step.generator.parameters())
+    assert all(weight.dtype == torch.float32 and weight.requires_grad for weight in step.generator.parameters())
 
 
 def test_discriminator_pass_accumulates_and_scales() -> None:
-    """Micro batches add up, and a loss scale multiplies gradients and nothing else."""
+    """Gradients of micro batches add up; a loss scale multiplies only gradients."""
     on = dataclasses.replace(NOTHING, discriminator_pass=True)
     results = []
     for reuse, scale in ((NOTHING, 1.0), (on, 1024.0)):
@@ -99,15 +99,14 @@ def test_discriminator_pass_accumulates_and_scales() -> None:
         rank_info = RankInfo(seed=1, stage=0, accumulate=2)
         step = make("vgg", size=128, steps=1, rank_info=rank_info, attack={"reuse": reuse}, **options)
         values = step.gradients([crops(2, 128), crops(2, 128).flip(0)], 0)
-        grads = [
-            {name: one / scale for name, one in gradients(m).items()} for m in (step.generator, step.discriminator)
-        ]
+        networks = (step.generator, step.discriminator)
+        grads = [{name: grad / scale for name, grad in gradients(network).items()} for network in networks]
         results.append((values, grads))
     (expected, theirs), (values, ours) = results
-    for name, one in values.items():
-        assert one.item() == pytest.approx(expected[name].item(), rel=1e-4), name
-    for one, other in zip(ours, theirs, strict=True):
-        assert_close(one, other, 1e-4)
+    for name, value in values.items():
+        assert value.item() == pytest.approx(expected[name].item(), rel=1e-4), name
+    for actual, reference in zip(ours, theirs, strict=True):
+        assert_close(actual, reference, 1e-4)
 
 
 class Calls(TorchDispatchMode):
@@ -129,8 +128,8 @@ def counted(reuse: ReuseOptions, **options: Any) -> dict[str, int]:
     return calls.counts
 
 
-def test_switches_save_ops() -> None:
-    """In ops of a step with two ascent passes, VGG of two layers and ten convolutions of D."""
+def test_options_save_ops() -> None:
+    """Op counts of a step with two ascent steps, two layers of VGG and ten convolutions of D."""
     plain = counted(NOTHING)
 
     def saved(name: str, **switch: bool) -> int:
@@ -139,15 +138,17 @@ def test_switches_save_ops() -> None:
     assert saved("degradation_block", closed_form_first_step=True) == 11
     assert saved("degradation_block_backward", closed_form_first_step=True) == 11
     assert saved("convolution", hr_features=True) == 2 * 2
-    d = sum(isinstance(one, torch.nn.Conv2d) for one in make("vgg", size=128).discriminator.modules())  # type: ignore[union-attr]
-    assert saved("convolution", discriminator_pass=True) == d
+    discriminator = make("vgg", size=128).discriminator
+    assert discriminator is not None
+    convolutions = sum(isinstance(module, torch.nn.Conv2d) for module in discriminator.modules())
+    assert saved("convolution", discriminator_pass=True) == convolutions
 
 
 def test_cast_weights_saves_casts() -> None:
     low = {"stage": "net", "autocast": torch.bfloat16, "dtype": torch.float32}
     plain, shared = counted(NOTHING, **low), counted(dataclasses.replace(NOTHING, cast_weights=True), **low)
     weights = len(list(make().generator.parameters()))
-    assert plain["_to_copy"] - shared["_to_copy"] == 2 * weights  # two passes; the one cast is a foreach
+    assert plain["_to_copy"] - shared["_to_copy"] == 2 * weights  # two passes; the remaining cast is a foreach op
 
 
 def config(**reuse: Any) -> TrainConfig:
@@ -167,16 +168,16 @@ def test_discriminator_pass_is_on_where_exact() -> None:
     assert not build_reuse(config(discriminator_pass=False)).discriminator_pass
 
 
-def test_discriminator_pass_moves_power_iterations_of_a_unet() -> None:
-    """Why it is off for a U-Net: G's loss sees D one power iteration later. D's own loss and buffers are the same."""
+def test_discriminator_pass_changes_power_iterations_of_a_unet() -> None:
+    """Hence it is off for a U-Net: G's loss sees D one power iteration later. D's loss and buffers are the same."""
     size, results = 32, []
     for shared in (False, True):
         reuse = dataclasses.replace(NOTHING, discriminator_pass=shared)
         step = make("unet", size=size, steps=1, attack={"reuse": reuse})
         assert step.discriminator is not None
-        with torch.no_grad():  # the power iterations of a fresh network have converged, those of a moving one have not
-            for one in step.discriminator.parameters():
-                one.add_(torch.randn(one.shape, generator=torch.Generator().manual_seed(1)), alpha=0.1)
+        with torch.no_grad():  # power iterations have converged at initialization, but not once weights have changed
+            for weight in step.discriminator.parameters():
+                weight.add_(torch.randn(weight.shape, generator=torch.Generator().manual_seed(1)), alpha=0.1)
         values = step.gradients([crops(2, size)], 0)
         results.append((step, values))
     (plain, expected), (step, values) = results

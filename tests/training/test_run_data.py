@@ -1,4 +1,4 @@
-"""The training images that a resumed run must find, and data workers that die."""
+"""Training images of a resumed run, and data workers that die."""
 
 from pathlib import Path
 from typing import Any
@@ -69,7 +69,7 @@ def test_other_names_raise_before_packing(packed: tuple[TrainConfig, dict[str, o
     lose_pack(config)
     photos = Path(config.data.train[0])
     (photos / "a.png").rename(photos / "c.png")
-    with pytest.raises(CheckpointError, match=r"others now: 1 missing \(a.png\), 1 new \(c.png\)"):
+    with pytest.raises(CheckpointError, match=r"data.train differ: 1 missing \(a.png\), 1 new \(c.png\)"):
         resume_training_images(config, entries)
     assert files(config.output / "data") == {}
 
@@ -78,7 +78,7 @@ def test_changed_pixels_raise(packed: tuple[TrainConfig, dict[str, object]]) -> 
     config, entries = packed
     lose_pack(config)
     photograph(Path(config.data.train[0]) / "b.png", seed=7)
-    with pytest.raises(CheckpointError, match=r"others now: 1 changed \(b.png\)"):
+    with pytest.raises(CheckpointError, match=r"data.train differ: 1 changed \(b.png\)"):
         resume_training_images(config, entries)
 
 

@@ -1,4 +1,4 @@
-"""The run folder: opening, weights, configuration and versions; and the random number generators."""
+"""Run folder: opening, weights, configuration and versions; random number generators."""
 
 import errno
 import fcntl
@@ -65,7 +65,7 @@ def listing(folder: Path) -> set[str]:
 
 
 def run_in(folder: Path) -> str:
-    """A run with a checkpoint, weights and metrics; its id."""
+    """Create a run with a checkpoint, weights and metrics; return its id."""
     folder.mkdir(exist_ok=True)
     run = begin_run(folder)
     write_run_info(folder, TrainConfig(output=folder, data=DataConfig(train=["a"])))
@@ -94,7 +94,7 @@ def test_check_run_folder(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["weights/x.pth", "samples/holiday.png", "checkpoints/a", "config.yaml"])
-def test_overwrite_rejects_a_folder_that_is_no_run(tmp_path: Path, name: str) -> None:
+def test_overwrite_rejects_a_folder_without_a_run(tmp_path: Path, name: str) -> None:
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_text("mine")
     with pytest.raises(FileExistsError, match=r"output must be a run of andfast or a folder without"):
@@ -119,8 +119,8 @@ def test_overwrite_deletes_only_files_of_the_run(tmp_path: Path) -> None:
     assert listing(tmp_path) == foreign | {"run.json"}
 
 
-def test_half_replaced_run_is_put_back(tmp_path: Path) -> None:
-    """A process that was killed while it set a run aside."""
+def test_partly_replaced_run_is_restored(tmp_path: Path) -> None:
+    """After a process was killed while setting a run aside."""
     first = run_in(tmp_path)
     earlier = listing(tmp_path)
     (tmp_path / ".replaced" / "weights").mkdir(parents=True)
@@ -130,17 +130,17 @@ def test_half_replaced_run_is_put_back(tmp_path: Path) -> None:
     assert read_run_id(tmp_path) == first
 
 
-def test_inputs_are_outside_of_the_run_folder(tmp_path: Path) -> None:
+def test_check_inputs_rejects_overlap_with_run_folder(tmp_path: Path) -> None:
     photos, run = tmp_path / "photos", tmp_path / "photos" / "run"
     (run / "weights").mkdir(parents=True)
     (run / "weights" / "a.pth").write_text("")
     data = DataConfig(train=[str(photos)])
     for config, message in (
-        (TrainConfig(output=run, data=data), r"output must be outside of data.train .*photos', was .*photos/run'"),
-        (TrainConfig(output=photos, data=data), r"output must be outside of data.train"),
+        (TrainConfig(output=run, data=data), r"output must be outside data.train .*photos', was .*photos/run'"),
+        (TrainConfig(output=photos, data=data), r"output must be outside data.train"),
         (
             TrainConfig(output=run, data=DataConfig(train=["a"]), init_weights=run / "weights" / "a.pth"),
-            r"init_weights must be outside of output .*run', was .*weights/a.pth'",
+            r"init_weights must be outside output .*run', was .*weights/a.pth'",
         ),
     ):
         with pytest.raises(ValueError, match=message):
@@ -191,7 +191,7 @@ def test_lock_without_flock_warns(
     monkeypatch.setattr(fcntl, "flock", unsupported)
     with locked_run(tmp_path / "run"):
         pass
-    assert "this file system has no flock (No locks available)" in caplog.text
+    assert "the file system does not support flock (No locks available)" in caplog.text
 
 
 def test_run_info_keeps_earlier_versions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""The text beside the progress bar."""
+"""Text of the progress bar."""
 
 from andfast.training.run_output import describe
 

@@ -26,7 +26,7 @@ def crops():
 
 
 class Nearest(nn.Module):
-    """A generator with batch normalisation and dropout, which show whether it runs in eval mode."""
+    """A generator with batch normalization and dropout, whose outputs depend on eval mode."""
 
     def __init__(self, scale=4, gain=1.0):
         super().__init__()
@@ -117,18 +117,18 @@ def test_score_of_perfect_nan_and_mismatched_images():
     hr = crops()
     perfect = {"psnr_y": math.inf, "psnr_rgb": math.inf, "ssim_y": 1.0}
     assert score(hr, hr) == {**perfect, **{f"color_shift_{channel}": 0.0 for channel in "rgb"}}
-    # Less than half a level of error is gone once saved.
+    # Errors below half a level vanish when saved.
     assert score(hr.float() / 255 + 0.001, hr)["psnr_y"] == math.inf
     broken = hr.float() / 255
     broken[2, 0, 5, 5] = float("nan")
     assert math.isnan(score(broken, hr)["psnr_y"])
-    with pytest.raises(ValueError, match="equally many images, one at least, was 4 and 5"):
+    with pytest.raises(ValueError, match="the same number of images, at least 1, was 4 and 5"):
         score(hr[:4], hr)
-    with pytest.raises(ValueError, match="one at least, was 0 and 0"):
+    with pytest.raises(ValueError, match="at least 1, was 0 and 0"):
         score([], [])
     with pytest.raises(ValueError, match="sr must have shape that of hr"):
         score([torch.rand(3, 16, 16)], [torch.rand(3, 16, 32)])
-    with pytest.raises(ValueError, match="batch must be 1 or more"):
+    with pytest.raises(ValueError, match="batch must be at least 1"):
         restore(Nearest(), hr, batch=0)
 
 
@@ -173,5 +173,5 @@ def test_bicubic_clamps_and_keeps_constants():
 def test_bicubic_rejects_invalid_arguments():
     with pytest.raises(ValueError, match=r"lr must have shape \(N, C, H, W\), was \(3, 8, 8\)"):
         bicubic(torch.rand(3, 8, 8), 4)
-    with pytest.raises(ValueError, match="scale must be 1 or more"):
+    with pytest.raises(ValueError, match="scale must be at least 1"):
         bicubic(torch.rand(1, 3, 8, 8), 0)

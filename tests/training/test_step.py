@@ -16,7 +16,7 @@ PHASES = ["identity", "ascent", "degradation", "generator"]
 
 
 def test_net_stage_matches_manual_step() -> None:
-    """The gradients are those of L1 on G(clamp(F(theta, HR))) for the theta of the attack."""
+    """Gradients equal those of L1 on G(clamp(F(theta, HR))) with theta of the attack."""
     step, hr = make(), crops()
     values = step.gradients([hr], 7)
     actual = gradients(step.generator)
@@ -38,13 +38,13 @@ def test_net_stage_matches_manual_step() -> None:
     expected = -10 * (lr - blur_pool(hr, 4)).square().mean((1, 2, 3)).log10().mean()
     assert values["lr_psnr"].item() == pytest.approx(expected.item(), rel=1e-5)
     assert 10 < expected < 40
-    assert all(one.dim() == 0 and not one.requires_grad for one in values.values())
+    assert all(value.dim() == 0 and not value.requires_grad for value in values.values())
 
 
 @pytest.mark.parametrize("gan", ["vanilla", "relativistic", "least_squares"])
 @pytest.mark.parametrize("kind", ["vgg", "unet"])
 def test_gan_stage(kind: str, gan: str) -> None:
-    """Every discriminator with every GAN loss: gradients for both networks, none across the sub-steps."""
+    """Each discriminator with each GAN loss: both networks get gradients, only in their own sub-step."""
     size = 128 if kind == "vgg" else SIZE
     seen: dict[str, Any] = {}
 
@@ -61,7 +61,7 @@ def test_gan_stage(kind: str, gan: str) -> None:
     phases = RecordedPhases(after)
     step = make(kind, gan, size=size, steps=2, timer=phases)
     assert step.discriminator is not None
-    buffers = [one.clone() for one in step.discriminator.buffers()]
+    buffers = [buffer.clone() for buffer in step.discriminator.buffers()]
     hr = crops(2, size)
     values = step.gradients([hr], 0)
     assert list(dict.fromkeys(phases.names)) == [*PHASES, "discriminator"]
@@ -69,29 +69,29 @@ def test_gan_stage(kind: str, gan: str) -> None:
         *("loss", "l1", "perceptual", "gan", "loss_clean", "loss_gain", "lr_psnr"),
         *("discriminator", "real_logit", "fake_logit"),
     }
-    assert all(one.isfinite() for one in values.values())
+    assert all(value.isfinite() for value in values.values())
     expected = values["l1"] + values["perceptual"] + 0.1 * values["gan"]
     assert values["loss"].item() == pytest.approx(expected.item(), rel=1e-5)
     names = [name for name, _ in step.generator.named_parameters()]
     assert list(seen) == names
     assert_close(gradients(step.generator), seen, 0)
     assert gradients(step.discriminator).keys() == dict(step.discriminator.named_parameters()).keys()
-    # The training pass of D has moved its statistics, once for HR and once for SR.
+    # D's training pass updates its statistics, once for HR and once for SR.
     assert not all(torch.equal(a, b) for a, b in zip(step.discriminator.buffers(), buffers, strict=True))
-    assert all(one.requires_grad for one in (*step.generator.parameters(), *step.discriminator.parameters()))
+    assert all(weight.requires_grad for weight in (*step.generator.parameters(), *step.discriminator.parameters()))
 
 
 def test_discriminator_gradients_match_manual_step() -> None:
     step, hr = make("unet", "relativistic"), crops(2)
-    other = make("unet", "relativistic")
+    manual = make("unet", "relativistic")
     step.gradients([hr], 0)
-    assert other.discriminator is not None
-    _, ascent = other.attack.search(hr, identity(other, hr))
-    with frozen(other.discriminator), torch.no_grad():
-        sr = other.generator(other.attack.degradation(hr, ascent.theta).clamp(0, 1))
-    real, fake = other.discriminator(hr), other.discriminator(sr)
+    assert manual.discriminator is not None
+    _, ascent = manual.attack.search(hr, identity(manual, hr))
+    with frozen(manual.discriminator), torch.no_grad():
+        sr = manual.generator(manual.attack.degradation(hr, ascent.theta).clamp(0, 1))
+    real, fake = manual.discriminator(hr), manual.discriminator(sr)
     GANLoss("relativistic").discriminator(real, fake).backward()
-    assert_close(gradients(step.discriminator), gradients(other.discriminator), 1e-6)
+    assert_close(gradients(step.discriminator), gradients(manual.discriminator), 1e-6)
 
 
 def test_degrade_clamps_and_rounds() -> None:
@@ -121,15 +121,17 @@ def test_first_nonfinite() -> None:
 def test_zero_ascent_steps() -> None:
     values = make(steps=0).gradients([crops()], 0)
     assert set(values) == {"loss", "l1", "lr_psnr"}
-    assert values["lr_psnr"] > 80  # the identity networks' LR is the clean one
+    assert values["lr_psnr"] > 80  # identity networks give the clean LR
 
 
 def test_loss_scaling_scales_gradients_only() -> None:
     step, scaled, hr = make("unet"), make("unet", scale_loss=lambda loss: loss * 1024), crops(2)
-    plain, other = (one.gradients([hr], 0) for one in (step, scaled))
-    assert {name: one.item() for name, one in plain.items()} == {name: one.item() for name, one in other.items()}
+    values, scaled_values = step.gradients([hr], 0), scaled.gradients([hr], 0)
+    assert {name: value.item() for name, value in values.items()} == {
+        name: value.item() for name, value in scaled_values.items()
+    }
     for a, b in ((step.generator, scaled.generator), (step.discriminator, scaled.discriminator)):
-        assert_close({name: one / 1024 for name, one in gradients(b).items()}, gradients(a), 1e-6)
+        assert_close({name: grad / 1024 for name, grad in gradients(b).items()}, gradients(a), 1e-6)
 
 
 @pytest.mark.parametrize(("images_per_network", "networks"), [(1, 4), (2, 2), (4, 1), (0, 1)])

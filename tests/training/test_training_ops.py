@@ -1,4 +1,4 @@
-"""The run's choice of ops, and the self-test that a run on a GPU starts with."""
+"""Op implementations of a run, and the self-test before a run on a GPU."""
 
 import dataclasses
 from pathlib import Path
@@ -22,8 +22,8 @@ def config(**settings: object) -> TrainConfig:
 
 
 @pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> list[object]:
-    """Lets the self-test find one wrong op, and tells what it was asked for."""
+def self_test_calls(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """Make the self-test fail for one op; return the arguments of its calls."""
     calls: list[object] = []
 
     def self_test(
@@ -38,38 +38,38 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[object]:
     return calls
 
 
-def test_failed_self_test_raises(asked: list[object]) -> None:
+def test_failed_self_test_raises(self_test_calls: list[object]) -> None:
     message = r"on a GPU: degradation_block \(triton, torch.bfloat16\): off by 0.3. --ops=reference trains with plain"
     with pytest.raises(ops.UntrustedOpError, match=message):
         ops.check_ops(config(precision="bf16"), CUDA)
-    assert asked == [(CUDA, [torch.bfloat16, torch.float32], OPS, False)]
+    assert self_test_calls == [(CUDA, [torch.bfloat16, torch.float32], OPS, False)]
 
 
-def test_fp32_runs_test_fp32_only(asked: list[object]) -> None:
+def test_fp32_runs_test_fp32_only(self_test_calls: list[object]) -> None:
     with pytest.raises(ops.UntrustedOpError):
         ops.check_ops(config(precision="fp32"), CUDA)
-    assert asked == [(CUDA, [torch.float32], OPS, False)]
+    assert self_test_calls == [(CUDA, [torch.float32], OPS, False)]
 
 
-def test_fp8_is_tested_where_used(asked: list[object]) -> None:
+def test_fp8_is_tested_where_used(self_test_calls: list[object]) -> None:
     settings = config(precision="bf16")
     assert set(ops.ops_used(settings, torch.device("cpu"))) == set(OPS)
     settings.adversary.precision = "fp8"
     with pytest.raises(ops.UntrustedOpError):
         ops.check_ops(settings, CUDA)
-    assert asked == [(CUDA, [torch.bfloat16, torch.float32], list(CASES), False)]
+    assert self_test_calls == [(CUDA, [torch.bfloat16, torch.float32], list(CASES), False)]
     assert set(ops.ops_used(settings, torch.device("cpu"))) == set(CASES)
 
 
-def test_reference_and_cpu_are_not_tested(asked: list[object]) -> None:
+def test_reference_and_cpu_are_not_tested(self_test_calls: list[object]) -> None:
     assert ops.check_ops(config(ops="reference"), CUDA) == ops.check_ops(config(), torch.device("cpu")) == 0
-    assert asked == []
+    assert self_test_calls == []
 
 
 @pytest.mark.parametrize(
     ("preset", "radius", "smallest"), [("calibrated", None, 0.968), ("paper", None, 0.6), ("calibrated", 1.5, 0)]
 )
-def test_degradation_gets_the_smallest_slope_of_the_ball(preset: str, radius: float | None, smallest: float) -> None:
+def test_degradation_has_smallest_slope_of_ball(preset: str, radius: float | None, smallest: float) -> None:
     settings = config(ops="reference")
     settings.generator.blocks, settings.generator.features, settings.generator.growth = 1, 8, 4
     settings.adversary.preset, settings.adversary.radius_slope = preset, radius  # type: ignore[assignment]
@@ -82,7 +82,7 @@ def test_ops_setting_reaches_all_networks() -> None:
     settings = config(ops="reference")
     settings.generator.blocks, settings.generator.features, settings.generator.growth = 1, 8, 4
     generator = build_generator(settings)
-    assert {one.impl for one in generator.modules() if hasattr(one, "impl")} == {"reference"}
+    assert {module.impl for module in generator.modules() if hasattr(module, "impl")} == {"reference"}
     settings.loss.vgg_weights, settings.loss.gan = "random", 0
     step = build_step(settings, "gan", generator, ProcessGroup(0, 1, torch.device("cpu")))
     assert step.objective.vgg is not None
