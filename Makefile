@@ -1,7 +1,7 @@
 # make help lists the targets. PYTHON=/path/to/python3.11 selects the interpreter, JOBS the number of test processes.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-newest demo check test faults test-newest bench gpu-check roofline docs-results wheel clean
+.PHONY: help setup setup-newest demo check test faults test-newest bench gpu-check roofline docs-results wheel test-wheel clean
 
 JOBS ?= 2
 PYTEST_ARGS ?=
@@ -60,8 +60,15 @@ roofline: ## floors of the ops and of a step for this GPU or a named one; ROOFLI
 docs-results: ## docs/results.md and README's table from benchmarks/results/
 	@python=.venv/bin/python; [ -x $$python ] || python=$${PYTHON:-python3}; $$python -m benchmarks.report --docs
 
-wheel: setup ## a manylinux wheel of the environment's Python in dist/; ANDFAST_CPU_ONLY=1 without CUDA
+wheel: setup ## manylinux wheels in dist/, of all Pythons on the PATH (PYTHONS); ANDFAST_CPU_ONLY=1 without CUDA
 	@bash .ci/wheel.sh .venv
+
+# The wheels of one Python, PYTHON's or else python3.11's. Two environments, one after the other, minutes each.
+test-wheel: ## install wheels of dist/ into empty environments, oldest and newest torch, and run the fast tests
+	@tag=$$($${PYTHON:-python3.11} -c 'import sys; print("cp%d%d" % sys.version_info[:2])') && \
+	for torch in reference newest; do \
+		PYTEST_ARGS="$(PYTEST_ARGS)" JOBS=$(JOBS) bash .ci/test-wheel.sh requirements/$$torch.txt dist/andfast-*-$$tag-*.whl || exit 1; \
+	done
 
 clean: ## remove build products and environments; keeps runs/
 	rm -rf .venv .venv-newest build dist *.egg-info andfast/_C.*.so andfast/_ops.*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis

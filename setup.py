@@ -21,6 +21,10 @@ Environment variables:
 ``ANDFAST_REQUIRE_EXT=1``
     A missing torch or compiler is an error. Unset: a printed warning and an install without the extension; the ops then
     run their reference implementations, and tell on request (``impl="cpp"``) why.
+``ANDFAST_PREBUILT_OPS=FILE``
+    Package FILE, an andfast._ops built before for ANDFAST_CUDA_ARCHS (if unset: for the CPU only), and compile
+    andfast._C alone, for this Python. torch need not be installed, but pybind11's headers must be on the compiler's
+    include path.
 ``CUDA_HOME``, ``CXX``, ``MAX_JOBS``
     As torch.utils.cpp_extension reads them.
 """
@@ -35,6 +39,7 @@ from pathlib import Path
 from typing import Any
 
 from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
 DEFAULT_ARCHS = "8.0+PTX;9.0a"
@@ -79,11 +84,21 @@ def asked_archs() -> str:
     return asked
 
 
+def prebuilt_ops() -> str | None:
+    """The library to package as andfast._ops, or None to compile it."""
+    file = os.environ.get("ANDFAST_PREBUILT_OPS")
+    if file and not Path(file).is_file():
+        sys.exit(f"andfast: ANDFAST_PREBUILT_OPS must be an existing file, was {file!r}")
+    return file or None
+
+
 def missing() -> str | None:
     """Why the extension cannot be built here, or None."""
     compiler = os.environ.get("CXX", "c++")  # torch.utils.cpp_extension's own default
     if shutil.which(compiler.split()[-1]) is None:
         return f"no C++ compiler: {compiler} is not on the PATH"
+    if prebuilt_ops() is not None:
+        return None
     try:
         import torch  # noqa: F401, PLC0415
     except ImportError as error:
@@ -188,24 +203,48 @@ def stable_extension(kind: Any, archs: str | None) -> Any:
     )
 
 
-def query_extension(archs: str | None) -> Any:
+def query_extension(archs: str | None, include_dirs: list[str]) -> Any:
     """andfast._C. torch only lends its copy of pybind11's headers, nothing of it is linked."""
-    import torch  # noqa: PLC0415
-
     return Extension(
         "andfast._C",
         [BINDINGS],
         depends=sources("*.h"),
         define_macros=[] if archs is None else [arch_macro(archs)],
-        include_dirs=[str(Path(torch.__file__).parent / "include")],
+        include_dirs=include_dirs,
         extra_compile_args=[*CXX_FLAGS],
         extra_link_args=["-s"],
         language="c++",
     )
 
 
+class CopyOps(build_ext):
+    """Copies the andfast._ops of ANDFAST_PREBUILT_OPS instead of compiling it."""
+
+    def build_extension(self, ext: Any) -> None:
+        if ext.name != "andfast._ops":
+            super().build_extension(ext)
+            return
+        target = Path(self.get_ext_fullpath(ext.name))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(str(prebuilt_ops()), target)
+
+
+def prebuilt_extension() -> dict[str, Any]:
+    """The arguments to setup() that package a compiled andfast._ops and build andfast._C."""
+    return {
+        "ext_modules": [
+            Extension("andfast._ops", [], py_limited_api=True),
+            query_extension(asked_archs() or None, include_dirs=[]),
+        ],
+        "cmdclass": {"build_ext": CopyOps},
+        "options": {"build": {"build_base": "build/prebuilt"}},
+    }
+
+
 def extension() -> dict[str, Any]:
     """The arguments to setup() that build the extension."""
+    if prebuilt_ops() is not None:
+        return prebuilt_extension()
     archs = cuda_archs()
     import torch  # noqa: PLC0415
     from torch.utils.cpp_extension import BuildExtension, CppExtension, CUDAExtension  # noqa: PLC0415
@@ -214,10 +253,13 @@ def extension() -> dict[str, Any]:
         os.environ["TORCH_CUDA_ARCH_LIST"] = archs
     kind = CppExtension if archs is None else CUDAExtension
     return {
-        "ext_modules": [stable_extension(kind, archs), query_extension(archs)],
+        "ext_modules": [
+            stable_extension(kind, archs),
+            query_extension(archs, [str(Path(torch.__file__).parent / "include")]),
+        ],
         "cmdclass": {"build_ext": BuildExtension},
-        # Objects compiled against one torch must not be linked for another.
-        "options": {"build": {"build_base": f"build/torch-{torch.__version__}"}},
+        # Objects compiled against one torch, or without CUDA, must not be linked for another.
+        "options": {"build": {"build_base": f"build/torch-{torch.__version__}{'-cpu' if archs is None else ''}"}},
     }
 
 

@@ -129,8 +129,8 @@ def extension(report: Diagnosis) -> None:
     architectures = compiled.cuda_archs()
     report.data["extension"] = {"built": True, "cuda_architectures": architectures}
     report.add("Extension", "built for the CPU " + (f"and CUDA ({architectures})" if architectures else "only"))
-    if not architectures and torch.cuda.is_available():
-        report.add("", "no CUDA part here: blur_pool and convolutions run other implementations", "note")
+    if torch.cuda.is_available() and (reason := compiled.why_no_cuda_part()) is not None:
+        report.add("", f"{reason}; blur_pool and convolutions run other implementations", "note")
 
 
 def ops(report: Diagnosis, device_types: Sequence[str]) -> None:

@@ -29,12 +29,25 @@ def why_missing() -> str | None:
     return None
 
 
-def cuda_archs() -> str:
-    """Compute capabilities that the library was built for, like "8.0+PTX:9.0a"; empty if for the CPU only."""
+def why_no_cuda_part() -> str | None:
+    """None, or why the library has no ops for CUDA, whatever the devices."""
+    if (reason := why_missing()) is not None:
+        return reason
     try:
         from andfast import _C  # noqa: PLC0415
-    except ImportError:
+    except ImportError as error:
+        return f"andfast._C, which knows what the extension was built for, cannot be imported: {error}"
+    if not _C.CUDA_ARCHS:
+        return "the extension was built without its CUDA part (a CPU-only wheel, or a build without a CUDA toolkit)"
+    return None
+
+
+def cuda_archs() -> str:
+    """Compute capabilities that the library was built for, like "8.0+PTX:9.0a"; empty without a CUDA part."""
+    if why_no_cuda_part() is not None:
         return ""
+    from andfast import _C  # noqa: PLC0415
+
     return str(_C.CUDA_ARCHS)
 
 
@@ -55,11 +68,9 @@ def why_not_cuda(device_type: str) -> str | None:
 
 @functools.cache
 def _why_not_cuda_here() -> str | None:
-    if (reason := why_missing()) is not None:
+    if (reason := why_no_cuda_part()) is not None:
         return reason
     archs = cuda_archs()
-    if not archs:
-        return "the extension was built without its CUDA part (see setup.py)"
     if torch.version.cuda is None:
         return f"torch {torch.__version__} is a build without CUDA"
     if not torch.cuda.is_available():
@@ -84,5 +95,17 @@ def _runs_on(archs: str, capability: tuple[int, int]) -> bool:
     return False
 
 
-if (_reason := why_missing()) is not None:
-    _logger.warning("andfast: %s; ops run their other implementations", _reason)
+def lacking() -> str | None:
+    """None, or the part of the extension that this installation lacks for the machine's devices.
+
+    Counts GPUs without initializing CUDA, so it does not compare compute capabilities; the first call of an op does.
+    """
+    if (reason := why_missing()) is not None:
+        return f"{reason}; ops run their other implementations"
+    if torch.version.cuda is not None and torch.cuda.device_count() > 0 and (reason := why_no_cuda_part()) is not None:
+        return f"{reason}; on the GPU, ops run their other implementations"
+    return None
+
+
+if (_lacking := lacking()) is not None:
+    _logger.warning("andfast: %s", _lacking)

@@ -24,7 +24,7 @@ from andfast.config.schema import (
 )
 from andfast.diagnosis import machine, prospects
 from andfast.diagnosis.memory import StepMemory, free_bytes, photographs, step_memory
-from andfast.functional import dispatch
+from andfast.functional import dispatch, extension
 from andfast.functional.selftest import SelfTestResult
 from andfast.nn import RRDBNet
 from andfast.nn.weights import save_weights
@@ -112,7 +112,21 @@ def test_reports_a_gpu_without_a_cuda_part(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     machine.extension(report)
     assert report.lines[-1][1] == "note"
-    assert "no CUDA part here" in report.lines[-1][2]
+    assert "built without its CUDA part (a CPU-only wheel" in report.lines[-1][2]
+
+
+def test_reports_cuda_ops_that_a_cpu_only_build_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    report = machine.Diagnosis()
+    extension._why_not_cuda_here.cache_clear()
+    monkeypatch.setattr("andfast._C.CUDA_ARCHS", "")
+    monkeypatch.setattr(dispatch, "_ranking", lambda *_: None)  # asks the device
+    machine.ops(report, ["cuda"])
+    extension._why_not_cuda_here.cache_clear()
+    blur_pool = report.data["ops"]["cuda"]["blur_pool"]
+    assert blur_pool["used"] == "reference"
+    assert blur_pool["unavailable"]["cuda"].startswith("the extension was built without its CUDA part")
+    (line,) = (text for _, _, text in report.lines if text.startswith("blur_pool "))
+    assert "no cuda: the extension was built without its CUDA part" in line
 
 
 def test_says_which_ops_were_chosen_by_counts(monkeypatch: pytest.MonkeyPatch) -> None:
