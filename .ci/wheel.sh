@@ -57,15 +57,16 @@ for name in ${PYTHONS:-python3.11 python3.12 python3.13}; do
   fi
   interpreters[$tag]=$(command -v "$name")
 done
-interpreters[$(tag_of python)]=$venv/bin/python
+own=$(tag_of python)
+interpreters[$own]=$venv/bin/python
 
 # make setup has just built the checkout's.
 built=andfast wanted=${ANDFAST_CUDA_ARCHS:-none}
 if [ "$(archs_of python andfast)" != "${wanted//;/:}" ]; then
   rm -rf build/torch-*/lib* build/torch-*/bdist*  # files that the sources no longer have
-  python -m build --wheel --no-isolation --outdir "$work/first" .
-  python -m zipfile -e "$work"/first/andfast-*.whl "$work/first"
-  built=$work/first/andfast
+  python -m build --wheel --no-isolation --outdir "$work/raw" .
+  python -m zipfile -e "$work"/raw/andfast-*.whl "$work/$own"
+  built=$work/$own/andfast
   [ -n "$label" ] || ANDFAST_CUDA_ARCHS=$(archs_of python "$built" | tr : ';')
 fi
 export ANDFAST_PREBUILT_OPS=$work/_ops.abi3.so
@@ -74,6 +75,7 @@ cp "$built/_ops.abi3.so" "$ANDFAST_PREBUILT_OPS"
 CPLUS_INCLUDE_PATH=$(python -c 'import os, torch; print(os.path.join(os.path.dirname(torch.__file__), "include"))')
 export CPLUS_INCLUDE_PATH  # pybind11's headers
 for tag in "${!interpreters[@]}"; do
+  [ ! -d "$work/$tag" ] || continue
   rm -rf build/prebuilt
   python -m pip --python "${interpreters[$tag]}" wheel --no-deps --build-constraint requirements/common.txt \
     --wheel-dir "$work/raw" .

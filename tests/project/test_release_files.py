@@ -44,11 +44,24 @@ def test_workflow_commands_exist():
     commands = "\n".join(step.get("run", "") for step in steps())
     assert (ROOT / ".ci" / "run").is_file()
     assert ".ci/run" in commands
-    assert set(re.findall(r"\bmake ([a-z-]+)", commands)) == {"wheel"}
-    assert "wheel" in targets
+    assert set(re.findall(r"\bmake ([a-z-]+)", commands)) == {"wheel", "test-wheel"} <= targets
+
+
+def test_workflow_builds_and_tests_every_supported_python():
     requirement = re.search(r'requires-python = ">=3\.(\d+),<3\.(\d+)"', (ROOT / "pyproject.toml").read_text())
     supported = [f"3.{minor}" for minor in range(int(requirement[1]), int(requirement[2]))]
-    assert yaml.safe_load(WORKFLOW.read_text())["jobs"]["wheels"]["strategy"]["matrix"]["python"] == supported
+    workflow = yaml.safe_load(WORKFLOW.read_text())
+    assert workflow["env"]["PYTHONS"].split() == [f"python{version}" for version in supported]
+    assert workflow["jobs"]["test-wheels"]["strategy"]["matrix"]["python"] == supported
+    (setup,) = (step for step in workflow["jobs"]["wheels"]["steps"] if "setup-python" in step.get("uses", ""))
+    assert setup["with"]["python-version"].split() == supported
+
+
+def test_actions_are_pinned_to_commits():
+    lines = [line for line in WORKFLOW.read_text().splitlines() if "uses:" in line]
+    assert len(lines) == sum("uses" in step for step in steps())
+    for line in lines:
+        assert re.search(r"uses: [\w-]+/[\w-]+@[0-9a-f]{40}  # v\d+\.\d+\.\d+$", line), line
 
 
 def test_workflow_shell_code_parses():
