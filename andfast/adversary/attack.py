@@ -4,7 +4,7 @@ Training, validation, the gallery and the strength benchmark all attack through 
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import pairwise
@@ -180,18 +180,12 @@ class Attack:
         Returns:
             The objective's targets for ``hr``, which the training pass needs as well, and the ascent.
         """
-        # A captured graph replays its own casts, so none may come from, or stay in, the autocast cache.
-        with self._frozen(), self.autocast_context(hr, cache_enabled=False):
-            targets = self.objective.targets(hr)
-            restore = self._frozen_generator()
+        with self.frozen_loss(hr) as (targets, loss):
 
             def objective(theta: Theta, degrade: Callable[[Tensor, Theta], Tensor] = self._run_degradation) -> Tensor:
-                sr = restore(degrade(hr, theta))
-                known = targets if self.reuse.hr_features else self.objective.targets(hr)
-                return self.objective.total(self.objective.terms(sr, known))
+                return loss(degrade(hr, theta))
 
             settings = self.settings
-            half = torch.float16 in (self.autocast, settings.noise_dtype)
             closed_form = partial(objective, degrade=self.degradation.closed_form_first_step)
             return targets, ascend(
                 objective,
@@ -199,20 +193,48 @@ class Attack:
                 ball=settings.ball,
                 steps=settings.steps,
                 step_size=settings.step_size,
-                loss_scale=FP16_LOSS_SCALE if half else 1.0,
+                loss_scale=self.loss_scale,
                 first=closed_form if self.reuse.closed_form_first_step else None,
                 callback=callback,
                 impl=self.degradation.impl,
             )
 
+    @contextmanager
+    def frozen_loss(self, hr: Tensor) -> Iterator[tuple[Targets, Callable[[Tensor], Tensor]]]:
+        """Within this context G and D are frozen; yields the targets for HR, and the objective as a function of LR."""
+        # A captured graph replays its own casts, so none may come from, or stay in, the autocast cache.
+        with self._frozen(), self.autocast_context(hr, cache_enabled=False):
+            targets = self.objective.targets(hr)
+            restore = self._frozen_generator()
+
+            def loss(lr: Tensor) -> Tensor:
+                sr = restore(lr)
+                known = targets if self.reuse.hr_features else self.objective.targets(hr)
+                return self.objective.total(self.objective.terms(sr, known))
+
+            yield targets, loss
+
+    @property
+    def loss_scale(self) -> float:
+        """Factor on the objective of an ascent against underflow of fp16 gradients."""
+        return FP16_LOSS_SCALE if torch.float16 in (self.autocast, self.settings.noise_dtype) else 1.0
+
     @torch.no_grad()
     def degrade(self, hr: Tensor, theta: Theta) -> tuple[Tensor, Tensor]:
-        """LR for G to restore, clamped to [0, 1] and rounded if so set, and the clean LR, each (N, 3, H/s, W/s)."""
+        """LR for G to restore, see :meth:`as_input`, and the clean LR, each (N, 3, H / scale, W / scale)."""
         with self.autocast_context(hr):
-            lr = self._run_degradation(hr, theta).to(hr.dtype).clamp(0, 1)
-        if self.round_lr:
-            lr = lr.mul(255).round().div(255)
-        return lr, blur_pool(hr, self.degradation.scale, impl=self.degradation.impl)
+            lr = self._run_degradation(hr, theta).to(hr.dtype)
+        return self.as_input(lr), self.clean(hr)
+
+    def as_input(self, lr: Tensor) -> Tensor:
+        """LR as G is trained on it: clamped to [0, 1], and rounded to 8 bits if so set."""
+        lr = lr.clamp(0, 1)
+        return lr.mul(255).round().div(255) if self.round_lr else lr
+
+    @torch.no_grad()
+    def clean(self, hr: Tensor) -> Tensor:
+        """The clean LR, to which every identity network degrades HR."""
+        return blur_pool(hr, self.degradation.scale, impl=self.degradation.impl)
 
     def targets(self, hr: Tensor) -> Targets:
         """The objective's targets for HR, as :meth:`search` returns them."""

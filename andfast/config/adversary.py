@@ -1,21 +1,42 @@
 """Settings of the attack and of what a step reuses."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
+from andfast.config.errors import choices_text
 from andfast.config.rules import check_at_least, check_number, check_positive
 
 if TYPE_CHECKING:
     from andfast.config.schema import TrainConfig
 
 
+Strategy = Literal["pgd", "none", "bicubic", "noise", "random", "style", "pgd_random_start", "synthetic"]
+"""Ways to make LR from HR; the rows of the paper's table 2 and what is compared with them."""
+WITH_BALL: Final[tuple[Strategy, ...]] = ("pgd", "random", "style", "pgd_random_start")
+"""Strategies that move F's parameters within the ball."""
+WITH_ASCENT: Final[tuple[Strategy, ...]] = ("pgd", "noise", "style", "pgd_random_start")
+"""Strategies that ascend."""
+DEFAULT_STEPS: Final = 5
+
+
 @dataclass
 class AdversaryConfig:
-    """The inner ascent on F's parameters"""
+    """The adversary: how LR is made from HR, and the inner ascent on F's parameters"""
 
+    strategy: Strategy = "pgd"
+    """pgd: complete AND, ascent from identity networks; none: no adversary, LR by clean pooling; bicubic: the same by
+    antialiased bicubic; noise: ascent on noise added to the clean LR; random: a random point of the ball, no ascent;
+    style: ascent from F with random kernels, not identities (fails, as in the paper); pgd_random_start: ascent around a
+    random point; synthetic: Real-ESRGAN's high-order pipeline (docs/method.md)."""
+    random_scale: float | None = None
+    """Factor on the radii for the random point, only with strategy random and pgd_random_start; null: 1."""
+    lr_noise_radius: float | None = None
+    """Radius of strategy noise, in levels of 255: root mean square (l2) or largest value (linf); null: 8."""
+    lr_noise_norm: Literal["l2", "linf"] | None = None
+    """Norm of the ball of strategy noise; null: l2."""
     preset: Literal["calibrated", "strong", "paper"] = "calibrated"
     """calibrated: three balls of about 30 dB each; strong: of 25 dB; paper: the literal joint ball, 20."""
-    steps: int = 5
+    steps: int = DEFAULT_STEPS
     """Ascent steps per training step (paper: 5)."""
     precision: Literal["same", "fp8"] = "same"
     """same: the run's precision; fp8: 8-bit operands in G's dense blocks during the ascent; needs a GPU of compute
@@ -45,6 +66,34 @@ class AdversaryConfig:
         check_positive("adversary.step_size", self.step_size, "a number above 0 or null")
         check_at_least("adversary.chunk_size", self.chunk_size, 0)
         self._validate_radii()
+        self._validate_strategy()
+
+    def _validate_strategy(self) -> None:
+        """Settings that the strategy does not use must have their defaults."""
+        check_positive("adversary.random_scale", self.random_scale, "a number above 0 or null")
+        check_positive("adversary.lr_noise_radius", self.lr_noise_radius, "a number above 0 or null")
+        radii = ("radius_convolution", "radius_noise", "radius_slope", "radius_joint")
+        users: dict[str, tuple[Strategy, ...]] = {
+            "random_scale": ("random", "pgd_random_start"),
+            "lr_noise_radius": ("noise",),
+            "lr_noise_norm": ("noise",),
+            "step_size": WITH_ASCENT,
+            **dict.fromkeys(radii, WITH_BALL),
+        }
+        for name, strategies in users.items():
+            value = getattr(self, name)
+            if value is not None and self.strategy not in strategies:
+                raise ValueError(
+                    f"adversary.{name} must be null with adversary.strategy {self.strategy!r}, which does not use it, "
+                    f"was {value}; {choices_text(strategies)} would"
+                )
+        for name, default in (("steps", DEFAULT_STEPS), ("precision", "same")):
+            value = getattr(self, name)
+            if value != default and self.strategy not in WITH_ASCENT:
+                raise ValueError(
+                    f"adversary.{name} must be {default!r}, its default, with adversary.strategy {self.strategy!r}, "
+                    f"which has no ascent, was {value!r}"
+                )
 
     def _validate_radii(self) -> None:
         """Either a joint ball (preset paper), or one per group of parameters."""

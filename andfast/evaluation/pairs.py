@@ -12,6 +12,7 @@ from torch import Tensor
 from andfast.data.images import UnusableImageError, decode
 from andfast.evaluation.layouts import PairFiles
 from andfast.metrics import luma
+from andfast.resize import bicubic_downscale
 
 SHIFT_ACCURACY = 0.1
 """Error of the shift estimate, in HR pixels."""
@@ -83,9 +84,7 @@ def read_image(path: Path, role: str) -> Tensor:
 
 def downscale(image: Tensor, scale: int) -> Tensor:
     """Downscale (3, H, W) uint8 by the scale: antialiased bicubic with a = -0.5, rounded to uint8."""
-    small = F.interpolate(
-        image[None].double() / 255, scale_factor=1 / scale, mode="bicubic", align_corners=False, antialias=True
-    )
+    small = bicubic_downscale(image[None].double() / 255, scale)
     return (small[0].clamp(0, 1) * 255).round().to(torch.uint8)
 
 

@@ -9,7 +9,19 @@ import torch._dynamo
 from torch import Tensor, nn
 
 from andfast.adversary import GROUPS, PRESETS, Attack, AttackSettings, Ball, Objective, ReuseOptions
-from andfast.config.schema import STAGES, DiscriminatorConfig, Stage, TrainConfig
+from andfast.adversary.strategies import (
+    PGD,
+    Bicubic,
+    CleanPooling,
+    LRNoise,
+    PGDRandomStart,
+    RandomPoint,
+    Strategy,
+    StyleShift,
+    Synthetic,
+)
+from andfast.config.adversary import WITH_ASCENT, WITH_BALL
+from andfast.config.schema import STAGES, AdversaryConfig, DiscriminatorConfig, Stage, TrainConfig
 from andfast.losses import GANLoss, PerceptualLoss
 from andfast.nn import DegradationNetwork, RRDBNet, UNetDiscriminator, VGGDiscriminator
 from andfast.nn.interpolation_start import start_as_interpolation
@@ -103,6 +115,9 @@ def build_attack_settings(config: TrainConfig, stage: Stage) -> AttackSettings:
         if radius is not None:
             ball = replace(ball, **{group: radius})
     chunk_size = settings.chunk_size
+    if chunk_size is None:
+        searches = settings.strategy in (*WITH_BALL, *WITH_ASCENT)
+        chunk_size = default_chunk_size(stage, size) if searches else 0  # a search's memory is what chunks bound
     return AttackSettings(
         ball=ball,
         steps=settings.steps,
@@ -113,7 +128,7 @@ def build_attack_settings(config: TrainConfig, stage: Stage) -> AttackSettings:
         noise_dtype=NOISE_DTYPES[config.degradation.stored_noise_dtype(config.precision)],
         slope=config.degradation.slope,
         images_per_network=config.degradation.images_per_network,
-        chunk_size=default_chunk_size(stage, size) if chunk_size is None else chunk_size,
+        chunk_size=chunk_size,
         precision=settings.precision,
     )
 
@@ -152,6 +167,29 @@ def build_objective(config: TrainConfig, stage: Stage, device: torch.device) -> 
         gan_loss=GANLoss(loss.gan_kind) if discriminator is not None else None,
         impl=config.ops,
     )
+
+
+def build_strategy(config: AdversaryConfig) -> Strategy:
+    """How LR is made from HR."""
+    scale = 1.0 if config.random_scale is None else config.random_scale
+    match config.strategy:
+        case "pgd":
+            return PGD()
+        case "none":
+            return CleanPooling()
+        case "bicubic":
+            return Bicubic()
+        case "noise":
+            radius = LRNoise.radius if config.lr_noise_radius is None else config.lr_noise_radius
+            return LRNoise(radius, config.lr_noise_norm or LRNoise.norm)
+        case "random":
+            return RandomPoint(scale)
+        case "style":
+            return StyleShift()
+        case "pgd_random_start":
+            return PGDRandomStart(scale)
+        case "synthetic":
+            return Synthetic()
 
 
 def build_attack(config: TrainConfig, stage: Stage, generator: nn.Module, objective: Objective) -> Attack:
@@ -227,6 +265,7 @@ def build_step(
         generator_parallel=group.parallel(generator) if parallel else None,
         discriminator_parallel=group.parallel(discriminator) if parallel and discriminator is not None else None,
         scale_loss=scale_loss,
+        strategy=build_strategy(config.adversary),
         timer=timer,
     )
 

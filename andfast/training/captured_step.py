@@ -1,8 +1,8 @@
 """A whole training step as CUDA graphs: attack, both networks' passes, optimizers, EMA and the check for NaN.
 
-Identity networks are drawn outside the graph and copied in; the rest of a step is replayed without CPU launch overhead.
-With one micro batch on one process a step is a single graph. Otherwise one graph is replayed per micro batch and
-another for the update; the ranks average the gradients in between.
+Random numbers, such as identity networks, are drawn outside the graph and copied in; the rest of a step is replayed
+without CPU launch overhead. With one micro batch on one process a step is a single graph. Otherwise one graph is replayed
+per micro batch and another for the update; the ranks average the gradients in between.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,7 +12,6 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from andfast.nn import Theta
 from andfast.nn.frozen import copies, put_back
 from andfast.training.cuda_graph import Backend, CUDAGraphCallable
 from andfast.training.distributed import ProcessGroup
@@ -114,14 +113,14 @@ class CapturedStep:
         """
         self._wait()
         batches = self.latch.begin(batches, done + 1)
-        identities = [list(self._step.identities(hr, done, micro)) for micro, hr in enumerate(batches)]
+        draws = [list(self._step.draws(hr, done, micro)) for micro, hr in enumerate(batches)]
         if len(batches) == 1 and self._group.world_size == 1:
-            self._whole(batches[0], identities[0])
+            self._whole(batches[0], draws[0])
         else:
             self._begin()
             values = []
-            for hr, networks in zip(batches, identities, strict=True):
-                values.append(self._micro(hr, networks, len(batches)).clone())  # the next replay overwrites it
+            for hr, drawn in zip(batches, draws, strict=True):
+                values.append(self._micro(hr, drawn, len(batches)).clone())  # the next replay overwrites it
             mean = self._group.all_reduce_mean(torch.stack(values).mean(0))
             for gradients in self._gradients.values():
                 self._group.all_reduce_mean(gradients)
@@ -141,9 +140,9 @@ class CapturedStep:
         """Whether all parts of the step are replayed; False once a capture has failed."""
         return not any(part.disabled for part in (self._whole, self._micro, self._update))
 
-    def _run_whole(self, hr: Tensor, identities: list[Theta]) -> None:
+    def _run_whole(self, hr: Tensor, draws: list[Any]) -> None:
         self._begin()
-        self._run_update(self._run_micro(hr, identities, 1))
+        self._run_update(self._run_micro(hr, draws, 1))
 
     @torch.no_grad()
     def _begin(self) -> None:
@@ -151,11 +150,11 @@ class CapturedStep:
             gradients.zero_()
         put_back(self._saved_buffers, self._buffers)
 
-    def _run_micro(self, hr: Tensor, identities: list[Theta], micro_batches: int) -> Tensor:
+    def _run_micro(self, hr: Tensor, draws: list[Any], micro_batches: int) -> Tensor:
         """Add the gradients of a micro batch; return its values."""
         self._timer.runs_per_step = micro_batches
         with self._every_gradient():
-            values = self._step.micro_gradients(hr, identities, micro_batches)
+            values = self._step.micro_gradients(hr, draws, micro_batches)
         self._names = tuple(values)
         return torch.stack([value.detach().float() for value in values.values()])
 

@@ -7,17 +7,19 @@ rerun from a checkpoint, and splitting a batch over ranks or over accumulation s
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
-from typing import Final
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Final
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from andfast.adversary import AdversarialBatch, Ascent, Attack, Objective, Targets, seeded_generator
+from andfast.adversary import AdversarialBatch, Attack, Objective, Targets
+from andfast.adversary.strategies import PGD, StepSeed, Strategy
 from andfast.metrics.psnr import mean_psnr
-from andfast.nn import Theta, frozen
+from andfast.nn import frozen
 from andfast.training.profiling import Spans, span
 
 
@@ -37,16 +39,20 @@ class RankInfo:
     world_size: int = 1
     accumulate: int = 1
 
+    def step_seed(self, step: int) -> StepSeed:
+        """The source of a step's random numbers, the same on every rank."""
+        return StepSeed((self.seed, self.stage, step))
+
     def generator(self, device: torch.device, step: int) -> torch.Generator | None:
         """The generator of a step's identity networks, the same on every rank."""
-        return seeded_generator(device, self.seed, self.stage, step)
+        return self.step_seed(step).generator(device)
 
     def shard(self, micro: int) -> tuple[int, int]:
         """(index, count) of a micro batch of this rank among all of the global batch."""
         return micro * self.world_size + self.rank, self.accumulate * self.world_size
 
 
-FINITE: Final = ("loss", "l1", "perceptual", "gan", "loss_clean", "discriminator")
+FINITE: Final = ("loss", "l1", "perceptual", "gan", "loss_clean", "loss_start", "discriminator")
 """Values of a step that must be finite."""
 
 
@@ -64,8 +70,9 @@ class TrainingStep:
         rank_info: seeds, rank and accumulation.
         generator_parallel, discriminator_parallel: G and D wrapped in DistributedDataParallel; None without it.
         scale_loss: a gradient scaler's ``scale``.
-        search: a wrapper of ``attack.search``, such as one that replays it from CUDA graphs; it may overwrite its
-            results at the next call. None for ``attack.search``.
+        strategy: how LR is made from HR, with the attack's networks and settings.
+        search: a wrapper of the strategy's search for this attack, such as one that replays it from CUDA graphs; it may
+            overwrite its results at the next call. None for the search itself.
         timer: times the phases.
     """
 
@@ -74,7 +81,8 @@ class TrainingStep:
     generator_parallel: nn.Module | None = None
     discriminator_parallel: nn.Module | None = None
     scale_loss: Callable[[Tensor], Tensor] = unscaled
-    search: Callable[[Tensor, Theta], tuple[Targets, Ascent]] | None = None
+    strategy: Strategy = field(default_factory=PGD)
+    search: Callable[[Tensor, Any], tuple[Targets, Any]] | None = None
     timer: Spans | None = None
 
     @property
@@ -101,69 +109,71 @@ class TrainingStep:
 
         Returns:
             Scalars on the device, means over the micro batches: "loss" (G's weighted sum on the adversarial LR), its
-            terms, "loss_clean" (the same on the identity networks' LR), "loss_gain" (their difference), "lr_psnr" (dB,
-            adversarial against clean LR), and in stage gan "discriminator", "real_logit" and "fake_logit".
+            terms, "lr_psnr" (dB, LR against clean LR), and in stage gan "discriminator", "real_logit" and "fake_logit".
+            If the strategy ascends, also "loss_clean" ("loss" on the clean LR; "loss_start" on the ascent's start, if
+            that is degraded) and "loss_gain" (their difference).
         """
         metrics = []
         for micro, hr in enumerate(batches):
-            identities = self.identities(hr, step, micro)
-            metrics.append(self.micro_gradients(hr, identities, len(batches), last=micro == len(batches) - 1))
+            draws = self.draws(hr, step, micro)
+            metrics.append(self.micro_gradients(hr, draws, len(batches), last=micro == len(batches) - 1))
         return {name: torch.stack([values[name] for values in metrics]).mean() for name in metrics[0]}
 
     def micro_gradients(
-        self, hr: Tensor, identities: Iterable[Theta], micro_batches: int = 1, *, last: bool = True
+        self, hr: Tensor, draws: Iterable[Any], micro_batches: int = 1, *, last: bool = True
     ) -> dict[str, Tensor]:
         """Accumulate the gradients of one micro batch. Nothing is random, so it can be captured in a CUDA graph.
 
         Args:
             hr: (N, 3, H, W) in [0, 1].
-            identities: from :meth:`identities`.
+            draws: from :meth:`draws`.
             micro_batches, last: see :meth:`train`.
 
         Returns:
             The scalars of :meth:`gradients`.
         """
-        batch = self.attack_batch(hr, identities)
+        batch = self.attack_batch(hr, draws)
         values = self.train(hr, batch.lr, batch.targets, micro_batches, last=last)
         if len(batch.losses):
-            values["loss_clean"] = batch.losses[0].float()
-            values["loss_gain"] = values["loss"] - values["loss_clean"]
+            start = batch.losses[0].float()
+            values["loss_clean" if self.strategy.starts_clean else "loss_start"] = start
+            values["loss_gain"] = values["loss"] - start
         values["lr_psnr"] = mean_psnr(batch.lr, batch.clean)
         return values
 
-    def identities(self, hr: Tensor, step: int, micro: int = 0) -> Iterator[Theta]:
-        """Sub-step 1: draw the identity networks of a micro batch, chunk by chunk."""
+    def draws(self, hr: Tensor, step: int, micro: int = 0) -> Iterator[Any]:
+        """Sub-step 1: draw what is random in a micro batch, such as identity networks, chunk by chunk."""
         for images in self.attack.settings.chunks(hr.shape[0]):
-            yield self._sample(hr, step, micro, images)
+            yield self._draw(hr, step, micro, images)
 
-    def _sample(self, hr: Tensor, step: int, micro: int, images: range) -> Theta:
+    def _draw(self, hr: Tensor, step: int, micro: int, images: range) -> Any:
         with self.span("identity"):
-            generator = self.rank_info.generator(hr.device, step)
-            return self.attack.sample(hr, generator, chunk=images, shard=self.rank_info.shard(micro))
+            seed, shard = self.rank_info.step_seed(step), self.rank_info.shard(micro)
+            return self.strategy.draw(self.attack, hr, seed, chunk=images, shard=shard)
 
     def adversarial_batch(self, hr: Tensor, step: int, micro: int = 0) -> AdversarialBatch:
-        """Sub-steps 1 and 2: draw identity networks and attack with them."""
-        return self.attack_batch(hr, self.identities(hr, step, micro))
+        """Sub-steps 1 and 2: draw, such as identity networks, and attack."""
+        return self.attack_batch(hr, self.draws(hr, step, micro))
 
-    def attack_batch(self, hr: Tensor, identities: Iterable[Theta]) -> AdversarialBatch:
+    def attack_batch(self, hr: Tensor, draws: Iterable[Any]) -> AdversarialBatch:
         """Sub-step 2, chunk by chunk: theta is the largest tensor of a step, so chunks bound peak memory.
 
         Images are attacked independently, so chunking changes only rounding where the loss is a mean over images. It
         does change results with a D that depends on the batch: through batch statistics and relativistic losses.
         """
-        search = self.search or self.attack.search
+        search = self.search or partial(self.strategy.search, self.attack)
         chunks = self.attack.settings.chunks(hr.shape[0])
         lr, clean, losses = [], [], []
-        for images, identity in zip(chunks, identities, strict=True):
+        for images, draw in zip(chunks, draws, strict=True):
             part = hr[images.start : images.stop]
             with self.span("ascent"):
-                targets, ascent = search(part, identity)
+                targets, result = search(part, draw)
             with self.span("degradation"):
-                degraded = self.attack.degrade(part, ascent.theta)
+                degraded = self.strategy.degrade(self.attack, part, result)
             lr.append(degraded[0])
             clean.append(degraded[1])
-            losses.append(ascent.losses * (len(images) / max(hr.shape[0], 1)))  # a copy: a replay overwrites its own
-            del identity, ascent  # freed before the next chunk
+            losses.append(result.losses * (len(images) / max(hr.shape[0], 1)))  # a copy: a replay overwrites its own
+            del draw, result  # freed before the next chunk
         if len(chunks) > 1:
             del targets
             with self.span("ascent"):

@@ -1,5 +1,6 @@
 """Validation on held-out images: scores during training, and at the end of a stage also under attack."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -7,12 +8,15 @@ from typing import Any
 from torch import Tensor, nn
 
 from andfast.adversary import Attack
+from andfast.config.adversary import WITH_BALL
 from andfast.config.schema import TrainConfig
 from andfast.drawing import sample_sheet
 from andfast.metrics import MAX_COLOR_SHIFT
 from andfast.training.held_out import attack_crops, held_out_crops, input_images
 from andfast.training.scoring import Images, bicubic, restore, score, values
 from andfast.training.validation_set import ValidationSet
+
+logger = logging.getLogger(__name__)
 
 Quality = dict[str, dict[str, Any]]
 
@@ -66,6 +70,8 @@ def held_out_quality(
 ) -> Quality:
     """Score bicubic upscaling and ``generator`` on clean LR, on adversarially degraded LR, and on pairs if any.
 
+    The degradation is the projected gradient ascent in the run's ball; a strategy without a ball has no such scores.
+
     Args:
         config: of the run.
         attack: the stage's.
@@ -75,12 +81,18 @@ def held_out_quality(
 
     Returns:
         "psnr_y" and "psnr_rgb" (dB) and "color_shift" (levels of 255, R, G and B), each of bicubic_X and sr_X, for X
-        clean, degraded and pairs.
+        clean, degraded (with a ball) and pairs (if any).
     """
     settings = config.validation
     border = settings.border(config.scale)
     hr = held_out_crops(validation, settings.crops, settings.crop_size, config.scale)
-    degraded, clean = attack_crops(attack, generator, hr, seed=config.seed)
+    strategy = config.adversary.strategy
+    degraded: Tensor | None = None
+    if strategy in WITH_BALL:
+        degraded, clean = attack_crops(attack, generator, hr, seed=config.seed)
+    else:
+        logger.info("held-out crops are not attacked: adversary.strategy %r has no ball", strategy)
+        clean = attack.clean(hr).clamp(0, 1)
     quality: Quality = {"psnr_y": {}, "psnr_rgb": {}, "color_shift": {}}
     outputs: dict[str, list[Tensor]] = {}
 
@@ -95,17 +107,23 @@ def held_out_quality(
             quality["color_shift"][f"{kind}_{name}"] = [scores[f"color_shift_{channel}"] for channel in "rgb"]
 
     score_both("clean", list(clean), list(hr))
-    score_both("degraded", list(degraded), list(hr))
+    if degraded is not None:
+        score_both("degraded", list(degraded), list(hr))
     if validation.lr is not None:
         score_both("pairs", validation.lr, list(validation.hr))
     if settings.sheet:
+        images: dict[str, Images] = {"HR": hr, "LR": clean, "SR": outputs["clean"]}
+        restored = "clean"
+        if degraded is not None:
+            images = {"HR": hr, "clean LR": clean, "LR": degraded, "SR": outputs["degraded"]}
+            restored = "adversarial"
         write_sheet(
             sheet,
             validation.names[: min(settings.sheet, len(hr))],
-            {"HR": hr, "clean LR": clean, "LR": degraded, "SR": outputs["degraded"]},
+            images,
             scale=config.scale,
             crop_border=border,
-            heading="Held-out crops; bicubic and SR restore the adversarial LR. PSNR-Y against HR.",
+            heading=f"Held-out crops; bicubic and SR restore the {restored} LR. PSNR-Y against HR.",
         )
     return quality
 

@@ -209,10 +209,10 @@ class Step:
 class PlainStep(TrainingStep):
     """ESRGAN's step, with the interface of the AND step."""
 
-    def identities(self, hr, step, micro=0):
+    def draws(self, hr, step, micro=0):
         return iter(())
 
-    def micro_gradients(self, hr, identities, micro_batches=1, *, last=True):
+    def micro_gradients(self, hr, draws, micro_batches=1, *, last=True):
         return plain_step(self, hr)
 
 

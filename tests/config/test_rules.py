@@ -68,6 +68,40 @@ GAN = ["--stages", "[net, gan]"]
             "adversary.precision must be 'same' here, was 'fp8': it runs on CUDA devices, and the tensors are on 'cpu' "
             "(ops=reference emulates fp8, slowly)",
         ),
+        (
+            ["--adversary.random_scale=2"],
+            "adversary.random_scale must be null with adversary.strategy 'pgd', which does not use it, was 2.0; "
+            "'random' or 'pgd_random_start' would",
+        ),
+        (
+            ["--adversary.strategy=random", "--adversary.random_scale=0"],
+            "adversary.random_scale must be a number above 0 or null, was 0.0",
+        ),
+        (
+            ["--adversary.strategy=noise", "--adversary.lr_noise_radius=-1"],
+            "adversary.lr_noise_radius must be a number above 0 or null, was -1.0",
+        ),
+        (
+            ["--adversary.strategy=random", "--adversary.lr_noise_norm=linf"],
+            "adversary.lr_noise_norm must be null with adversary.strategy 'random', which does not use it, was linf",
+        ),
+        (
+            ["--adversary.strategy=synthetic", "--adversary.radius_noise=1"],
+            "adversary.radius_noise must be null with adversary.strategy 'synthetic', which does not use it, was 1.0",
+        ),
+        (
+            ["--adversary.strategy=none", "--adversary.step_size=0.3"],
+            "adversary.step_size must be null with adversary.strategy 'none', which does not use it, was 0.3",
+        ),
+        (
+            ["--adversary.strategy=bicubic", "--adversary.steps=3"],
+            "adversary.steps must be 5, its default, with adversary.strategy 'bicubic', which has no ascent, was 3",
+        ),
+        (
+            ["--adversary.strategy=random", "--adversary.precision=fp8"],
+            "adversary.precision must be 'same', its default, with adversary.strategy 'random', which has no ascent",
+        ),
+        (["--adversary.strategy=nose"], "adversary.strategy must be 'pgd', 'none', 'bicubic', 'noise', 'random'"),
         (["--adversary.precision=fp4"], "adversary.precision must be 'same' or 'fp8', was 'fp4'"),
         (
             ["--compile=true", "--reuse.discriminator_pass=true"],

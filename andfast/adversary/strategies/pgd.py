@@ -1,0 +1,29 @@
+"""Complete AND: projected gradient ascent from identity networks (paper, sections 3.2 and 3.3)."""
+
+from torch import Tensor
+
+from andfast.adversary.attack import Attack
+from andfast.adversary.objective import Targets
+from andfast.adversary.pgd import Ascent
+from andfast.adversary.strategies.strategy import StepSeed, Strategy
+from andfast.nn import Theta
+
+
+class PGD(Strategy):
+    """The attack itself."""
+
+    ascends = uses_ball = starts_clean = True
+
+    def draw(
+        self, attack: Attack, hr: Tensor, seed: StepSeed, *, chunk: range | None = None, shard: tuple[int, int] = (0, 1)
+    ) -> Theta:
+        """Fresh identity networks."""
+        return attack.sample(hr, seed.generator(hr.device), chunk=chunk, shard=shard)
+
+    def search(self, attack: Attack, hr: Tensor, draw: Theta) -> tuple[Targets, Ascent]:
+        """Ascend from the drawn networks."""
+        return attack.search(hr, draw)
+
+    def degrade(self, attack: Attack, hr: Tensor, result: Ascent) -> tuple[Tensor, Tensor]:
+        """LR of the networks that the ascent ends at."""
+        return attack.degrade(hr, result.theta)

@@ -1,0 +1,83 @@
+"""A random point of the ball, as it is (paper, table 2: synthetic data augmentation) or with an ascent from there."""
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from andfast.adversary.attack import Attack
+from andfast.adversary.calibration import scaled
+from andfast.adversary.objective import Targets
+from andfast.adversary.pgd import Ascent
+from andfast.adversary.strategies.pgd import PGD
+from andfast.adversary.strategies.strategy import StepSeed, networks_in_global_batch
+from andfast.nn import Theta
+
+_DIRECTION = 1  # follows the step's numbers in the seed of a network's direction
+
+
+@dataclass(frozen=True)
+class RandomPoint(PGD):
+    """Theta goes its radius in a random direction, each group of parameters by itself unless the ball is joint.
+
+    In a ball of many dimensions nearly all points are this far from the center.
+
+    Attributes:
+        scale: factor on the radii, above 0. A random direction does far less damage than the ascent's: at 1 LR is
+            hardly degraded.
+    """
+
+    scale: float = 1.0
+
+    ascends = starts_clean = False
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.scale) and self.scale > 0):
+            raise ValueError(f"scale must be finite and above 0, was {self.scale}")
+
+    @torch.no_grad()
+    def draw(
+        self, attack: Attack, hr: Tensor, seed: StepSeed, *, chunk: range | None = None, shard: tuple[int, int] = (0, 1)
+    ) -> Theta:
+        """A random network around a fresh identity network each; as much memory as a whole theta."""
+        identity = super().draw(attack, hr, seed, chunk=chunk, shard=shard)
+        networks = networks_in_global_batch(attack, hr, chunk, shard)
+        generators = [seed.generator(hr.device, _DIRECTION, network) for network in networks]
+        direction = identity.rebuild(
+            torch.stack([_normal(tensor[0], generator) for generator in generators])
+            if generators
+            else torch.zeros_like(tensor)
+            for tensor in identity.tensors()
+        )
+        ball = scaled(attack.settings.ball, self.scale)
+        return ball.step(identity, direction, identity, 1.0, impl=attack.degradation.impl)
+
+    def search(self, attack: Attack, hr: Tensor, draw: Theta) -> tuple[Targets, Ascent]:
+        """No search: the drawn networks."""
+        return attack.targets(hr), Ascent(draw, hr.new_empty(0))
+
+
+@dataclass(frozen=True)
+class PGDRandomStart(RandomPoint):
+    """Complete AND around a random point: the ball of the ascent has that point as its center.
+
+    Attributes:
+        scale: factor on the radii, for the random point only.
+    """
+
+    ascends = True
+
+    def search(self, attack: Attack, hr: Tensor, draw: Theta) -> tuple[Targets, Ascent]:
+        """Ascend from the drawn networks, within the ball around them."""
+        return without_closed_form(attack).search(hr, draw)
+
+
+def without_closed_form(attack: Attack) -> Attack:
+    """An attack whose first step may start at networks other than the identity."""
+    return replace(attack, reuse=replace(attack.reuse, closed_form_first_step=False))
+
+
+def _normal(like: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Standard normal numbers of a network's tensor."""
+    return torch.randn(like.shape, generator=generator, device=like.device, dtype=torch.float32).to(like.dtype)
