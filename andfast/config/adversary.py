@@ -1,6 +1,6 @@
 """Settings of the attack and of what a step reuses."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Final, Literal
 
 from andfast.config.errors import choices_text
@@ -72,7 +72,7 @@ class AdversaryConfig:
         """Settings that the strategy does not use must have their defaults."""
         check_positive("adversary.random_scale", self.random_scale, "a number above 0 or null")
         check_positive("adversary.lr_noise_radius", self.lr_noise_radius, "a number above 0 or null")
-        radii = ("radius_convolution", "radius_noise", "radius_slope", "radius_joint")
+        radii = [field.name for field in fields(self) if field.name.startswith("radius_")]
         users: dict[str, tuple[Strategy, ...]] = {
             "random_scale": ("random", "pgd_random_start"),
             "lr_noise_radius": ("noise",),

@@ -6,7 +6,6 @@ open by its text and follow the configuration published with it.
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -121,12 +120,12 @@ class HighOrderDegradation:
         if rng.random() < settings.sinc:
             return sinc_kernel(size, self._cutoff(size, rng))
         shape = int(rng.choice(len(SHAPES), p=self.shapes))
-        sigma = rng.uniform(*settings.sigma, size=2)
+        along, across = rng.uniform(*settings.sigma, size=2)
         angle = rng.uniform(-math.pi, math.pi)
         if rng.random() < self.isotropic[shape]:
-            sigma[1] = sigma[0]
+            across = along
         beta = rng.uniform(*(self.plateau_beta if SHAPES[shape] == "plateau" else self.generalized_beta))
-        return blur_kernel(size, sigma, angle, SHAPES[shape], beta)
+        return blur_kernel(size, (along, across), angle, SHAPES[shape], beta)
 
     def _blur(self, x: Tensor, settings: Round, rng: np.random.Generator) -> Tensor:
         if rng.random() >= settings.blur:
@@ -164,7 +163,7 @@ class HighOrderDegradation:
         return float(rng.uniform(math.pi / (3 if size < 13 else 5), math.pi))
 
 
-def blur_kernel(size: int, sigma: Sequence[float], angle: float, shape: str = "gaussian", beta: float = 1.0) -> Tensor:
+def blur_kernel(size: int, sigma: tuple[float, float], angle: float, shape: str = "gaussian", beta: float = 1.0) -> Tensor:
     """A Gaussian, generalized Gaussian or plateau kernel (section 3.2), (size, size), float64, of sum 1.
 
     Args:
