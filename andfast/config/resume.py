@@ -17,18 +17,17 @@ FREE_ON_RESUME: Final = (
 """Settings, or groups of them, that may change on resume: they do not change what is computed."""
 CHANGEABLE_ON_RESUME: Final = ("net.lr", "gan.lr")
 """Settings that change the steps to come and may change on resume; the run's record and log name the change."""
-_DIGESTED: Final = frozenset(
-    """
-    accumulate adversary.images_at_once adversary.precision adversary.preset adversary.radius_convolution
-    adversary.radius_joint adversary.radius_noise adversary.radius_slope adversary.step_size adversary.steps batch_size
-    data.exclude data.include data.patch_size data.train degradation.channels degradation.images_per_network
-    degradation.noise degradation.noise_dtype degradation.padding degradation.precision degradation.round_lr
-    degradation.slope discriminator.features discriminator.kind ema_decay gan.betas gan.lr generator.blocks
-    generator.features generator.growth generator.start init_weights loss.gan loss.gan_kind loss.l1 loss.perceptual
-    loss.perceptual_criterion loss.perceptual_layers loss.vgg_weights net.betas net.lr ops precision scale seed
-    sharing.discriminator_pass stages
-    """.split()
-)
+_DIGESTED: Final = (
+    "accumulate", "adversary.images_at_once", "adversary.precision", "adversary.preset", "adversary.radius_convolution",
+    "adversary.radius_joint", "adversary.radius_noise", "adversary.radius_slope", "adversary.step_size",
+    "adversary.steps", "batch_size", "data.exclude", "data.include", "data.patch_size", "data.train",
+    "degradation.channels", "degradation.images_per_network", "degradation.noise", "degradation.noise_dtype",
+    "degradation.padding", "degradation.precision", "degradation.round_lr", "degradation.slope",
+    "discriminator.features", "discriminator.kind", "ema_decay", "gan.betas", "gan.lr", "generator.blocks",
+    "generator.features", "generator.growth", "generator.start", "init_weights", "loss.gan", "loss.gan_kind", "loss.l1",
+    "loss.perceptual", "loss.perceptual_criterion", "loss.perceptual_layers", "loss.vgg_weights", "net.betas", "net.lr",
+    "ops", "precision", "scale", "seed", "sharing.discriminator_pass", "stages",
+)  # fmt: skip
 """Settings of version 0.1, under their original names. Digests leave out later ones at their defaults."""
 SPLIT_OF_BATCH: Final = ("batch_size", "accumulate")
 """Settings that may change together with the number of processes, if their product stays."""

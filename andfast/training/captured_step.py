@@ -1,8 +1,8 @@
 """A whole training step as CUDA graphs: attack, both networks' passes, optimizers, EMA and the check for NaN.
 
 Random numbers, such as identity networks, are drawn outside the graph and copied in; the rest of a step is replayed
-without CPU launch overhead. With one micro batch on one process a step is a single graph. Otherwise one graph is replayed
-per micro batch and another for the update; the ranks average the gradients in between.
+without CPU launch overhead. With one micro batch on one process a step is a single graph. Otherwise one graph is
+replayed per micro batch and another for the update; the ranks average the gradients in between.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

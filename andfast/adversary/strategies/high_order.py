@@ -163,7 +163,9 @@ class HighOrderDegradation:
         return float(rng.uniform(math.pi / (3 if size < 13 else 5), math.pi))
 
 
-def blur_kernel(size: int, sigma: tuple[float, float], angle: float, shape: str = "gaussian", beta: float = 1.0) -> Tensor:
+def blur_kernel(
+    size: int, sigma: tuple[float, float], angle: float, shape: str = "gaussian", beta: float = 1.0
+) -> Tensor:
     """A Gaussian, generalized Gaussian or plateau kernel (section 3.2), (size, size), float64, of sum 1.
 
     Args:
