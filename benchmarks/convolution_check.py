@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import andfast
-from andfast.functional.residual_dense_block import residual_dense_block_reference
+from andfast.functional.residual_dense_block_reference import residual_dense_block_reference
 
 LIBRARY: Final = Path(andfast.__file__).parent / "_ops.abi3.so"
 BOUNDS: Final = {torch.bfloat16: 1e-2, torch.float16: 3e-3}

@@ -258,7 +258,7 @@ class Attack:
         return frozen(self.generator, self.objective.discriminator)
 
     def _frozen_generator(self) -> Callable[[Tensor], Tensor]:
-        """G for the ascent steps, which do not change its weights: cast, packed or quantised once for all of them."""
+        """G for the ascent steps, which do not change its weights: cast, packed or quantized once for all of them."""
         options: dict[str, Callable[[Tensor], Tensor]] = {}
         if self.settings.precision == "fp8":
             assert isinstance(self.generator, RRDBNet)
@@ -272,7 +272,7 @@ class Attack:
         names, weights = [], []
         for prefix, module in self.generator.named_modules():
             if options and prefix.startswith("body."):
-                continue  # packed or quantised already
+                continue  # packed or quantized already
             if isinstance(module, nn.Conv2d | nn.Linear):  # the layers whose weights autocast casts
                 for name, parameter in module.named_parameters(prefix, recurse=False):
                     names.append(name)

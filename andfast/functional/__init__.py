@@ -1,7 +1,7 @@
 """The ops: one file each, with its contract, its reference implementation, its dispatch and its registration.
 
 Every op takes ``impl``: "auto" (the fastest implementation that can run on the tensors' device) or one of
-"reference", "triton", "cuda", "cpp"; one that is not available here raises and says why.
+"reference", "triton", "cuda", "cpp"; an implementation that is not available raises with the reason.
 """
 
 from andfast.functional.ascent_step import ascent_step

@@ -41,7 +41,7 @@ def ascent_step(
     joint: bool = False,
     impl: str = "auto",
 ) -> list[list[Tensor]]:
-    """Step ``step_size`` radii up the gradient, per image and group, and project onto the ball.
+    """Take a step of ``step_size`` radii up the gradient, per image and group, and project onto the ball.
 
     Not differentiable. Sums are taken in at least float32, and half types are rounded once, at the end. Free of host
     synchronization, so it can be captured in a CUDA graph. A NaN or infinity in an image's gradient makes its group
@@ -49,15 +49,15 @@ def ascent_step(
 
     Args:
         values: current parameters, floating point; dtypes may differ between tensors.
-        gradients: of the objective to maximize, in the shapes of ``values``; dtypes may differ from those.
-        centers: of the ball, in the shapes of ``values``; an expanded scalar costs no memory traffic.
+        gradients: of the objective to maximize, with the shapes of ``values``; dtypes may differ.
+        centers: of the balls, with the shapes of ``values``; an expanded scalar costs no memory traffic.
         radii: L2 radius per group, 0 or more; 0 resets a group to its center.
         step_size: step length as a fraction of the radius, 0 or more.
         joint: one ball for all groups instead of one per group.
         impl: "auto", "reference" or "triton"; "triton" takes float32, bfloat16 and float16.
 
     Returns:
-        New tensors in the shapes and dtypes of ``values``; arguments are not modified.
+        New tensors with the shapes and dtypes of ``values``; arguments are not modified.
 
     Raises:
         ValueError, TypeError: an argument does not fit; the message names it.
@@ -185,7 +185,7 @@ def _check_arguments(
     if not (math.isfinite(step_size) and step_size >= 0):
         raise ValueError(f"step_size must be finite and 0 or more, was {step_size}")
     if len(radii) != len(values):
-        raise ValueError(f"radii must be as many as groups of values, {len(values)}, were {len(radii)}")
+        raise ValueError(f"radii must have one entry per group of values, {len(values)}, had {len(radii)}")
     for radius in radii:
         if not (math.isfinite(radius) and radius >= 0):
             raise ValueError(f"radii must be finite and 0 or more, one was {radius}")
@@ -210,7 +210,7 @@ def _check_arguments(
             checks.has_shape(label, tensor, value.shape, meaning="of its value")
     for index, group in enumerate(values):
         if not group:
-            raise ValueError(f"values[{index}] must have one tensor or more, had none")
+            raise ValueError(f"values[{index}] must have at least one tensor, had none")
 
 
 def _named(name: str, groups: Groups) -> Iterator[tuple[str, Tensor]]:

@@ -5,10 +5,10 @@ With T taps t and reflection padding of p = (T - factor) / 2 samples on each sid
     y[n, c, i, j] = sum over k, l of t[k] * t[l] * x[n, c, r(factor * i + k - p), r(factor * j + l - p)]
 
 where r reflects an index into the image without repeating the border. T and the factor have the same parity, so the
-window is centred on the block of samples that an output pixel represents: LR is not shifted against HR. The taps sum to
-1, so a constant image stays constant. The op is linear; its backward is the transposed map, a separate op.
+window is centered on the block of samples that an output pixel represents: LR is not shifted against HR. The taps sum
+to 1, so a constant image stays constant. The op is linear; its backward is the transposed map, a separate op.
 
-The paper (section 3.1) has average pooling in the middle of F; docs/method.md explains this choice.
+The paper (section 3.1) uses average pooling in the middle of F; docs/method.md explains this choice.
 """
 
 import math
@@ -37,7 +37,7 @@ def blur_pool(
     filter: str | Sequence[float] | Tensor = "binomial",
     impl: str = "auto",
 ) -> Tensor:
-    """Low-pass filter ``x`` and keep every ``factor``-th sample, centred.
+    """Low-pass filter ``x`` and keep every ``factor``-th sample, centered.
 
     Differentiable in x, any number of times. Half types are summed in fp32. Autocast has no effect: the op is
     memory-bound, and a cast would move more bytes.
@@ -85,7 +85,7 @@ def blur_pool(
 
 
 def binomial_taps(factor: int) -> tuple[float, ...]:
-    """The default filter: row 2 * factor - 1 (odd factor: 2 * factor - 2) of Pascal's triangle, normalised."""
+    """The default filter: row 2 * factor - 1 (odd factor: 2 * factor - 2) of Pascal's triangle, normalized."""
     n = 2 * factor - 1 - factor % 2
     return tuple(math.comb(n, k) / 2**n for k in range(n + 1))
 

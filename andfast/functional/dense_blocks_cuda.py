@@ -1,21 +1,21 @@
-"""The residual dense block by the compiled ops: ``impl="cuda"`` of residual_dense_block."""
+"""The residual dense block with compiled ops: ``impl="cuda"`` of residual_dense_block."""
 
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from andfast.functional import compiled_ops
 from andfast.functional.layout import convolution_backward
+from andfast.kernels.common.layout import empty_channels_last
+from andfast.kernels.residual_dense_block.buffers import ACTIVATIONS, CONVOLUTIONS, input_of_weight_gradients
 
-_CONVOLUTIONS: Final = 5
-_ACTIVATIONS: Final = _CONVOLUTIONS - 1
 _OPS: Any = torch.ops.andfast
 
 
 def unsuited(features: int, growth: int) -> str | None:
-    """Why the kernels do not take these channels, or None if they do."""
+    """Why the kernels do not support these channels, or None if they do."""
     multiple = compiled_ops.CHANNELS
     if features % multiple == 0 and growth % multiple == 0:
         return None
@@ -28,7 +28,7 @@ def saved_for_backward(x: Tensor, growth: int, keep_features: bool) -> Tensor:
     Signs are (1, 4, N, H, W, 4 * ceil(G / 32)) bytes: bit c % 8 of byte c // 8 is set where channel c is positive.
     """
     if keep_features:
-        return compiled_ops.empty_channels_last(x, _ACTIVATIONS * growth)
+        return empty_channels_last(x, ACTIVATIONS * growth)
     return x.new_empty(compiled_ops.block_signs_shape(x, growth, 1), dtype=torch.uint8)
 
 
@@ -42,7 +42,7 @@ def pack(
     *,
     backward: bool,
 ) -> Tensor:
-    """Pack the weights of blocks for one direction; ``biases`` are not read backward."""
+    """Pack the weights of blocks for one direction; ``biases`` are ignored for backward."""
     weights = contiguous(weights)
     biases = [] if backward else [bias.contiguous() for bias in biases]
     packed: Tensor = _OPS.dense_blocks_pack(weights, biases, dtype, per_group, scale, outer_scale, backward)
@@ -50,11 +50,11 @@ def pack(
 
 
 def contiguous(weights: Sequence[Tensor]) -> list[Tensor]:
-    """The weights of blocks, contiguous; channels_last ones are copied in a launch per kind, not per block."""
+    """Return the weights of blocks as contiguous tensors, with one copy per convolution of a block, not per weight."""
     if all(weight.is_contiguous() for weight in weights):
         return list(weights)
-    stacked = [torch.stack(list(weights[k::_CONVOLUTIONS])).contiguous() for k in range(_CONVOLUTIONS)]
-    return [stacked[n % _CONVOLUTIONS][n // _CONVOLUTIONS] for n in range(len(weights))]
+    stacked = [torch.stack(list(weights[k::CONVOLUTIONS])).contiguous() for k in range(CONVOLUTIONS)]
+    return [stacked[n % CONVOLUTIONS][n // CONVOLUTIONS] for n in range(len(weights))]
 
 
 def forward(
@@ -87,7 +87,7 @@ def backward(
 ) -> tuple[Tensor | None, list[Tensor | None], list[Tensor | None]]:
     """Return the gradients to x (channels_last), weights and biases; None for those not needed.
 
-    ``x`` is needed for gradients to weights only, which also need the growth in ``saved``.
+    Only gradients to weights need ``x``, and the growth in ``saved``.
     """
     growth = weights[0].shape[0]
     grad_x = grad_growth = None
@@ -96,13 +96,12 @@ def backward(
         grad_x, grad_growth = _OPS.dense_blocks_backward(grad, saved, packed, growth, 1, 0, slope, scale, 1.0)
     scaled = grad * scale if needs_weights[-1] or needs_biases[-1] else None
 
-    grad_weights: list[Tensor | None] = [None] * _CONVOLUTIONS
+    grad_weights: list[Tensor | None] = [None] * CONVOLUTIONS
     if any(needs_weights):
-        if x is None or saved.dtype == torch.uint8:
-            raise ValueError("gradients to the weights of residual_dense_block need x and the growth, not signs")
+        x = input_of_weight_gradients(x, saved)
         grad_weights = _weight_gradients(grad_growth, scaled, x, saved, needs_weights)
 
-    grad_biases: list[Tensor | None] = [None] * _CONVOLUTIONS
+    grad_biases: list[Tensor | None] = [None] * CONVOLUTIONS
     if any(needs_biases[:-1]):  # one reduction for four biases
         assert grad_growth is not None
         sums = compiled_ops.bias_gradient(grad_growth).split(growth)
@@ -126,11 +125,11 @@ def _weight_gradients(
     only the blocks below the diagonal are used, and 36,864 products per pixel and tap (F = 64, G = 32) are still fewer
     than the 45,056 of five convolutions with filled tiles.
     """
-    width = growth.shape[1] // _ACTIVATIONS
-    grad_weights: list[Tensor | None] = [None] * _CONVOLUTIONS
+    width = growth.shape[1] // ACTIVATIONS
+    grad_weights: list[Tensor | None] = [None] * CONVOLUTIONS
     if grad_growth is not None and any(needs_weights[:-1]):
         by_x, by_growth = _weight_gradient(grad_growth, x), _weight_gradient(grad_growth, growth)
-        for k in range(_ACTIVATIONS):
+        for k in range(ACTIVATIONS):
             if needs_weights[k]:
                 rows = slice(k * width, (k + 1) * width)
                 grad_weights[k] = torch.cat([by_x[rows], by_growth[rows, : k * width]], 1)
@@ -141,7 +140,7 @@ def _weight_gradients(
 
 def _weight_gradient(grad: Tensor, x: Tensor) -> Tensor:
     """The gradient to the weight of a 3x3 convolution of x, whose result has the gradient ``grad``."""
-    weight = x.new_empty((grad.shape[1], x.shape[1], 3, 3))  # PyTorch reads its shape alone
+    weight = x.new_empty((grad.shape[1], x.shape[1], 3, 3))  # only its shape is read
     _, grad_weight, _ = convolution_backward(grad, x, weight, [False, True, False])
     assert grad_weight is not None
     return grad_weight

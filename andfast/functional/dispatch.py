@@ -1,8 +1,8 @@
-"""Registry of the implementations of each op, and the choice between them.
+"""Registry of each op's implementations, and selection among them.
 
-Every op of :mod:`andfast.functional` registers its implementations here, fastest first, in an order of its own for
-compute capabilities where another is known. ``impl="auto"`` takes the first that can run on the tensors' device, dtype
-and channels; an explicit name that cannot run raises and says why. Nothing falls back silently.
+Every op of :mod:`andfast.functional` registers its implementations here, fastest first, optionally with another order
+per compute capability. ``impl="auto"`` selects the first that supports the tensors' device, dtype and channels; an
+explicit name that cannot run raises with the reason. Nothing falls back silently.
 """
 
 import logging
@@ -22,8 +22,8 @@ class Ranking(NamedTuple):
     """The implementations of an op on devices of one major compute capability, fastest first.
 
     Attributes:
-        names: all implementations, for x in bf16 and fp16; other dtypes keep the order of registration.
-        measured: timed on such a device; else counted.
+        names: all implementations, for x in bf16 and fp16; other dtypes use the order of registration.
+        measured: whether the order was measured on such a device; otherwise it follows from operation counts.
     """
 
     names: tuple[str, ...]
@@ -47,12 +47,12 @@ def register(
     *,
     rankings: Mapping[int, Ranking] | None = None,
 ) -> None:
-    """Declare the implementations of ``op``.
+    """Register the implementations of ``op``.
 
     Args:
         op: its name.
         implementations: where each can run, fastest first.
-        dtypes: of x, for implementations that do not take every one.
+        dtypes: supported dtypes of x, for implementations that do not support all.
         rankings: orders by major compute capability.
     """
     unknown = [name for name in implementations if name not in IMPLEMENTATIONS[1:]]
@@ -79,10 +79,10 @@ def resolve(
 ) -> str:
     """Return the name of the implementation that ``op`` runs with on ``device_type``, for x of ``dtype``.
 
-    ``no_cuda`` is why the implementation "cuda" does not take these arguments, or None if it does.
+    ``no_cuda`` is the reason why "cuda" does not support these arguments, or None if it does.
 
     Raises:
-        ValueError: ``impl`` is no implementation's name, or ``no_cuda`` rules it out.
+        ValueError: ``impl`` is not a known name, or ``no_cuda`` rules it out.
         TypeError: ``impl`` does not support this dtype.
         RuntimeError: ``impl`` is not available here; the message says why.
     """
@@ -122,7 +122,7 @@ def _takes(op: str, name: str, dtype: torch.dtype | None) -> bool:
 
 
 def chosen(device_type: str, impl: str = "auto") -> dict[str, str]:
-    """The implementation that ``impl`` gives for every op on ``device_type``; for logs and summaries."""
+    """The implementation of every op that ``impl`` selects on ``device_type``; for logs and summaries."""
     return {op: resolve(op, impl, device_type) for op in sorted(_TABLE)}
 
 
@@ -135,7 +135,7 @@ def available(op: str, device_type: str, dtype: torch.dtype | None = None) -> tu
 
 
 def counted(op: str, device_type: str) -> bool:
-    """Whether the order of ``op``'s implementations on ``device_type`` was counted, not measured."""
+    """Whether the order of ``op``'s implementations on ``device_type`` follows from counts, not measurements."""
     ranking = _ranking(op, device_type)
     return ranking is not None and not ranking.measured
 

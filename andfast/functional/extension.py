@@ -1,7 +1,7 @@
-"""The compiled library andfast._ops: loaded on import, and why it cannot run on a device.
+"""Loads the compiled library andfast._ops, and reports why its ops cannot run on a device.
 
-It registers ops with torch's stable ABI, so one binary serves every torch from 2.11 on; andfast._C answers what it was
-built for. An installation without it works, with a warning: ops then run other implementations.
+It registers ops with torch's stable ABI, so one binary serves every torch from 2.11 on; andfast._C reports what it was
+built for. Without the library andfast works, with a warning: ops run other implementations.
 """
 
 import functools
@@ -17,7 +17,7 @@ _logger = logging.getLogger(__name__)
 
 @functools.cache
 def why_missing() -> str | None:
-    """Load the library on the first call; None, or why ops of csrc/ are not available at all."""
+    """Load the library on the first call; return why that failed, or None."""
     if not LIBRARY.is_file():
         return "no compiled extension: this andfast was installed without one (see its setup.py)"
     try:
@@ -25,12 +25,12 @@ def why_missing() -> str | None:
     except (OSError, RuntimeError) as error:
         return f"no compiled extension: {LIBRARY.name} does not load with torch {torch.__version__}: {error}"
     if not hasattr(torch.ops.andfast, "blur_pool"):
-        return f"no compiled extension: {LIBRARY.name} is of older sources; build it again"
+        return f"no compiled extension: {LIBRARY.name} was built from older sources; build it again"
     return None
 
 
 def why_no_cuda_part() -> str | None:
-    """None, or why the library has no ops for CUDA, whatever the devices."""
+    """Why the library has no CUDA ops, whatever the devices, or None if it has."""
     if (reason := why_missing()) is not None:
         return reason
     try:
@@ -43,7 +43,7 @@ def why_no_cuda_part() -> str | None:
 
 
 def cuda_archs() -> str:
-    """Compute capabilities that the library was built for, like "8.0+PTX:9.0a"; empty without a CUDA part."""
+    """Compute capabilities that the library was built for, such as "8.0+PTX:9.0a"; empty without a CUDA part."""
     if why_no_cuda_part() is not None:
         return ""
     from andfast import _C  # noqa: PLC0415
@@ -52,7 +52,7 @@ def cuda_archs() -> str:
 
 
 def why_not_cpu(device_type: str) -> str | None:
-    """Why the library's CPU ops cannot run on tensors of this device type, or None if they can."""
+    """Why the CPU ops cannot run on tensors of this device type, or None if they can."""
     if device_type != "cpu":
         return f"it runs on the CPU, the tensor is on {device_type!r}"
     return why_missing()
@@ -60,7 +60,7 @@ def why_not_cpu(device_type: str) -> str | None:
 
 @torch.compiler.assume_constant_result  # device queries cannot be traced
 def why_not_cuda(device_type: str) -> str | None:
-    """Why the library's CUDA ops cannot run on tensors of this device type, or None if they can."""
+    """Why the CUDA ops cannot run on tensors of this device type, or None if they can."""
     if device_type != "cuda":
         return f"it runs on CUDA devices, the tensor is on {device_type!r}"
     return _why_not_cuda_here()
@@ -84,7 +84,7 @@ def _why_not_cuda_here() -> str | None:
 
 
 def _runs_on(archs: str, capability: tuple[int, int]) -> bool:
-    """Whether a build for ``archs`` runs on a device: same major version and not newer, or through PTX."""
+    """Whether a build for ``archs`` runs on a device: same major version and not newer, or by way of PTX."""
     for arch in archs.split(":"):
         built = tuple(map(int, arch.removesuffix("+PTX").rstrip("abcdefghijklmnopqrstuvwxyz").split(".")))
         exact = arch.removesuffix("+PTX")[-1].isalpha()

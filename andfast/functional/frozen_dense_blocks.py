@@ -1,11 +1,11 @@
 """Chains of frozen residual dense blocks as one op, in CUDA: the trunk of a frozen RRDBNet.
 
-The host makes one call per direction, where block by block it makes one per block, and weights are packed once for any
-number of passes. Every ``blocks_per_group`` blocks form an RRDB (Wang et al., ESRGAN, 2018, figure 4)::
+The host makes one call per direction instead of one per block, and weights are packed once for any number of passes.
+Every ``blocks_per_group`` blocks form an RRDB (Wang et al., ESRGAN, 2018, figure 4)::
 
     x  ->  x + outer_scale * (block(...block(x)))
 
-Differentiable in x alone. Saved for backward: the signs of all activations.
+Differentiable only in x. Saved for backward: the signs of all activations.
 """
 
 from collections.abc import Sequence
@@ -18,20 +18,21 @@ from torch.utils.flop_counter import register_flop_formula
 from andfast import checks
 from andfast.functional import compiled_ops, dense_blocks_cuda
 from andfast.functional.layout import cast, memory_format
-from andfast.functional.residual_dense_block import residual_dense_block_reference
+from andfast.functional.residual_dense_block_reference import residual_dense_block_reference
+from andfast.kernels.common.layout import empty_channels_last
+from andfast.kernels.residual_dense_block.buffers import ACTIVATIONS, CONVOLUTIONS
 
-_CONVOLUTIONS = 5
 _OPS: Any = torch.ops.andfast
 
 
 class PackedBlocks(NamedTuple):
-    """Frozen dense blocks as the kernels read them; for one dtype of x, on one device.
+    """Frozen dense blocks packed for the kernels, for one dtype of x, on one device.
 
     Attributes:
         forward, backward: packed weights and biases.
         features, growth: channels of x and of each growth.
-        blocks, blocks_per_group: number of blocks, and of those that an outer residual spans; 0 for none.
-        slope, scale, outer_scale: of the leaky ReLUs, of each block's and of each group's residual.
+        blocks, blocks_per_group: number of blocks, and of blocks per outer residual; 0 for none.
+        slope, scale, outer_scale: of the leaky ReLUs, each block's residual, and each group's residual.
         dtype: of x.
     """
 
@@ -64,16 +65,16 @@ def pack_dense_blocks(
         weights: five kernels per block, of the shapes of :func:`andfast.functional.residual_dense_block`, on one CUDA
             device, in bf16, fp16 or fp32.
         biases: five vectors per block.
-        dtype: bf16 or fp16; of x, and of the weights that are multiplied.
-        blocks_per_group: blocks that an outer residual spans, at least 2, or 0 for none.
+        dtype: of x and of the packed weights, bf16 or fp16.
+        blocks_per_group: blocks per outer residual, at least 2, or 0 for none.
         slope, scale, outer_scale: see :class:`PackedBlocks`.
 
     Raises:
         ValueError: the number of weights or biases, their channels, or dtype is not supported.
         RuntimeError: the compiled ops are not available, or reject a tensor.
     """
-    if not weights or len(weights) % _CONVOLUTIONS:
-        raise ValueError(f"weights must hold {_CONVOLUTIONS} tensors for each block, held {len(weights)}")
+    if not weights or len(weights) % CONVOLUTIONS:
+        raise ValueError(f"weights must hold {CONVOLUTIONS} tensors for each block, held {len(weights)}")
     if len(biases) != len(weights):
         raise ValueError(f"biases must hold as many tensors as weights, {len(weights)}, held {len(biases)}")
     if dtype not in compiled_ops.DTYPES:
@@ -88,7 +89,7 @@ def pack_dense_blocks(
         dense_blocks_cuda.pack(weights, biases, dtype, blocks_per_group, scale, outer_scale, backward=backward)
         for backward in (False, True)
     )
-    blocks = len(weights) // _CONVOLUTIONS
+    blocks = len(weights) // CONVOLUTIONS
     return PackedBlocks(forward, backward, features, growth, blocks, blocks_per_group, slope, scale, outer_scale, dtype)
 
 
@@ -131,10 +132,10 @@ def frozen_dense_blocks_reference(
 ) -> Tensor:
     """The definition, composed of PyTorch ops; tests compare with it."""
     group = x
-    for block in range(len(weights) // _CONVOLUTIONS):
+    for block in range(len(weights) // CONVOLUTIONS):
         if blocks_per_group and block % blocks_per_group == 0:
             group = x
-        of = slice(_CONVOLUTIONS * block, _CONVOLUTIONS * (block + 1))
+        of = slice(CONVOLUTIONS * block, CONVOLUTIONS * (block + 1))
         x = residual_dense_block_reference(x, weights[of], biases[of], slope=slope, scale=scale)
         if blocks_per_group and (block + 1) % blocks_per_group == 0:
             x = group + outer_scale * x
@@ -164,8 +165,8 @@ def forward_op(
 
 
 @forward_op.register_fake
-def _(x: Tensor, _packed: Tensor, _packed_backward: Tensor, growth: int, blocks: int, *others: Any) -> Any:
-    shape = compiled_ops.block_signs_shape(x, growth, blocks) if others[-1] else (0,)
+def _(x: Tensor, _packed: Tensor, _packed_backward: Tensor, growth: int, blocks: int, *args: Any) -> Any:
+    shape = compiled_ops.block_signs_shape(x, growth, blocks) if args[-1] else (0,)
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=memory_format(x))
     return out, x.new_empty(shape, dtype=torch.uint8)
 
@@ -191,7 +192,7 @@ def backward_op(
 
 @backward_op.register_fake
 def _(grad: Tensor, *_: Any) -> Tensor:
-    return compiled_ops.empty_channels_last(grad, grad.shape[1])
+    return empty_channels_last(grad, grad.shape[1])
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -215,8 +216,8 @@ forward_op.register_autograd(_backward, setup_context=_setup_context)
 def _operations(shape: Sequence[int], growth: int, blocks: int) -> int:
     """Operations of the blocks on images of this (N, C, H, W), in either direction."""
     n, features, height, width = shape
-    channels = sum((features + k * growth) * growth for k in range(_CONVOLUTIONS - 1))
-    channels += (features + (_CONVOLUTIONS - 1) * growth) * features
+    channels = sum((features + k * growth) * growth for k in range(ACTIVATIONS))
+    channels += (features + (ACTIVATIONS) * growth) * features
     return 2 * 9 * channels * blocks * n * height * width
 
 

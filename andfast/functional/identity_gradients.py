@@ -2,7 +2,7 @@
 
 At the identity a network is a pointwise linear map (:mod:`andfast.nn.closed_form` derives it). The pre-activation of
 layer k is B_k^T x and the gradient to its output A_k^T g, with matrices B_k and A_k (3, C) per image. For image n,
-channel c and pixel p, with colours i and j, and d one of nine taps::
+channel c and pixel p, with colors i and j, and d one of nine taps::
 
     noise[k][n, c, p]       = sum over j of A_k[n, j, c] g[n, j, p]                            (one map: summed over c)
     slope[k][n, c]          = sum over p of min(sum over i of B_k[n, i, c] x[n, i, p], 0) * (A_k^T g)[n, c, p]
@@ -25,7 +25,7 @@ from andfast.functional import dispatch, triton_support
 
 OP = "identity_gradients"
 PADDINGS = ("replicate", "zeros")
-COLOURS = 3
+COLORS = 3
 CHUNK = 1 << 20
 """Pre-activation values per chunk of images in the reference, which takes at least one image."""
 
@@ -97,9 +97,9 @@ def _check_arguments(
     padding: str,
 ) -> None:
     checks.images("x", x)
-    n, colours, height, width = x.shape
-    if colours != COLOURS:
-        raise ValueError(f"x must have {COLOURS} channels, had shape {checks.shape(x)}")
+    n, colors, height, width = x.shape
+    if colors != COLORS:
+        raise ValueError(f"x must have {COLORS} channels, had shape {checks.shape(x)}")
     if height < 1 or width < 1:
         raise ValueError(f"x must have H and W of at least 1, had shape {checks.shape(x)}")
     checks.images("grad", grad)
@@ -108,7 +108,7 @@ def _check_arguments(
     checks.tensor("before", before)
     checks.floating("before", before)
     checks.like("before", before, "x", x, dtype=False)
-    if before.dim() != 4 or before.shape[1:3] != (n, COLOURS):
+    if before.dim() != 4 or before.shape[1:3] != (n, COLORS):
         raise ValueError(f"before must have shape (L, N, 3, C), here (L, {n}, 3, C), was {checks.shape(before)}")
     layers, _, _, channels = before.shape
     checks.tensor("after", after)
@@ -169,7 +169,7 @@ def _(
     impl: str,
 ) -> tuple[Tensor, list[Tensor], Tensor]:
     n, wide = x.shape[0], _wide(x)
-    sums = x.new_empty((n, 9, COLOURS, COLOURS) if correlation else 0, dtype=wide)
+    sums = x.new_empty((n, 9, COLORS, COLORS) if correlation else 0, dtype=wide)
     grad_slopes = x.new_empty((sum(slopes), n, before.shape[3]), dtype=wide)
     return sums, _maps(x, noises, noise_dtype), grad_slopes
 
@@ -204,9 +204,9 @@ def _reference(
     n, _, height, width = x.shape
     layers, _, _, channels = before.shape
     before, after = before.to(wide), after.to(wide)
-    correlations = x.new_empty((n, 9, COLOURS, COLOURS), dtype=wide) if correlation else None
-    sums = x.new_empty((sum(slopes), n, channels, COLOURS), dtype=wide)
-    images = max(1, CHUNK // (max(channels, 9 * COLOURS) * height * width))
+    correlations = x.new_empty((n, 9, COLORS, COLORS), dtype=wide) if correlation else None
+    sums = x.new_empty((sum(slopes), n, channels, COLORS), dtype=wide)
+    images = max(1, CHUNK // (max(channels, 9 * COLORS) * height * width))
     for first in range(0, n, images):
         chunk = slice(first, first + images)
         part, up = x[chunk].to(wide), grad[chunk].to(wide)
@@ -254,9 +254,9 @@ def _mix_into(out: Tensor, matrix: Tensor, x: Tensor) -> None:
 def _correlation(grad: Tensor, x: Tensor, padding: str) -> Tensor:
     """Sums over pixels of grad times padded x shifted by each of nine taps, (N, 9, 3, 3)."""
     padded = F.pad(x, (1, 1, 1, 1), mode="replicate" if padding == "replicate" else "constant")
-    n, colours, height, width = x.shape
+    n, colors, height, width = x.shape
     shifted = [padded[:, :, dy : dy + height, dx : dx + width] for dy in range(3) for dx in range(3)]
-    return _pixels(grad)[:, None] @ torch.stack(shifted, 1).reshape(n, 9, colours, height * width).mT
+    return _pixels(grad)[:, None] @ torch.stack(shifted, 1).reshape(n, 9, colors, height * width).mT
 
 
 # ------------------------------------------------------------------------------------------------- operation counts
@@ -268,5 +268,5 @@ def _flops(x_shape, _grad, before_shape, _after, noises, _dtype, slopes, correla
     n, _, height, width = x_shape
     channels, macs = before_shape[3], 81 * bool(correlation)
     for noise, slope in zip(noises, slopes, strict=True):
-        macs += COLOURS * (channels if slope else noise) + (COLOURS + 1) * channels * bool(slope)
+        macs += COLORS * (channels if slope else noise) + (COLORS + 1) * channels * bool(slope)
     return 2 * n * height * width * macs

@@ -1,4 +1,4 @@
-"""The residual dense block with frozen weights and fp8 operands, for passes that need gradients to x only.
+"""The residual dense block with frozen weights and fp8 operands, for passes that need only the gradient to x.
 
 The block is that of :mod:`andfast.functional.residual_dense_block`. The operands of its convolutions are rounded to fp8
 (OCP formats; Micikevicius et al., FP8 formats for deep learning, 2022); sums, biases, activations and the residual are
@@ -10,8 +10,8 @@ not, and the residual keeps x's dtype. With q rounding to e4m3 and r to e5m2, to
                gx = grad + v(0) *' (d, d1 .. d4)
 
 Features are not scaled: e4m3 covers 0.002 to 448. The weights w, and those of backward, v, which gather
-(scale w5, wk+1 .. w4) for each slice that was read, are e4m3 with one factor per output channel, quantised once by
-:func:`quantise_weights`. Backward is the gradient of the exact block, rounded; rounding itself has no gradient.
+(scale w5, wk+1 .. w4) for each slice that was read, are e4m3 with one factor per output channel, quantized once by
+:func:`quantize_weights`. Backward is the gradient of the exact block, rounded; rounding itself has no gradient.
 
 Gradients of a mean loss are far below the range of e5m2. The caller scales them to about :data:`GRADIENT_SIZE` and
 undoes it afterwards; :class:`andfast.nn.fp8_body.Fp8Body` does so once for all blocks.
@@ -27,12 +27,15 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from andfast import checks
-from andfast.functional import dispatch
-from andfast.functional import triton_support as _triton
-from andfast.functional.layout import cast as _cast
-from andfast.functional.layout import empty as _empty
-from andfast.functional.residual_dense_block import CONVOLUTIONS, _five_tensors
-from andfast.kernels.residual_dense_block.buffers import gradient_to_x, saved_for_backward
+from andfast.functional import dispatch, layout, sign_bits, triton_support
+from andfast.functional.residual_dense_block import check_five_tensors
+from andfast.kernels.residual_dense_block.buffers import (
+    ACTIVATIONS,
+    CONVOLUTIONS,
+    gathered_weights,
+    gradient_to_x,
+    saved_for_backward,
+)
 
 NAME: Final = "residual_dense_block_fp8"
 
@@ -43,11 +46,10 @@ OLDEST: Final = (8, 9)
 """First compute capability with fp8 matrix units."""
 
 _LARGEST: Final = {torch.float8_e4m3fn: 448.0, torch.float8_e5m2: 57344.0}
-_SIGNS_PER_BYTE: Final = 8
 
 
 class Fp8Weights(NamedTuple):
-    """Quantised weights of a block, or of several stacked along leading dimensions.
+    """Quantized weights of a block, or of several stacked along leading dimensions.
 
     Attributes:
         kernels: ten, e4m3 as uint8, which more of PyTorch supports, each (..., 9, Cout, R) with R the channels summed
@@ -66,34 +68,34 @@ class Fp8Weights(NamedTuple):
 
 
 @torch.no_grad()
-def _quantised(kernel: Tensor) -> tuple[Tensor, Tensor]:
-    """Quantise (..., Cout, R, 3, 3) to e4m3 bytes (..., 9, Cout, R) of at most 448, and factors (..., Cout)."""
+def _quantized(kernel: Tensor) -> tuple[Tensor, Tensor]:
+    """Quantize (..., Cout, R, 3, 3) to e4m3 bytes (..., 9, Cout, R) of at most 448, and factors (..., Cout)."""
     largest = kernel.abs().amax((-3, -2, -1))
     factor = largest.masked_fill(largest == 0, 1) / _LARGEST[torch.float8_e4m3fn]
     scaled = (kernel / factor[..., None, None, None]).flatten(-2).movedim(-1, -3)
     return _rounded(scaled, torch.float8_e4m3fn).contiguous().view(torch.uint8), factor
 
 
-def quantise_weights(weights: Sequence[Tensor], biases: Sequence[Tensor], *, scale: float = 0.2) -> Fp8Weights:
-    """Quantise the weights of residual dense blocks to fp8.
+def quantize_weights(weights: Sequence[Tensor], biases: Sequence[Tensor], *, scale: float = 0.2) -> Fp8Weights:
+    """Quantize the weights of residual dense blocks to fp8.
 
     Args:
-        weights: Five kernels as for :func:`andfast.functional.residual_dense_block`, or those of several blocks
+        weights: five kernels as for :func:`andfast.functional.residual_dense_block`, or those of several blocks
             stacked: (..., G, F + k*G, 3, 3) and (..., F, F + 4*G, 3, 3).
-        biases: Five vectors, (..., G) four times and (..., F).
-        scale: Factor of the last convolution's output.
+        biases: five vectors, (..., G) four times and (..., F).
+        scale: factor of the last convolution's output.
 
     Raises:
-        TypeError: An argument is not a sequence of five tensors.
+        TypeError: an argument is not a sequence of five tensors.
         ValueError: A tensor has the wrong shape, or requires a gradient, which fp8 weights do not support.
     """
-    _five_tensors("weights", weights)
-    _five_tensors("biases", biases)
+    check_five_tensors("weights", weights)
+    check_five_tensors("biases", biases)
     growth = weights[0].shape[-4] if weights[0].dim() > 3 else 0
     features = weights[-1].shape[-4] if weights[-1].dim() > 3 else 0
     blocks = tuple(weights[0].shape[:-4])
     for k, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
-        cout = features if k == CONVOLUTIONS - 1 else growth
+        cout = features if k == ACTIVATIONS else growth
         checks.has_shape(f"weights[{k}]", weight, (*blocks, cout, features + k * growth, 3, 3), meaning="as documented")
         checks.has_shape(f"biases[{k}]", bias, (*blocks, cout), meaning="as documented")
         for name, tensor in (("weights", weight), ("biases", bias)):
@@ -104,16 +106,12 @@ def quantise_weights(weights: Sequence[Tensor], biases: Sequence[Tensor], *, sca
                     "use residual_dense_block for training"
                 )
     wide = [weight.detach().float() for weight in weights]
-    last = wide[-1] * scale
-    # For each slice of the features the convolutions that read it: the last one, then those after it was written.
-    slices = [slice(features + k * growth, features + (k + 1) * growth) for k in range(CONVOLUTIONS - 1)]
-    gathered = [(slices[k], [last, *wide[k + 1 : -1]]) for k in reversed(range(CONVOLUTIONS - 1))]
-    gathered.append((slice(0, features), [last, *wide[:-1]]))
+    scaled = [*wide[:-1], wide[-1] * scale]
     backward = [
-        torch.cat([weight[..., read, :, :] for weight in readers], -4).transpose(-4, -3).flip(-2, -1)
-        for read, readers in gathered
+        torch.cat(gathered_weights(scaled, k), -4).transpose(-4, -3).flip(-2, -1)
+        for k in reversed(range(-1, ACTIVATIONS))
     ]
-    kernels, factors = zip(*map(_quantised, (*wide[:-1], last, *backward)), strict=True)
+    kernels, factors = zip(*map(_quantized, (*scaled, *backward)), strict=True)
     vectors = [bias.detach().float() for bias in biases]
     return Fp8Weights(kernels, factors, (*vectors[:-1], vectors[-1] * scale))
 
@@ -126,22 +124,22 @@ def residual_dense_block_fp8(x: Tensor, weights: Fp8Weights, *, slope: float = 0
 
     Args:
         x: Features, (N, F, H, W), floating point; N may be 0. The result has its memory format.
-        weights: Result of :func:`quantise_weights` for one block.
-        slope: Negative slope of the leaky ReLU, at least 0.
-        impl: As for :func:`andfast.functional.residual_dense_block`. "triton" needs compute capability 8.9 and x in
+        weights: result of :func:`quantize_weights` for one block.
+        slope: negative slope of the leaky ReLU, at least 0.
+        impl: as for :func:`andfast.functional.residual_dense_block`. "triton" needs compute capability 8.9 and x in
             bfloat16 or float16.
 
     Returns:
         Tensor of x's shape.
 
     Raises:
-        TypeError: An argument has the wrong type or dtype.
-        ValueError: An argument has the wrong shape, device or value; ``impl`` is unknown.
-        RuntimeError: The requested implementation is not available here.
+        TypeError: an argument has the wrong type or dtype.
+        ValueError: an argument has the wrong shape, device or value; ``impl`` is unknown.
+        RuntimeError: the requested implementation is not available here.
     """
     checks.images("x", x)
     if not isinstance(weights, Fp8Weights):
-        raise TypeError(f"weights must be Fp8Weights, see quantise_weights, was {type(weights).__name__}")
+        raise TypeError(f"weights must be Fp8Weights, see quantize_weights, was {type(weights).__name__}")
     first = weights.kernels[0]
     if first.dim() != 3:
         raise ValueError(f"weights must be those of one block, had kernels of shape {checks.shape(first)}")
@@ -154,9 +152,9 @@ def residual_dense_block_fp8(x: Tensor, weights: Fp8Weights, *, slope: float = 0
         raise TypeError(f"slope must be a number, was {type(slope).__name__}")
     if not 0 <= slope < math.inf:
         raise ValueError(f"slope must be finite and at least 0, was {slope}")
-    dtype = None if x.is_meta else checks.autocast_dtype(x.device.type)
+    dtype = checks.autocast_dtype(x.device.type)
     if dtype is not None:
-        x = _cast(x, dtype)
+        x = layout.cast(x, dtype)
     impl = dispatch.resolve(NAME, impl, x.device.type, x.dtype)
     return forward_op(x, *map(list, weights), float(slope), impl)[0]
 
@@ -191,10 +189,10 @@ def _forward_reference(
     bits = _signs(x, biases[0].shape[0])
     for k in range(CONVOLUTIONS):
         value = _convolve(features, kernels[k], factors[k]) + biases[k].to(dtype)[:, None, None]
-        if k == CONVOLUTIONS - 1:
-            return _empty(x, x.shape[1]).copy_(x.to(dtype) + value), bits
+        if k == ACTIVATIONS:
+            return layout.empty(x, x.shape[1]).copy_(x.to(dtype) + value), bits
         value = F.leaky_relu(value, slope)
-        bits[k] = _packed(value > 0)
+        bits[k] = sign_bits.pack(value > 0)
         features.append(_rounded(value, torch.float8_e4m3fn).to(dtype))
     raise AssertionError("unreachable")
 
@@ -205,9 +203,9 @@ def _backward_reference(
     dtype = _wide(grad)
     incoming = _rounded(grad.to(dtype), torch.float8_e5m2).to(dtype)
     growth: list[Tensor] = []
-    for step, k in enumerate(reversed(range(CONVOLUTIONS - 1))):
+    for step, k in enumerate(reversed(range(ACTIVATIONS))):
         value = _convolve([incoming, *growth], kernels[CONVOLUTIONS + step], factors[CONVOLUTIONS + step])
-        value = torch.where(_unpacked(bits[k], value.shape[1]), value, value * slope)
+        value = torch.where(sign_bits.unpack(bits[k], value.shape[1]) != 0, value, value * slope)
         growth.insert(0, _rounded(value, torch.float8_e5m2).to(dtype))
     return gradient_to_x(grad).copy_(grad.to(dtype) + _convolve([incoming, *growth], kernels[-1], factors[-1]))
 
@@ -217,25 +215,11 @@ def _signs(x: Tensor, growth: int) -> Tensor:
     return saved_for_backward(x, growth, False)
 
 
-def _packed(positive: Tensor) -> Tensor:
-    """Pack booleans (N, G, H, W) into (N, H, W, ceil(G / 8)) bytes."""
-    filled = F.pad(positive.to(torch.uint8), (0, 0, 0, 0, 0, -positive.shape[1] % _SIGNS_PER_BYTE))
-    grouped = filled.movedim(1, -1).unflatten(-1, (-1, _SIGNS_PER_BYTE))
-    weights = 2 ** torch.arange(_SIGNS_PER_BYTE, device=positive.device)
-    return (grouped * weights).sum(-1).to(torch.uint8)
-
-
-def _unpacked(packed: Tensor, channels: int) -> Tensor:
-    """The inverse of :func:`_packed`."""
-    shifts = torch.arange(_SIGNS_PER_BYTE, device=packed.device)
-    return ((packed[..., None] >> shifts) & 1).flatten(-2).movedim(-1, 1)[:, :channels] != 0
-
-
 # ------------------------------------------------------------------------------------- Triton, and registration
 
 
 def _why_not_triton(device_type: str) -> str | None:
-    reason = _triton.why_not(device_type)
+    reason = triton_support.why_not(device_type)
     if reason is None:
         for index in range(torch.cuda.device_count()):
             capability = torch.cuda.get_device_capability(index)
@@ -268,15 +252,15 @@ def forward_op(
     if impl == "triton":
         from andfast.kernels.residual_dense_block_fp8 import kernels as triton_kernels  # noqa: PLC0415  (imports Triton)
 
-        out, bits = _empty(x, x.shape[1]), _signs(x, kernels[0].shape[1])
+        out, bits = layout.empty(x, x.shape[1]), _signs(x, kernels[0].shape[1])
         triton_kernels.forward(x, kernels, factors, biases, slope, out, bits)
         return out, bits
     return _forward_reference(x, kernels, factors, biases, slope)
 
 
 @forward_op.register_fake
-def _(x: Tensor, kernels: Sequence[Tensor], *_others: Any) -> tuple[Tensor, Tensor]:
-    return _empty(x, x.shape[1]), _signs(x, kernels[0].shape[1])
+def _(x: Tensor, kernels: Sequence[Tensor], *_args: Any) -> tuple[Tensor, Tensor]:
+    return layout.empty(x, x.shape[1]), _signs(x, kernels[0].shape[1])
 
 
 @torch.library.custom_op("andfast::residual_dense_block_fp8_backward", mutates_args=())
@@ -294,7 +278,7 @@ def backward_op(
 
 
 @backward_op.register_fake
-def _(grad: Tensor, *_others: Any) -> Tensor:
+def _(grad: Tensor, *_args: Any) -> Tensor:
     return gradient_to_x(grad)
 
 
@@ -321,7 +305,7 @@ forward_op.register_autograd(_backward, setup_context=_setup_context)
 
 
 def _operations(shape: Sequence[int], kernels: Sequence[Sequence[int]]) -> int:
-    """Operations of convolutions with kernels (9, Cout, R) on images of this (N, C, H, W)."""
+    """Operations of convolutions with kernels (9, Cout, R) on images of shape (N, C, H, W)."""
     return sum(2 * math.prod(kernel) * shape[0] * shape[2] * shape[3] for kernel in kernels)
 
 

@@ -117,7 +117,7 @@ def _test(op: str, impl: str, device: torch.device, dtype: torch.dtype) -> SelfT
 
 
 class _WrongError(Exception):
-    """A result outside of its tolerance, or with wrong metadata."""
+    """A result outside its tolerance, or with wrong metadata."""
 
 
 def _tolerance(device: torch.device, dtype: torch.dtype) -> float:

@@ -17,9 +17,11 @@ from andfast.functional.degradation_block import degradation_block
 from andfast.functional.degradation_block_reference import degradation_block_reference
 from andfast.functional.identity_gradients import identity_gradients
 from andfast.functional.mean_distance import Kind, mean_distance
-from andfast.functional.residual_dense_block import residual_dense_block, residual_dense_block_reference
-from andfast.functional.residual_dense_block_fp8 import quantise_weights, residual_dense_block_fp8
-from andfast.functional.upsampled_convolution import upsampled_convolution, upsampled_convolution_reference
+from andfast.functional.residual_dense_block import residual_dense_block
+from andfast.functional.residual_dense_block_fp8 import quantize_weights, residual_dense_block_fp8
+from andfast.functional.residual_dense_block_reference import residual_dense_block_reference
+from andfast.functional.upsampled_convolution import upsampled_convolution
+from andfast.functional.upsampled_convolution_reference import upsampled_convolution_reference
 
 _LAST: Final = torch.channels_last
 _PLAIN: Final = torch.contiguous_format
@@ -172,7 +174,7 @@ def _fp8_blocks(draw: Draw) -> Iterator[Case]:
             continue
 
         def run(t: Mapping[str, Tensor], impl: str, names: Sequence[str] = tuple(names)) -> Tensor:
-            weights = quantise_weights([t[name] for name in names[:5]], [t[name] for name in names[5:]])
+            weights = quantize_weights([t[name] for name in names[:5]], [t[name] for name in names[5:]])
             # The incoming gradient is of unit size, as fp8 requires.
             return residual_dense_block_fp8(t["x"], weights, impl=impl)
 

@@ -25,7 +25,7 @@ def _why_not_here() -> str | None:
     if not torch.cuda.is_available():
         return "torch finds no CUDA device"
     if torch.version.cuda is None:
-        return "it is written for NVIDIA's devices, and this torch is built for others"
+        return "it needs an NVIDIA GPU, and this torch is a build without CUDA"
     for index in range(torch.cuda.device_count()):
         capability = torch.cuda.get_device_capability(index)
         if capability < _OLDEST:
@@ -35,12 +35,12 @@ def _why_not_here() -> str | None:
 
 
 def _why_no_build() -> str | None:
-    """Why Triton cannot compile the C code of its first launch, found as triton/runtime/build.py finds its tools."""
+    """Why Triton cannot compile its C launcher, looking for tools where triton/runtime/build.py does."""
     compiler = os.environ.get("CC")
     if compiler is None and shutil.which("gcc") is None and shutil.which("clang") is None:
         return "Triton needs a C compiler, and there is no gcc or clang on the PATH and no CC"
     if compiler is not None and shutil.which(compiler) is None:
-        return f"Triton needs a C compiler, and CC={compiler!r} is not there"
+        return f"Triton needs a C compiler, and CC={compiler!r} does not exist"
     scheme = sysconfig.get_default_scheme().replace("posix_local", "posix_prefix")  # as Triton does on Debian
     header = Path(sysconfig.get_paths(scheme=scheme)["include"], "Python.h")
     if not header.is_file():

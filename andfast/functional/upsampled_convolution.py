@@ -1,4 +1,4 @@
-"""Nearest upsampling, a 3x3 convolution and a leaky ReLU, without materialising the upsampled map: G's tail.
+"""Nearest upsampling, a 3x3 convolution and a leaky ReLU, without materializing the upsampled map: G's tail.
 
 With zero padding of 1 around the upsampled map::
 
@@ -9,8 +9,8 @@ BasicSR's ``RRDBNet``.) With factor 2 it is a transposed convolution of the smal
 products, see :mod:`andfast.functional.upsampled_kernel`.
 
 Saved for backward: with frozen weights, the signs of the result, one bit per element, or nothing without an activation
-(slope 1), where PyTorch's convolution saves its input. If weights require gradients, x (the small map) and the result,
-which the caller and the next layer hold anyway.
+(slope 1). If weights require gradients, x (the small map) and the result, which the caller and the next layer hold
+anyway.
 """
 
 import math
@@ -18,20 +18,18 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from andfast import checks
-from andfast.functional import compiled_ops, dispatch
-from andfast.functional import layout as _layout
-from andfast.functional import triton_support as _triton
+from andfast.functional import compiled_ops, dispatch, layout, triton_support
+from andfast.functional import upsampled_convolution_reference as reference
 from andfast.functional.upsampled_kernel import gradients, transposed_kernel
+from andfast.kernels.common.layout import SIGNS_PER_BYTE
 
 FACTORS: Final = (1, 2)
 TAPS: Final = 9
 NAME: Final = "upsampled_convolution"
-_SIGNS_PER_BYTE: Final = 8
 _OPS: Any = torch.ops.andfast
 
 
@@ -48,7 +46,7 @@ def upsampled_convolution(
         weight: (Cout, Cin, 3, 3).
         bias: (Cout,).
         factor: 2, or 1 for no upsampling.
-        slope: Negative slope of the leaky ReLU, at least 0; 1 for none.
+        slope: negative slope of the leaky ReLU, at least 0; 1 for none.
         impl: "auto" for the fastest implementation available on x's device, or one of
             :data:`andfast.functional.dispatch.IMPLEMENTATIONS`.
 
@@ -56,9 +54,9 @@ def upsampled_convolution(
         Tensor (N, Cout, factor * H, factor * W).
 
     Raises:
-        TypeError: An argument has the wrong type or dtype.
-        ValueError: An argument has the wrong shape, device or value; ``impl`` is unknown.
-        RuntimeError: The requested implementation is not available here.
+        TypeError: an argument has the wrong type or dtype.
+        ValueError: an argument has the wrong shape, device or value; ``impl`` is unknown.
+        RuntimeError: the requested implementation is not available here.
     """
     x, weight, bias, slope = _checked(x, weight, bias, factor, slope)
     frozen = torch.is_grad_enabled() and x.requires_grad and not (weight.requires_grad or bias.requires_grad)
@@ -66,16 +64,6 @@ def upsampled_convolution(
     no_cuda = _unsuited_to_cuda(x.shape[1], weight.shape[0], factor, keep_signs)
     impl = dispatch.resolve(NAME, impl, x.device.type, x.dtype, no_cuda)
     return forward_op(x, weight, bias, factor, slope, keep_signs, impl)[0]
-
-
-def upsampled_convolution_reference(
-    x: Tensor, weight: Tensor, bias: Tensor, *, factor: int = 2, slope: float = 0.2
-) -> Tensor:
-    """The definition, upsampled map included, differentiated by autograd; tests compare with it."""
-    if factor > 1:
-        x = F.interpolate(x, scale_factor=factor, mode="nearest")
-    convolved = F.conv2d(x, weight, bias, padding=1)
-    return convolved if slope == 1 else F.leaky_relu(convolved, slope)
 
 
 # -------------------------------------------------------------------------------------------------- Arguments
@@ -97,9 +85,9 @@ def _checked(
         raise ValueError(f"slope must be finite and at least 0, was {slope}")
     if min(x.shape[1:]) < 1:
         raise ValueError(f"x must have at least one channel, row and column, was {checks.shape(x)}")
-    dtype = None if x.is_meta else checks.autocast_dtype(x.device.type)
+    dtype = checks.autocast_dtype(x.device.type)
     if dtype is not None:
-        x, weight, bias = (_layout.cast(tensor, dtype) for tensor in (x, weight, bias))
+        x, weight, bias = (layout.cast(tensor, dtype) for tensor in (x, weight, bias))
     c_out = weight.shape[0] if weight.dim() > 0 else 0
     if c_out < 1:
         raise ValueError(f"weight must have shape (Cout, Cin, 3, 3) with Cout at least 1, was {checks.shape(weight)}")
@@ -110,90 +98,11 @@ def _checked(
     return x, weight, bias, float(slope)
 
 
-# ----------------------------------------------------------------------------------- Reference implementation
-
-
-def _forward_reference(
-    x: Tensor, weight: Tensor, bias: Tensor, factor: int, slope: float, keep_signs: bool
-) -> tuple[Tensor, Tensor]:
-    """Return out and its signs, see :func:`forward_op`."""
-    if factor == 1:
-        convolved = F.conv2d(x, weight, bias, padding=1)
-    else:
-        kernel = transposed_kernel(weight, factor).transpose(0, 1)
-        convolved = F.conv_transpose2d(x, kernel, bias, stride=factor, padding=1)
-    if slope != 1:
-        F.leaky_relu_(convolved, slope)
-    out = _with_strides_of(convolved, _layout.empty(x, weight.shape[0], factor=factor))
-    return out, _packed(out > 0) if keep_signs else x.new_empty(0, dtype=torch.uint8)
-
-
-def _backward_reference(
-    grad: Tensor,
-    saved: Tensor,
-    x: Tensor | None,
-    weight: Tensor,
-    factor: int,
-    slope: float,
-    needs_grad: Sequence[bool],
-    channels_last: bool,
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Return the gradients to x, weight and bias; None for those not needed."""
-    needs_x, needs_weight, needs_bias = needs_grad
-    grad_x = grad_weight = grad_bias = None
-    if saved.numel():
-        if saved.dtype == torch.uint8:
-            saved = _unpacked(saved, grad.shape[1]).to(grad.dtype)
-        grad = torch.ops.aten.leaky_relu_backward(grad, saved, slope, False)
-    if needs_weight:
-        if x is None:
-            raise ValueError(f"the gradient to the weight of {NAME} needs x")
-        grad_x, grad_weight, grad_bias = gradients(grad, x, weight, factor, list(needs_grad))
-    else:
-        if needs_x:
-            kernel = transposed_kernel(weight, factor).transpose(0, 1)  # (Cin, Cout, ...)
-            grad_x = F.conv2d(grad, kernel, stride=factor, padding=1)
-        if needs_bias:
-            grad_bias = grad.sum((0, 2, 3))
-    if grad_x is not None:
-        grad_x = _with_strides_of(grad_x, _gradient_to_x(grad, weight, factor, channels_last))
-    return grad_x, grad_weight, grad_bias
-
-
-def _packed(positive: Tensor) -> Tensor:
-    """Pack booleans (N, C, H, W) into bits, (N, H, W, ceil(C / 8)) bytes."""
-    by_pixel = positive.permute(0, 2, 3, 1).view(torch.uint8)
-    if missing := -positive.shape[1] % _SIGNS_PER_BYTE:
-        by_pixel = F.pad(by_pixel, (0, missing))
-    by_byte = by_pixel.unflatten(-1, (by_pixel.shape[-1] // _SIGNS_PER_BYTE, _SIGNS_PER_BYTE))
-    return (by_byte << _bit_numbers(positive)).sum(-1, dtype=torch.uint8)
-
-
-def _unpacked(signs: Tensor, channels: int) -> Tensor:
-    """The inverse of :func:`_packed`: positive where the bit is set, else zero."""
-    bits = signs.unsqueeze(-1) & (1 << _bit_numbers(signs))
-    return bits.flatten(-2)[..., :channels].permute(0, 3, 1, 2)
-
-
-def _bit_numbers(like: Tensor) -> Tensor:
-    return torch.arange(_SIGNS_PER_BYTE, dtype=torch.uint8, device=like.device)
-
-
-def _with_strides_of(value: Tensor, like: Tensor) -> Tensor:
-    """``value`` with the strides of ``like``, which is overwritten if they differ."""
-    return value if value.stride() == like.stride() else like.copy_(value)
-
-
-def _gradient_to_x(grad: Tensor, weight: Tensor, factor: int, channels_last: bool) -> Tensor:
-    """Allocate the gradient to x, with its shape, dtype and strides."""
-    n, _, height, width = grad.shape
-    shape = (n, weight.shape[1], height // factor, width // factor)
-    form = torch.channels_last if channels_last else torch.contiguous_format
-    return torch.empty(shape, dtype=grad.dtype, device=grad.device, memory_format=form)
+# ------------------------------------------------------------------------------------ Choice of implementation
 
 
 def _unsuited_to_cuda(c_in: int, c_out: int, factor: int, keep_signs: bool) -> str | None:
-    """Why the compiled ops do not take these channels, or None if they do, forward and backward."""
+    """Why the compiled ops do not support these channels, forward and backward, or None if they do."""
     multiple = compiled_ops.CHANNELS
     for name, channels, whole in (("Cout", c_out, factor == 2 or keep_signs), ("Cin", c_in, factor == 2)):
         if channels % multiple and (whole or channels > multiple):
@@ -206,8 +115,8 @@ def _unsuited_to_cuda(c_in: int, c_out: int, factor: int, keep_signs: bool) -> s
 # for the compiled ops on both architectures, but on 9.0 they wait for a measurement.
 dispatch.register(
     NAME,
-    {"reference": dispatch.everywhere, "triton": _triton.why_not, "cuda": compiled_ops.why_not},
-    dtypes={"triton": _triton.DTYPES, "cuda": compiled_ops.DTYPES},
+    {"reference": dispatch.everywhere, "triton": triton_support.why_not, "cuda": compiled_ops.why_not},
+    dtypes={"triton": triton_support.DTYPES, "cuda": compiled_ops.DTYPES},
     rankings={
         8: dispatch.Ranking(("cuda", "reference", "triton"), measured=False),
         9: dispatch.Ranking(("triton", "reference", "cuda"), measured=True),
@@ -225,7 +134,7 @@ def _forward_triton(
     from andfast.kernels.upsampled_convolution import kernels  # noqa: PLC0415  (imports Triton)
 
     packed = transposed_kernel(weight, factor).flatten(2).permute(2, 1, 0).contiguous()  # (taps, Cin, Cout)
-    kernels.forward(x, packed, bias, slope, out, signs, factor=factor, tf32=_triton.tf32_allowed())
+    kernels.forward(x, packed, bias, slope, out, signs, factor=factor, tf32=triton_support.tf32_allowed())
 
 
 def _backward_triton(
@@ -240,7 +149,7 @@ def _backward_triton(
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Return the gradients to x, weight and bias; None for those not needed. ``saved`` as in :func:`backward_op`.
 
-    With signs the gradient to the pre-activation is not materialised: the kernel applies them as it loads ``grad``. The
+    With signs the gradient to the pre-activation is not materialized: the kernel applies them as it loads ``grad``. The
     gradient to weight is PyTorch's, which reads it as a tensor.
     """
     from andfast.kernels.upsampled_convolution import kernels  # noqa: PLC0415  (imports Triton)
@@ -253,9 +162,9 @@ def _backward_triton(
         grad = torch.ops.aten.leaky_relu_backward(grad, saved, slope, False)
     grad_x = grad_weight = grad_bias = None
     if needs_x:
-        grad_x = _gradient_to_x(grad, weight, factor, channels_last)
+        grad_x = reference.empty_gradient_to_x(grad, weight, factor, channels_last)
         packed = transposed_kernel(weight, factor).flatten(2).permute(2, 0, 1).contiguous()  # (taps, Cout, Cin)
-        kernels.grad_input(grad, signs, packed, slope, grad_x, factor=factor, tf32=_triton.tf32_allowed())
+        kernels.grad_input(grad, signs, packed, slope, grad_x, factor=factor, tf32=triton_support.tf32_allowed())
     if needs_weight:
         if x is None:
             raise ValueError(f"the gradient to the weight of {NAME} needs x")
@@ -276,7 +185,7 @@ def _forward_cuda(
     out, signs = _OPS.convolution_forward(
         x, packed, weight.shape[0], factor, slope, None, 1.0, None, None, False, False, keep_signs
     )
-    return compiled_ops.in_format(out, _layout.memory_format(x)), signs
+    return compiled_ops.in_format(out, layout.memory_format(x)), signs
 
 
 def _backward_cuda(
@@ -329,11 +238,11 @@ def forward_op(
     if impl == "cuda":
         return _forward_cuda(x, weight, bias, factor, slope, keep_signs)
     if impl == "triton":
-        out = _layout.empty(x, weight.shape[0], factor=factor)
+        out = layout.empty(x, weight.shape[0], factor=factor)
         signs = x.new_empty(_signs_shape(x, weight, factor, keep_signs, impl), dtype=torch.uint8)
         _forward_triton(x, weight, bias, factor, slope, out, signs)
         return out, signs
-    return _forward_reference(x, weight, bias, factor, slope, keep_signs)
+    return reference.forward(x, weight, bias, factor, slope, keep_signs)
 
 
 def _signs_shape(x: Tensor, weight: Tensor, factor: int, keep_signs: bool, impl: str) -> tuple[int, ...]:
@@ -341,7 +250,7 @@ def _signs_shape(x: Tensor, weight: Tensor, factor: int, keep_signs: bool, impl:
         return (0,)
     n, _, height, width = x.shape
     channels = weight.shape[0]
-    count = compiled_ops.sign_bytes(channels) if impl == "cuda" else -(-channels // _SIGNS_PER_BYTE)
+    count = compiled_ops.sign_bytes(channels) if impl == "cuda" else -(-channels // SIGNS_PER_BYTE)
     return n, factor * height, factor * width, count
 
 
@@ -350,10 +259,10 @@ def _(
     x: Tensor, weight: Tensor, bias: Tensor, factor: int, slope: float, keep_signs: bool, impl: str
 ) -> tuple[Tensor, Tensor]:
     signs = x.new_empty(_signs_shape(x, weight, factor, keep_signs, impl), dtype=torch.uint8)
-    return _layout.empty(x, weight.shape[0], factor=factor), signs
+    return layout.empty(x, weight.shape[0], factor=factor), signs
 
 
-_BACKWARD: Final = {"reference": _backward_reference, "triton": _backward_triton, "cuda": _backward_cuda}
+_BACKWARD: Final = {"reference": reference.backward, "triton": _backward_triton, "cuda": _backward_cuda}
 
 
 @torch.library.custom_op("andfast::upsampled_convolution_backward", mutates_args=())
@@ -385,11 +294,11 @@ def backward_op(
 
 @backward_op.register_fake
 def _(
-    grad: Tensor, saved: Tensor, x: Tensor | None, weight: Tensor, factor: int, slope: float, *others: Any
+    grad: Tensor, saved: Tensor, x: Tensor | None, weight: Tensor, factor: int, slope: float, *args: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
-    needs_grad, channels_last, _impl = others
+    needs_grad, channels_last, _impl = args
     return (
-        _gradient_to_x(grad, weight, factor, channels_last) if needs_grad[0] else grad.new_empty(0),
+        reference.empty_gradient_to_x(grad, weight, factor, channels_last) if needs_grad[0] else grad.new_empty(0),
         weight.new_empty(weight.shape if needs_grad[1] else (0,)),
         weight.new_empty(weight.shape[0] if needs_grad[2] else 0),
     )
@@ -399,7 +308,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
     x, weight, _, ctx.factor, ctx.slope, keep_signs, ctx.impl = inputs
     out, signs = output
     ctx.mark_non_differentiable(signs)
-    ctx.channels_last = _layout.memory_format(x) == torch.channels_last
+    ctx.channels_last = layout.memory_format(x) == torch.channels_last
     saved = signs if keep_signs or ctx.slope == 1 else out
     ctx.save_for_backward(saved, x if ctx.needs_input_grad[1] else None, weight)
 
@@ -425,8 +334,8 @@ def _forward_operations(x_shape: Any, weight_shape: Any, _bias_shape: Any, facto
 
 @register_flop_formula(torch.ops.andfast.upsampled_convolution_backward)
 def _backward_operations(
-    grad_shape: Any, _saved_shape: Any, _x_shape: Any, weight_shape: Any, *others: Any, **_kwargs: Any
+    grad_shape: Any, _saved_shape: Any, _x_shape: Any, weight_shape: Any, *args: Any, **_kwargs: Any
 ) -> int:
-    _factor, _slope, needs_grad, *_ = others
+    _factor, _slope, needs_grad, *_ = args
     pixels = grad_shape[0] * grad_shape[2] * grad_shape[3]
     return 2 * TAPS * weight_shape[0] * weight_shape[1] * pixels * sum(needs_grad[:2])

@@ -1,7 +1,7 @@
 """Nearest upsampling followed by a 3x3 convolution, as a transposed convolution of the small map.
 
 Upsampled pixels are copies, so the taps that read copies of one pixel are one tap with the sum of their weights. The
-four copies of a pixel of the small map reach the results in a 4 x 4 neighbourhood, with one weight each::
+four copies of a pixel of the small map reach the results in a 4 x 4 neighborhood, with one weight each::
 
     upsample x2, convolve with w, padding 1   =   transposed convolution with k, stride 2, padding 1
     rows of k:   w[2],  w[1] + w[2],  w[0] + w[1],  w[0]       likewise for columns
@@ -19,7 +19,7 @@ from andfast.functional.layout import convolution_backward
 def transposed_kernel(weight: Tensor, factor: int) -> Tensor:
     """Return k, (Cout, Cin, factor + 2, factor + 2), from weight (Cout, Cin, 3, 3)."""
     flipped = weight.flip(-2, -1)
-    # Sums of 2 x 2 neighbours, in fp32 for half types.
+    # Sums of 2 x 2 neighbors, in fp32 for half types.
     return flipped if factor == 1 else F.avg_pool2d(flipped, factor, stride=1, padding=1, divisor_override=1)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from andfast.functional.residual_dense_block_fp8 import (
     GRADIENT_SIZE,
     Fp8Weights,
-    quantise_weights,
+    quantize_weights,
     residual_dense_block_fp8,
 )
 from andfast.nn.rrdbnet import NEGATIVE_SLOPE, RESIDUAL_SCALE, RRDBNet
@@ -35,7 +35,7 @@ class Fp8Body:
     def __init__(self, generator: RRDBNet, impl: str = "auto") -> None:
         blocks = [block for rrdb in generator.body for block in rrdb.children()]
         convolutions = list(zip(*(cast(Iterable[nn.Conv2d], block.children()) for block in blocks), strict=True))
-        stacked = quantise_weights(  # all blocks at once: about a hundred launches, whatever their number
+        stacked = quantize_weights(  # all blocks at once: about a hundred launches, whatever their number
             [torch.stack([layer.weight for layer in layers]) for layers in convolutions],
             [torch.stack([cast(Tensor, layer.bias) for layer in layers]) for layers in convolutions],
             scale=RESIDUAL_SCALE,

@@ -4,8 +4,9 @@ from copy import deepcopy
 
 from torch import Tensor, nn
 
-from andfast.functional.residual_dense_block import CONVOLUTIONS, residual_dense_block_reference
-from andfast.functional.upsampled_convolution import upsampled_convolution_reference
+from andfast.functional.residual_dense_block import CONVOLUTIONS
+from andfast.functional.residual_dense_block_reference import residual_dense_block_reference
+from andfast.functional.upsampled_convolution_reference import upsampled_convolution_reference
 from andfast.nn.rrdbnet import NEGATIVE_SLOPE, RESIDUAL_SCALE, Convolution, RRDBNet
 
 

@@ -7,7 +7,7 @@ Rows of a group, at one precision:
 - andfast's implementations, by name
 - eager: the block as ESRGAN writes it, four concatenations, differentiated by autograd, channels_last
 - compiled: the same under torch.compile
-- fp8: andfast's with 8-bit operands, frozen alone; its weights are quantised beforehand, as once a step. Its floor is
+- fp8: andfast's with 8-bit operands, frozen alone; its weights are quantized beforehand, as once a step. Its floor is
   that of bf16, so that all rows of a group are held against one; its error is that of fp8
 
 Directions are forward (nothing kept for a backward pass), frozen forward+backward (the gradient to x alone, as in the
@@ -23,9 +23,9 @@ import torch.nn.functional as F
 
 from andfast.functional import dispatch, residual_dense_block
 from andfast.functional.residual_dense_block import NAME as OP
-from andfast.functional.residual_dense_block import residual_dense_block_reference
 from andfast.functional.residual_dense_block_fp8 import NAME as FP8
-from andfast.functional.residual_dense_block_fp8 import quantise_weights, residual_dense_block_fp8
+from andfast.functional.residual_dense_block_fp8 import quantize_weights, residual_dense_block_fp8
+from andfast.functional.residual_dense_block_reference import residual_dense_block_reference
 from benchmarks import counts, measure
 from benchmarks.machine import device
 
@@ -82,13 +82,13 @@ def function(name):
 
 
 def with_fp8():
-    """The block with 8-bit operands; each set of weights is quantised at its first call, which is not timed."""
+    """The block with 8-bit operands; each set of weights is quantized at its first call, which is not timed."""
     known = {}
 
     def call(x, weights, biases):
         key = weights[0].data_ptr()
         if key not in known:  # kept with the weights, whose place in memory is their name
-            known[key] = weights, quantise_weights(weights, biases, scale=SCALE)
+            known[key] = weights, quantize_weights(weights, biases, scale=SCALE)
         return residual_dense_block_fp8(x, known[key][1], slope=SLOPE, impl=FP8_IMPLEMENTATION)
 
     return call

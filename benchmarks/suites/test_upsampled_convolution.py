@@ -23,7 +23,7 @@ import torch.nn.functional as F
 
 from andfast.functional import dispatch, upsampled_convolution
 from andfast.functional.upsampled_convolution import NAME as OP
-from andfast.functional.upsampled_convolution import upsampled_convolution_reference
+from andfast.functional.upsampled_convolution_reference import upsampled_convolution_reference
 from andfast.functional.upsampled_kernel import transposed_kernel
 from benchmarks import counts, measure
 from benchmarks.machine import device

@@ -18,7 +18,7 @@
 
 namespace andfast {
 
-// Samples added by reflection on each side: the window of `n_taps` is centred on the block of `factor` samples.
+// Samples added by reflection on each side: the window of `n_taps` is centered on the block of `factor` samples.
 ANDFAST_HOST_DEVICE int64_t padding_of(int64_t n_taps, int64_t factor) { return (n_taps - factor) / 2; }
 
 // Mirrors an index into [0, size) without repeating the border (numpy's "reflect"); needs -size < i < 2 * size - 1.

@@ -123,7 +123,7 @@ inline Plan make_plan(
   p.image_groups = static_cast<int32_t>(groups);
   p.threads = static_cast<int32_t>(ceil_div(p.tile_images * per_image, 32) * 32);
 
-  // The longest strips that still fill every multiprocessor: neighbouring strips both read the rows at their
+  // The longest strips that still fill every multiprocessor: neighboring strips both read the rows at their
   // boundary, too far apart in time for the L2 cache to help.
   const int64_t rows = s.height / s.factor + (forward || s.pad() == 0 ? 0 : 1);
   const int64_t tiles = std::max<int64_t>(1, groups * p.slabs * p.column_tiles);

@@ -22,7 +22,7 @@ struct Family {
   int64_t (*packed_elements)(const Shape& shape);
   cudaError_t (*pack)(const PackJob* jobs, int n_jobs, cudaStream_t stream);
   // The problem satisfies its contract (the ops check it), and its weights were packed by this family. Capturable: no
-  // synchronisation, no allocation. multiprocessors: of the current device.
+  // synchronization, no allocation. multiprocessors: of the current device.
   cudaError_t (*launch)(const Problem& problem, int multiprocessors, cudaStream_t stream);
 };
 

@@ -36,7 +36,7 @@ ANDFAST_DEVICE void wait_copies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kGroups) : "memory");
 }
 
-ANDFAST_DEVICE void synchronise() { __syncthreads(); }
+ANDFAST_DEVICE void synchronize() { __syncthreads(); }
 
 // Four 8 x 8 matrices of 16-bit elements: lanes 8m to 8m + 7 give the addresses of the rows of matrix m.
 ANDFAST_DEVICE void load_matrices(uint32_t (&r)[4], uint32_t row) {

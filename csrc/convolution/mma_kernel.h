@@ -271,7 +271,7 @@ ANDFAST_DEVICE void convolve(const Launch& l) {
     float sum[4][T::kColumns][4] = {};
     for (int chunk = 0; chunk < l.reduction.chunks; ++chunk) {
       wait_copies<T::kStages - 2>();
-      synchronise();  // the chunk has arrived for all, and all are done with the stage before it
+      synchronize();  // the chunk has arrived for all, and all are done with the stage before it
       const int next = stage == 0 ? T::kStages - 1 : stage - 1;
       loader.load_next(next);
       commit_copies();

@@ -22,7 +22,7 @@ enum class Padding : int32_t {
 
 enum class Resampling : int32_t {
   kNone,
-  // The convolution reads its source enlarged twofold by nearest neighbour: source (H, W), out (2H, 2W).
+  // The convolution reads its source enlarged twofold by nearest neighbor: source (H, W), out (2H, 2W).
   kUpsample,
   // The adjoint of kUpsample, for the gradient to its input: out (H, W) is the sum over each 2 x 2 block of the
   // convolution of the source (2H, 2W). Weights are given flipped and transposed, as for any gradient to an input.

@@ -19,7 +19,7 @@ using TensorMap = CUtensorMap;
 ANDFAST_DEVICE void mbarrier_init(uint32_t barrier, int arrivals) {
   asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals));
 }
-// Makes the initialised barriers visible to the copies.
+// Makes the initialized barriers visible to the copies.
 ANDFAST_DEVICE void mbarrier_init_fence() {
   asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
   asm volatile("fence.proxy.async;" ::: "memory");

@@ -25,7 +25,7 @@ ANDFAST_HOST_DEVICE constexpr int ceil_div(int a, int b) { return (a + b - 1) / 
 
 struct Rows {
   static constexpr int kOutputs = 32;
-  static constexpr int kColumns = 64;                    // of a tile, those of its neighbours included
+  static constexpr int kColumns = 64;                    // of a tile, those of its neighbors included
   static constexpr int kColumnStep = 62;                 // from tile to tile where the image is wider than 64
   static constexpr int kHeight = 8;                      // rows of results
   static constexpr int kHaloHeight = kHeight + 2;

@@ -87,7 +87,7 @@ ANDFAST_DEVICE void init_ring(const Ring& ring, int consumer_warps) {
     mbarrier_init(ring.order(), consumer_warps / 2);
     mbarrier_init_fence();
   }
-  synchronise();
+  synchronize();
 }
 
 ANDFAST_DEVICE void prefetch_maps(const Launch& l) {

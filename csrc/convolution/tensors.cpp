@@ -44,6 +44,20 @@ std::string shape_text(const Tensor& t) {
   return text + ")";
 }
 
+WeightPart::Type weight_type(const char* name, const Tensor& t) {
+  switch (t.scalar_type()) {
+    case ScalarType::BFloat16: return WeightPart::Type::kBFloat16;
+    case ScalarType::Half: return WeightPart::Type::kHalf;
+    case ScalarType::Float: return WeightPart::Type::kFloat;
+    default: ANDFAST_CHECK(false, name, " must be bfloat16, float16 or float32"); return {};
+  }
+}
+
+Dtype dtype_of(ScalarType dtype) {
+  ANDFAST_CHECK(dtype == ScalarType::BFloat16 || dtype == ScalarType::Half, "dtype must be bfloat16 or float16");
+  return dtype == ScalarType::Half ? Dtype::kHalf : Dtype::kBFloat16;
+}
+
 Dtype check_images(const char* name, const Tensor& t) {
   ANDFAST_CHECK(t.is_cuda(), name, " must be on a CUDA device");
   ANDFAST_CHECK(t.dim() == 4, name, " must have shape (N, C, H, W), was ", shape_text(t));

@@ -24,6 +24,10 @@ using torch::stable::Tensor;
 
 std::string shape_text(const Tensor& t);
 
+// The convolutions' own names of dtypes; raise for those that they do not take.
+WeightPart::Type weight_type(const char* name, const Tensor& t);
+Dtype dtype_of(ScalarType dtype);
+
 // Checks that t is on a CUDA device, is bf16 or fp16 and has 4 dimensions, the last three not empty.
 Dtype check_images(const char* name, const Tensor& t);
 void check_like(const char* name, const Tensor& t, const Tensor& x);

@@ -99,12 +99,12 @@ def kernel_source(
     constants: Mapping[str, Any],
     divisible: Collection[str] = (),
 ) -> ASTSource:
-    """A kernel with the signature that Triton's own specialisation gives a launch.
+    """A kernel with the signature that Triton's own specialization gives a launch.
 
     Args:
         function: the jit function.
         types: Triton types ("*fp32", "i32") by parameter; a tuple for a tuple argument. The default is "i32".
-        constants: values of constexprs, and of integers (or a tuple of them) that are specialised on 1.
+        constants: values of constexprs, and of integers (or a tuple of them) that are specialized on 1.
         divisible: parameters (pointers and integers) that are multiples of 16.
     """
     names = [parameter.name for parameter in function.params]
@@ -139,7 +139,7 @@ def image_kernel_source(
     unit_stride: Callable[[str], bool],
     layout: str,
 ) -> ASTSource:
-    """:func:`kernel_source` of a kernel over images, as launches with a given layout specialise it.
+    """:func:`kernel_source` of a kernel over images, as launches with a given layout specialize it.
 
     Args:
         function, constants: as in :func:`kernel_source`.

@@ -5,6 +5,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+SIGNS_PER_BYTE = 8
+"""Signs of channels that a byte of packed sign bits holds."""
+
 
 def check_int32_extent(name: str, shape: Sequence[int], stride: Sequence[int]) -> None:
     """Raise ValueError unless each image spans fewer than 2**31 values: offsets within an image are 32-bit."""
@@ -34,6 +37,12 @@ def with_contiguous_channels(x: Tensor) -> Tensor:
     if x.shape[1] == 1 or x.stride(1) == 1:
         return x
     return x.contiguous(memory_format=torch.channels_last)
+
+
+def empty_channels_last(x: Tensor, channels: int, height: int | None = None, width: int | None = None) -> Tensor:
+    """An uninitialized channels_last tensor of x's batch, dtype and device, and x's height and width by default."""
+    shape = (x.shape[0], channels, x.shape[2] if height is None else height, x.shape[3] if width is None else width)
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
 
 
 def in_order(tensor: Tensor, like: Tensor) -> Tensor:

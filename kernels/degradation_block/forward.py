@@ -55,7 +55,7 @@ def _forward_kernel(
     BLOCK_OUT: tl.constexpr,  # output channels a program
     PRECISION: tl.constexpr,  # tl.dot's input_precision
 ):
-    """One program: BLOCK_OUT channels of one pixel tile. Channel blocks, then tiles, then images are neighbours."""
+    """One program: BLOCK_OUT channels of one pixel tile. Channel blocks, then tiles, then images are neighbors."""
     program = tl.program_id(0)
     blocks = tl.cdiv(c_out, BLOCK_OUT)
     n = (program // (blocks * tiles)).to(tl.int64)

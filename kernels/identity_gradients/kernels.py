@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ..common.layout import check_int32_extent
 
-COLOURS = tl.constexpr(3)
+COLORS = tl.constexpr(3)
 TAPS = 27  # nine taps of three channels
 TAPS_BLOCK = 32  # padded to a power of two
 
@@ -50,7 +50,7 @@ NO_NOISE, ONE_MAP, EACH_CHANNEL = 0, 1, 2
 
 
 @triton.jit
-def _load_colours(
+def _load_colors(
     image,  # pointer to an image with three channels
     p,  # pixel indices
     inside,  # mask of pixels in the image
@@ -141,9 +141,9 @@ def _layers_kernel(
         for tile in range(chunk * each, tl.minimum((chunk + 1) * each, tiles)):
             p = tile * BLOCK_P + rows
             inside = p < pixels
-            g0, g1, g2 = _load_colours(g, p, inside, g_stride_c, g_stride_p)
+            g0, g1, g2 = _load_colors(g, p, inside, g_stride_c, g_stride_p)
             if SLOPE:
-                x0, x1, x2 = _load_colours(x, p, inside, x_stride_c, x_stride_p)
+                x0, x1, x2 = _load_colors(x, p, inside, x_stride_c, x_stride_p)
             if NOISE == 1:
                 up_summed = g0 * t0 + g1 * t1 + g2 * t2
                 tl.store(noise + n * pixels + p, up_summed.to(noise.dtype.element_ty), mask=inside & (block == 0))
@@ -205,7 +205,7 @@ def _correlation_kernel(
         row = segment // in_row
         column = (segment % in_row) * SEGMENT + tl.arange(0, SEGMENT)
         inside = column < width
-        g0, g1, g2 = _load_colours(g, row * width + column, inside, g_stride_c, g_stride_p)
+        g0, g1, g2 = _load_colors(g, row * width + column, inside, g_stride_c, g_stride_p)
         y = row + dy
         z = column[:, None] + dx
         near_y = tl.minimum(tl.maximum(y, 0), height - 1)
@@ -314,7 +314,7 @@ def correlation(x: Tensor, grad: Tensor, *, replicate: bool, config: Config | No
     in_row = triton.cdiv(width, config.segment)
     segments = height * in_row
     parts = triton.cdiv(segments, config.segments)
-    sums = x.new_empty((n, parts, COLOURS.value, TAPS_BLOCK), dtype=torch.float32)
+    sums = x.new_empty((n, parts, COLORS.value, TAPS_BLOCK), dtype=torch.float32)
     if n:
         for name, image in (("x", x), ("grad", grad)):
             check_int32_extent(name, image.shape, image.stride())

@@ -6,8 +6,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..common.layout import with_contiguous_channels
-from .buffers import ACTIVATIONS, CONVOLUTIONS, empty_channels_last, first_activation, gradient_to_x, saved_for_backward
+from ..common.layout import empty_channels_last, with_contiguous_channels
+from .buffers import (
+    ACTIVATIONS,
+    CONVOLUTIONS,
+    first_activation,
+    gathered_weights,
+    gradient_to_x,
+    input_of_weight_gradients,
+    saved_for_backward,
+)
 from .convolution import ACTIVATE, ACTIVATE_AND_SAVE, GRADIENT_BY_BITS, GRADIENT_BY_FEATURES, RESIDUAL, convolve
 from .grad_weight import grad_weight
 
@@ -59,7 +67,7 @@ def backward(
 ) -> tuple[Tensor | None, list[Tensor | None], list[Tensor | None]]:
     """Return the gradients to x (channels_last), weights and biases; None for those not needed.
 
-    ``x`` is needed for gradients to weights only, which also need the features in ``saved``.
+    ``x`` is needed for gradients to weights only, which also need the growth in ``saved``.
     """
     features, width = weights[-1].shape[0], weights[0].shape[0]
     grad = with_contiguous_channels(grad)
@@ -71,10 +79,7 @@ def backward(
     # it: the last one, through which `grad` arrived, and those in between, whose gradients are in the buffer.
     activations = range(ACTIVATIONS - 1, first_activation(needs_x, needs_weights, needs_biases) - 1, -1)
     if activations:
-        blocks = []
-        for k in activations:
-            read = slice(features + k * width, features + (k + 1) * width)
-            blocks += [weight[:, read] for weight in (weights[-1], *weights[k + 1 : -1])]
+        blocks = [weight for k in activations for weight in gathered_weights(weights, k)]
         packed = torch.cat([block.flatten(2).permute(2, 0, 1) for block in blocks], 1)  # (9, sum of Cout, G)
         row = 0
         for k in activations:
@@ -87,14 +92,13 @@ def backward(
     grad_x = None
     if needs_x:
         grad_x = gradient_to_x(grad)
-        blocks = [weight[:, :features] for weight in (weights[-1], *weights[:-1])]
+        blocks = gathered_weights(weights, -1)
         packed = torch.cat([block.flatten(2).permute(2, 0, 1) for block in blocks], 1)  # (9, F + 4G, F)
         convolve(grad, grad_growth, (0, ACTIVATIONS * width), packed, 0, grad_x, 0, RESIDUAL, **options)
 
     grad_weights: list[Tensor | None] = [None] * CONVOLUTIONS
     if any(needs_weights):
-        if x is None or by_bits:
-            raise ValueError("gradients to the weights of residual_dense_block need x and the features, not signs")
+        x = input_of_weight_gradients(x, saved)
         in_fp32 = grad_weight(with_contiguous_channels(x), saved, grad_growth, grad, needs_weights, tf32=tf32)
         if in_fp32[-1] is not None:
             in_fp32[-1] *= scale

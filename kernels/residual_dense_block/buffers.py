@@ -1,13 +1,14 @@
-"""Buffers of the Triton implementation, shared by its launchers and the op's fake kernels. Needs no Triton."""
+"""Buffers and order of gathering of the residual dense block, shared by its implementations. Needs no Triton."""
 
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from ..common.layout import SIGNS_PER_BYTE, empty_channels_last
+
 CONVOLUTIONS = 5
 ACTIVATIONS = CONVOLUTIONS - 1
-SIGNS_PER_BYTE = 8
 
 
 def saved_for_backward(x: Tensor, growth: int, keep_features: bool) -> Tensor:
@@ -26,13 +27,25 @@ def gradient_to_x(grad: Tensor) -> Tensor:
     return empty_channels_last(grad, grad.shape[1])
 
 
-def empty_channels_last(x: Tensor, channels: int) -> Tensor:
-    """Allocate a channels_last tensor with x's batch, size, dtype and device."""
-    n, _, height, width = x.shape
-    return torch.empty((n, channels, height, width), dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
-
-
 def first_activation(needs_x: bool, needs_weights: Sequence[bool], needs_biases: Sequence[bool]) -> int:
     """Index of the first activation, 0 to 3, whose gradient is needed; 4 if none is."""
     needed = [k for k in range(ACTIVATIONS) if needs_weights[k] or needs_biases[k]]
     return 0 if needs_x else min(needed, default=ACTIVATIONS)
+
+
+def gathered_weights(weights: Sequence[Tensor], k: int) -> list[Tensor]:
+    """Weights that the gradient to activation k gathers through, to x for k = -1; ``weights`` (..., Cout, Cin, 3, 3).
+
+    They belong to the convolutions that read the activation, restricted to its channels: the last one, then those
+    between, in order.
+    """
+    features, growth = weights[-1].shape[-4], weights[0].shape[-4]
+    channels = slice(0, features) if k < 0 else slice(features + k * growth, features + (k + 1) * growth)
+    return [weight[..., channels, :, :] for weight in (weights[-1], *weights[k + 1 : -1])]
+
+
+def input_of_weight_gradients(x: Tensor | None, saved: Tensor) -> Tensor:
+    """Return x; raise ValueError unless forward saved what gradients to weights need."""
+    if x is None or saved.dtype == torch.uint8:
+        raise ValueError("gradients to the weights of residual_dense_block need x and the growth, not signs")
+    return x

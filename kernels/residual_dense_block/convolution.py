@@ -125,7 +125,7 @@ def _convolution_kernel(
     program = tl.program_id(0)
     blocks = tl.cdiv(c_out, BLOCK_OUT)
     n = (program // (blocks * tiles)).to(tl.int64)
-    # The first and last pixels of a tile only serve their neighbours; tiles overlap by two pixels.
+    # The first and last pixels of a tile only serve their neighbors; tiles overlap by two pixels.
     place = tl.arange(0, PIXELS)
     pixel = ((program // blocks) % tiles) * (PIXELS - 2) - 1 + place
     row, column = pixel // width, pixel % width

@@ -5,7 +5,7 @@ from typing import Final
 from ..common.config import KernelConfig
 
 CHANNEL_BLOCKS: Final = (16, 32, 64)
-"""Channel block sizes of the quantisation."""
+"""Channel block sizes of the quantization."""
 
 REDUCTION_BLOCKS: Final = (32, 64)
 """Block sizes of the reduction; tl.dot needs at least 32 with fp8 operands."""

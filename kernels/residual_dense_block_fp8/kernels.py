@@ -1,7 +1,7 @@
-"""The frozen residual dense block with fp8 operands in Triton: quantisation, convolution with epilogue, launchers.
+"""The frozen residual dense block with fp8 operands in Triton: quantization, convolution with epilogue, launchers.
 
 The structure is that of residual_dense_block/block.py, five convolutions forward and five backward. Both tensors that a
-convolution sums over are fp8: x (or the incoming gradient), quantised once by a separate kernel, and the growth (or its
+convolution sums over are fp8: x (or the incoming gradient), quantized once by a separate kernel, and the growth (or its
 gradients), which each convolution writes in fp8. Weights are fp8 with a factor per output channel; sums
 are fp32; the residual is added in x's dtype.
 
@@ -23,7 +23,7 @@ from ..common.layout import aligned, check_int32_extent, pixel_strides, with_con
 from ..residual_dense_block.buffers import ACTIVATIONS, CONVOLUTIONS
 from .configs import CHANNEL_BLOCKS, OUTPUT_BLOCKS, REDUCTION_BLOCKS, TABLE
 
-QUANTISED_PIXELS = 64  # per program
+QUANTIZED_PIXELS = 64  # per program
 
 ACTIVATE, GRADIENT, RESIDUAL = range(3)
 
@@ -39,7 +39,7 @@ def _rounded(
 
 
 @triton.jit(do_not_specialize=["height", "width", "tiles"])
-def _quantise_kernel(
+def _quantize_kernel(
     x_ptr,  # (N, C, H, W), contiguous channels
     out_ptr,  # (N, H, W, C) fp8, contiguous
     channels,  # C
@@ -146,7 +146,7 @@ def _fp8_convolution_kernel(
     program = tl.program_id(0)
     blocks = tl.cdiv(c_out, BLOCK_OUT)
     n = (program // (blocks * tiles)).to(tl.int64)
-    # The first and last pixels of a tile only serve their neighbours; tiles overlap by two pixels.
+    # The first and last pixels of a tile only serve their neighbors; tiles overlap by two pixels.
     place = tl.arange(0, PIXELS)
     pixel = ((program // blocks) % tiles) * (PIXELS - 2) - 1 + place
     pixels = height * width
@@ -202,16 +202,16 @@ def _fp8_convolution_kernel(
         )
 
 
-def quantise(x: Tensor, dtype: torch.dtype) -> Tensor:
+def quantize(x: Tensor, dtype: torch.dtype) -> Tensor:
     """Convert x (N, C, H, W), with contiguous channels, to an fp8 dtype, (N, H, W, C), contiguous."""
     n, channels, height, width = x.shape
     out = x.new_empty((n, height, width, channels), dtype=dtype)
     check_int32_extent("x", x.shape, x.stride())
     if out.numel():
-        tiles = triton.cdiv(height * width, QUANTISED_PIXELS)
-        _quantise_kernel[n * tiles,](
+        tiles = triton.cdiv(height * width, QUANTIZED_PIXELS)
+        _quantize_kernel[n * tiles,](
             x, out, channels, height, width, tiles, *pixel_strides(x),
-            PIXELS=QUANTISED_PIXELS, BLOCK_C=smallest_block(channels, CHANNEL_BLOCKS), num_warps=4,
+            PIXELS=QUANTIZED_PIXELS, BLOCK_C=smallest_block(channels, CHANNEL_BLOCKS), num_warps=4,
         )  # fmt: skip
     return out
 
@@ -291,7 +291,7 @@ def forward(
     width = kernels[0].shape[1]
     kernels = [kernel.view(torch.float8_e4m3fn) for kernel in kernels]
     x = with_contiguous_channels(x)
-    incoming = quantise(x, torch.float8_e4m3fn)
+    incoming = quantize(x, torch.float8_e4m3fn)
     growth = incoming.new_empty((*incoming.shape[:3], ACTIVATIONS * width))
     for k in range(ACTIVATIONS):
         convolve(
@@ -311,7 +311,7 @@ def backward(
     width = kernels[0].shape[1]
     kernels = [kernel.view(torch.float8_e4m3fn) for kernel in kernels]
     grad = with_contiguous_channels(grad)
-    incoming = quantise(grad, torch.float8_e5m2)
+    incoming = quantize(grad, torch.float8_e5m2)
     growth = incoming.new_empty((*incoming.shape[:3], ACTIVATIONS * width))
     for step, k in enumerate(reversed(range(ACTIVATIONS))):
         convolve(

@@ -7,7 +7,7 @@ from triton.compiler import ASTSource
 
 from ..common.compilation import image_kernel_options, image_kernel_source
 from .configs import OUTPUT_BLOCKS, REDUCTION_BLOCKS, TABLE
-from .kernels import QUANTISED_PIXELS, _fp8_convolution_kernel, _quantise_kernel
+from .kernels import QUANTIZED_PIXELS, _fp8_convolution_kernel, _quantize_kernel
 
 KINDS: Final = ("activate", "gradient", "residual", "residual_gradient")
 """By the kernel's KIND; the last convolution of the backward pass has operands of another fp8 type."""
@@ -18,7 +18,7 @@ class Variant(NamedTuple):
 
     architecture: str
     kind: str
-    """Of :data:`KINDS`, or "quantise"."""
+    """Of :data:`KINDS`, or "quantize"."""
     dtype: str
     """Of x and of the result."""
     block_out: int
@@ -31,10 +31,10 @@ class Variant(NamedTuple):
 
     def source(self) -> ASTSource:
         wide, e4m3, e5m2 = "*" + self.dtype, "*fp8e4nv", "*fp8e5"
-        if self.kind == "quantise":
-            function: Any = _quantise_kernel
+        if self.kind == "quantize":
+            function: Any = _quantize_kernel
             types = {"x_ptr": wide, "out_ptr": e4m3}
-            constants: dict[str, Any] = {"PIXELS": QUANTISED_PIXELS, "BLOCK_C": self.block_k}
+            constants: dict[str, Any] = {"PIXELS": QUANTIZED_PIXELS, "BLOCK_C": self.block_k}
         else:
             function = _fp8_convolution_kernel
             config = TABLE[self.architecture][self.block_out]
@@ -55,12 +55,12 @@ class Variant(NamedTuple):
         )
 
     def options(self) -> dict[str, int]:
-        if self.kind == "quantise":
+        if self.kind == "quantize":
             return {"num_warps": 4}
         return image_kernel_options(TABLE[self.architecture][self.block_out], self.layout)
 
     def register_ceiling(self) -> int:
-        return 64 if self.kind == "quantise" else self.options()["maxnreg"]
+        return 64 if self.kind == "quantize" else self.options()["maxnreg"]
 
 
 def variants(architecture: str) -> list[Variant]:
@@ -78,7 +78,7 @@ def variants(architecture: str) -> list[Variant]:
         # Other layouts use the smallest blocks.
         rare = [aligned[0]._replace(layout=layout) for layout in (("odd", "general") if last else ("odd",))]
         listed += [*aligned, *rare, *([aligned[0]._replace(dtype="fp16")] if last else [])]
-    return [*listed, *(Variant(architecture, "quantise", dtype, 64, 64) for dtype in ("bf16", "fp16"))]
+    return [*listed, *(Variant(architecture, "quantize", dtype, 64, 64) for dtype in ("bf16", "fp16"))]
 
 
 def representatives(architecture: str) -> list[Variant]:

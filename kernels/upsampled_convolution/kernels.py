@@ -130,7 +130,7 @@ def _grad_input_kernel(
     BLOCK_OUT: tl.constexpr,  # output channels per step
     PRECISION: tl.constexpr,  # tl.dot's input_precision
 ):
-    """One program: BLOCK_IN channels of one tile of x's pixels, gathered from their neighbourhoods in the large map."""
+    """One program: BLOCK_IN channels of one tile of x's pixels, gathered from their neighborhoods in the large map."""
     SIDE: tl.constexpr = FACTOR + 2
     program = tl.program_id(0)
     blocks = tl.cdiv(c_in, BLOCK_IN)

@@ -33,7 +33,7 @@ def without_compiler(monkeypatch):
 
 def with_a_wrong_compiler(monkeypatch):
     monkeypatch.setenv("CC", "no-such-compiler")
-    return "Triton needs a C compiler, and CC='no-such-compiler' is not there"
+    return "Triton needs a C compiler, and CC='no-such-compiler' does not exist"
 
 
 def without_headers(monkeypatch):

@@ -29,7 +29,7 @@ WORDS = (
 )
 """Wording that reads as if translated."""
 PENDING = (
-    *("andfast/functional/", "benchmarks/suites/step_variants.py", "benchmarks/step_launches.py"),
+    *("benchmarks/suites/step_variants.py", "benchmarks/step_launches.py"),
     *("benchmarks/gpu_check/compile_kernels.py", "tests/conftest.py", "tests/helpers/", "tests/nn/"),
     *("tests/ops/", "tests/project/test_packaging.py"),
 )

@@ -38,7 +38,7 @@ def run(given: dict[str, Any]) -> Any:
     ("changed", "error", "message"),
     [
         ({"step_size": -1.0}, ValueError, "step_size must be finite and 0 or more, was -1.0"),
-        ({"radii": [1.0]}, ValueError, "radii must be as many as groups of values, 2, were 1"),
+        ({"radii": [1.0]}, ValueError, "radii must have one entry per group of values, 2, had 1"),
         ({"radii": [1.0, float("nan")]}, ValueError, "radii must be finite and 0 or more, one was nan"),
         ({"values": [[torch.rand(2), 3], [torch.rand(2)]]}, TypeError, r"values\[0\]\[1\] must be a torch.Tensor, was"),
         ({"values": [[torch.ones(2).int()], []]}, TypeError, r"values\[0\]\[0\] must be a floating-point tensor, was"),
@@ -61,7 +61,7 @@ def run(given: dict[str, Any]) -> Any:
         (
             {name: [[torch.rand(2)], []] for name in ("values", "gradients", "centers")},
             ValueError,
-            r"values\[1\] must have one tensor or more, had none",
+            r"values\[1\] must have at least one tensor, had none",
         ),
         ({"impl": "cuda"}, RuntimeError, "impl='cuda' is not available: ascent_step has no such implementation"),
         ({"impl": "fast"}, ValueError, "impl must be one of auto, .*, was 'fast'"),

@@ -18,8 +18,8 @@ from andfast.functional import (
     upsampled_convolution,
 )
 from andfast.functional.frozen_dense_blocks import PackedBlocks, frozen_dense_blocks_reference, pack_dense_blocks
-from andfast.functional.residual_dense_block import residual_dense_block_reference
-from andfast.functional.upsampled_convolution import upsampled_convolution_reference
+from andfast.functional.residual_dense_block_reference import residual_dense_block_reference
+from andfast.functional.upsampled_convolution_reference import upsampled_convolution_reference
 
 OPS = torch.ops.andfast
 LAYERS = [(3, 8, 1, 1.0), (8, 8, 1, 0.2), (16, 8, 2, 0.2), (8, 3, 1, 1.0)]

@@ -15,8 +15,8 @@ from andfast.functional.frozen_dense_blocks import (
     frozen_dense_blocks_reference,
     pack_dense_blocks,
 )
-from andfast.functional.residual_dense_block import residual_dense_block_reference
-from andfast.functional.upsampled_convolution import upsampled_convolution_reference
+from andfast.functional.residual_dense_block_reference import residual_dense_block_reference
+from andfast.functional.upsampled_convolution_reference import upsampled_convolution_reference
 from andfast.nn import RRDBNet, frozen
 
 pytestmark = pytest.mark.gpu

@@ -22,7 +22,7 @@ from convolution_structs import (
     pointer,
 )
 
-from andfast.functional.residual_dense_block import residual_dense_block_reference
+from andfast.functional.residual_dense_block_reference import residual_dense_block_reference
 
 pytestmark = pytest.mark.skipif(shutil.which(COMPILER) is None, reason="needs a C++ compiler")
 TOLERANCE = {torch.bfloat16: 1e-2, torch.float16: 3e-3}  # roundings, and slopes where they flip a sign

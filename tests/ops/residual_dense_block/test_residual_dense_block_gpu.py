@@ -6,7 +6,7 @@ from comparison import assert_near
 from torch import Tensor
 
 from andfast.functional import residual_dense_block
-from andfast.functional.residual_dense_block import residual_dense_block_reference
+from andfast.functional.residual_dense_block_reference import residual_dense_block_reference
 from andfast.kernels.common.config import MAX_REGISTERS
 from andfast.kernels.residual_dense_block.configs import TABLE
 

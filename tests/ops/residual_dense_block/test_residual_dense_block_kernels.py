@@ -19,7 +19,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from triton_interpreter import INTERPRETED
 
 from andfast.functional import dispatch, residual_dense_block
-from andfast.functional.residual_dense_block import backward_op, forward_op, residual_dense_block_reference
+from andfast.functional.residual_dense_block import backward_op, forward_op
+from andfast.functional.residual_dense_block_reference import residual_dense_block_reference
 from andfast.functional.selftest import self_test
 from andfast.kernels.common.config import KernelConfig
 
@@ -290,7 +291,7 @@ if INTERPRETED:
         x, weights, biases = make_float32()
         out, signs = forward_op(x, weights, biases, 0.2, 0.2, False, "triton")
         needed = [True] * 5
-        with pytest.raises(ValueError, match="need x and the features, not signs"):
+        with pytest.raises(ValueError, match="need x and the growth, not signs"):
             backward_op(out, signs, weights, 0.2, 0.2, True, needed, needed, "triton", x)
 
     def test_frozen_forward_frees_growth(monkeypatch: pytest.MonkeyPatch) -> None:

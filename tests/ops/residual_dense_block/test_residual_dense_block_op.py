@@ -15,12 +15,8 @@ from dense_blocks import flat, freeze, make
 from torch import Tensor
 
 from andfast.functional import residual_dense_block as op_from_package
-from andfast.functional.residual_dense_block import (
-    backward_op,
-    forward_op,
-    residual_dense_block,
-    residual_dense_block_reference,
-)
+from andfast.functional.residual_dense_block import backward_op, forward_op, residual_dense_block
+from andfast.functional.residual_dense_block_reference import residual_dense_block_reference
 
 
 @pytest.mark.parametrize("memory_format", FORMATS)

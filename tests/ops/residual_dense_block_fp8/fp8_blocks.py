@@ -24,7 +24,7 @@ def rounded(value: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def rounded_weight(weight: Tensor, outputs: int) -> Tensor:
-    """Quantise to e4m3 with a factor per entry of dimension ``outputs`` that maps its largest value to 448.
+    """Quantize to e4m3 with a factor per entry of dimension ``outputs`` that maps its largest value to 448.
 
     Factors are float32, as in the op.
     """

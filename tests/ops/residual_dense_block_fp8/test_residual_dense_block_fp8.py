@@ -1,4 +1,4 @@
-"""The fp8 residual dense block: the reference, quantisation, registration and argument errors."""
+"""The fp8 residual dense block: the reference, quantization, registration and argument errors."""
 
 from typing import Any
 
@@ -11,9 +11,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from andfast.functional import dispatch, residual_dense_block
 from andfast.functional import residual_dense_block_fp8 as fp8
 from andfast.functional import triton_support as _triton
-from andfast.functional.residual_dense_block import residual_dense_block_reference
-from andfast.functional.residual_dense_block_fp8 import Fp8Weights, forward_op, quantise_weights
+from andfast.functional.residual_dense_block_fp8 import Fp8Weights, forward_op, quantize_weights
 from andfast.functional.residual_dense_block_fp8 import residual_dense_block_fp8 as block
+from andfast.functional.residual_dense_block_reference import residual_dense_block_reference
 
 SIZES = [(2, 64, 32, 6, 7), (1, 5, 3, 11, 2), (3, 1, 1, 1, 1), (2, 7, 9, 1, 13), (0, 4, 3, 5, 5)]
 
@@ -39,18 +39,18 @@ def test_matches_definition_in_float64(
     torch.manual_seed(sum(sizes))
     x, weights, biases = fp8_blocks.arguments(*sizes)
     grad = 20 * torch.randn_like(x)
-    quantised = quantise_weights(weights, biases, scale=scale)
+    quantized = quantize_weights(weights, biases, scale=scale)
     right = fp8_blocks.forward_and_backward(x, weights, biases, grad, slope, scale)
     for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, 1e-5)):
         inputs = x.to(dtype).contiguous(memory_format=memory_format)
-        actual = results(inputs, quantised, grad.to(dtype), slope=slope)
+        actual = results(inputs, quantized, grad.to(dtype), slope=slope)
         assert actual[0].dtype == actual[1].dtype == dtype
         assert actual[0].is_contiguous(memory_format=memory_format)
         for tensor, expected in zip(actual, right, strict=True):
             assert near(tensor, expected) <= tolerance
     low, low_grad = x.bfloat16(), grad.bfloat16()
     right = fp8_blocks.forward_and_backward(low, weights, biases, low_grad, slope, scale)
-    for tensor, expected in zip(results(low, quantised, low_grad, slope=slope), right, strict=True):
+    for tensor, expected in zip(results(low, quantized, low_grad, slope=slope), right, strict=True):
         assert tensor.dtype == torch.bfloat16
         assert near(tensor, expected) <= 4e-3
 
@@ -60,7 +60,7 @@ def test_error_against_exact_block() -> None:
     torch.manual_seed(0)
     x, weights, biases = fp8_blocks.arguments(2, 64, 32, 12, 12)
     grad = 20 * torch.randn_like(x)
-    out, grad_x = results(x, quantise_weights(weights, biases), grad)
+    out, grad_x = results(x, quantize_weights(weights, biases), grad)
     leaf = x.double().requires_grad_()
     exact = residual_dense_block_reference(leaf, [w.double() for w in weights], [b.double() for b in biases])
     (exact_grad,) = torch.autograd.grad(exact, leaf, grad.double())
@@ -71,34 +71,34 @@ def test_error_against_exact_block() -> None:
 def test_saturates_and_keeps_nan() -> None:
     torch.manual_seed(1)
     x, weights, biases = fp8_blocks.arguments(1, 4, 3, 5, 5)
-    quantised = quantise_weights(weights, biases)
+    quantized = quantize_weights(weights, biases)
     large = x.clone()
     large[0, 0, 2, 2] = 1e6
-    out, grad_x = results(large, quantised, 1e6 * torch.ones_like(x))
+    out, grad_x = results(large, quantized, 1e6 * torch.ones_like(x))
     assert out.isfinite().all()
     assert grad_x.isfinite().all()
     assert (
         1e6 - 1000 < out[0, 0, 2, 2] < 1e6 + 1000
     )  # the residual is exact, the rest saturates at e4m3's largest number
     large[0, 0, 2, 2] = float("nan")
-    assert results(large, quantised, torch.ones_like(x))[0].isnan().any()
+    assert results(large, quantized, torch.ones_like(x))[0].isnan().any()
     weights[0][1, 2, 1, 1] = float("nan")
-    assert results(x, quantise_weights(weights, biases), torch.ones_like(x))[0].isnan().any()
+    assert results(x, quantize_weights(weights, biases), torch.ones_like(x))[0].isnan().any()
 
 
 def test_zero_weights_have_nonzero_factors() -> None:
     x, weights, biases = fp8_blocks.arguments(1, 4, 3, 5, 5)
-    out, grad = results(x, quantise_weights([0 * tensor for tensor in weights], [0 * tensor for tensor in biases]), x)
+    out, grad = results(x, quantize_weights([0 * tensor for tensor in weights], [0 * tensor for tensor in biases]), x)
     assert torch.equal(out, x)
     assert torch.equal(grad, x)
 
 
-def test_quantises_stacked_blocks() -> None:
+def test_quantizes_stacked_blocks() -> None:
     results = [fp8_blocks.arguments(1, 5, 3, 2, 2)[1:] for _ in range(3)]
     stacked = [[torch.stack(same) for same in zip(*kind, strict=True)] for kind in zip(*results, strict=True)]
-    together = quantise_weights(*stacked)
+    together = quantize_weights(*stacked)
     for index, (weights, biases) in enumerate(results):
-        for several, alone in zip(together.block(index), quantise_weights(weights, biases), strict=True):
+        for several, alone in zip(together.block(index), quantize_weights(weights, biases), strict=True):
             for tensor, other in zip(several, alone, strict=True):
                 assert tensor.is_contiguous()
                 assert torch.equal(tensor, other)
@@ -111,17 +111,17 @@ def test_quantises_stacked_blocks() -> None:
 def test_opcheck(dtype: torch.dtype, memory_format: torch.memory_format) -> None:
     x, weights, biases = fp8_blocks.arguments(2, 5, 3, 4, 6)
     x = x.to(dtype).contiguous(memory_format=memory_format).requires_grad_()
-    quantised = map(list, quantise_weights(weights, biases))
-    torch.library.opcheck(forward_op, (x, *quantised, 0.2, "reference"))
+    quantized = map(list, quantize_weights(weights, biases))
+    torch.library.opcheck(forward_op, (x, *quantized, 0.2, "reference"))
 
 
 def test_compiles_to_one_graph() -> None:
     torch.manual_seed(2)
     x, weights, biases = fp8_blocks.arguments(2, 5, 3, 4, 6)
-    quantised = quantise_weights(weights, biases)
-    compiled = torch.compile(lambda inputs: block(inputs, quantised) * 2, fullgraph=True, backend="aot_eager")
+    quantized = quantize_weights(weights, biases)
+    compiled = torch.compile(lambda inputs: block(inputs, quantized) * 2, fullgraph=True, backend="aot_eager")
     leaf = x.requires_grad_()
-    actual, right = compiled(leaf), block(leaf, quantised) * 2
+    actual, right = compiled(leaf), block(leaf, quantized) * 2
     assert torch.equal(actual, right)
     assert torch.equal(*(torch.autograd.grad(tensor.sum(), leaf)[0] for tensor in (actual, right)))
 
@@ -129,9 +129,9 @@ def test_compiles_to_one_graph() -> None:
 def test_autocast_and_operations() -> None:
     """Casts and operation counts are those of the frozen residual_dense_block."""
     x, weights, biases = fp8_blocks.arguments(2, 8, 4, 5, 6)
-    quantised = quantise_weights(weights, biases)
+    quantized = quantize_weights(weights, biases)
     counts = []
-    for run in (lambda x: block(x, quantised), lambda x: residual_dense_block(x, weights, biases)):
+    for run in (lambda x: block(x, quantized), lambda x: residual_dense_block(x, weights, biases)):
         with FlopCounterMode(display=False) as counter, torch.autocast("cpu", torch.bfloat16):
             leaf = x.clone().requires_grad_()
             out = run(leaf)
@@ -143,28 +143,28 @@ def test_autocast_and_operations() -> None:
 
 def test_errors() -> None:
     x, weights, biases = fp8_blocks.arguments(1, 4, 3, 5, 5)
-    quantised = quantise_weights(weights, biases)
+    quantized = quantize_weights(weights, biases)
     trained = [weights[0].clone().requires_grad_(), *weights[1:]]
     with pytest.raises(ValueError, match=r"weights\[0\] must not require a gradient: fp8 is for frozen blocks"):
-        quantise_weights(trained, biases)
+        quantize_weights(trained, biases)
     with pytest.raises(ValueError, match=r"biases\[4\] must not require a gradient"):
-        quantise_weights(weights, [*biases[:4], biases[4].clone().requires_grad_()])
+        quantize_weights(weights, [*biases[:4], biases[4].clone().requires_grad_()])
     with torch.no_grad():
-        quantise_weights(trained, biases)
+        quantize_weights(trained, biases)
     with pytest.raises(ValueError, match=r"weights\[1\] must have shape .*, here \(3, 7, 3, 3\), was \(3, 4, 3, 3\)"):
-        quantise_weights([weights[0], weights[0], *weights[2:]], biases)
+        quantize_weights([weights[0], weights[0], *weights[2:]], biases)
     with pytest.raises(TypeError, match="weights must be a list or tuple of 5 tensors, was Tensor"):
-        quantise_weights(weights[0], biases)
-    with pytest.raises(TypeError, match="weights must be Fp8Weights, see quantise_weights, was list"):
+        quantize_weights(weights[0], biases)
+    with pytest.raises(TypeError, match="weights must be Fp8Weights, see quantize_weights, was list"):
         block(x, weights)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"x must have the 4 channels of weights, was \(1, 3, 5, 5\)"):
-        block(x[:, :3], quantised)
+        block(x[:, :3], quantized)
     with pytest.raises(ValueError, match=r"x must have at least one row and column, was \(1, 4, 0, 5\)"):
-        block(x[:, :, :0], quantised)
+        block(x[:, :, :0], quantized)
     with pytest.raises(ValueError, match=r"slope must be finite and at least 0, was -1"):
-        block(x, quantised, slope=-1)
+        block(x, quantized, slope=-1)
     with pytest.raises(RuntimeError, match=r"impl='triton' of residual_dense_block_fp8 is not .*'cpu'"):
-        block(x, quantised, impl="triton")
+        block(x, quantized, impl="triton")
 
 
 @pytest.mark.parametrize(("capability", "runs"), [((8, 0), False), ((8, 6), False), ((8, 9), True), ((9, 0), True)])

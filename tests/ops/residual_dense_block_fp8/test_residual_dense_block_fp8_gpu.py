@@ -7,7 +7,7 @@ from comparison import assert_near
 from torch import Tensor
 
 from andfast.functional import dispatch
-from andfast.functional.residual_dense_block_fp8 import NAME, Fp8Weights, quantise_weights, residual_dense_block_fp8
+from andfast.functional.residual_dense_block_fp8 import NAME, Fp8Weights, quantize_weights, residual_dense_block_fp8
 from andfast.kernels.residual_dense_block_fp8 import kernels
 from andfast.nn import RRDBNet, frozen
 from andfast.nn.fp8_body import Fp8Body
@@ -31,9 +31,9 @@ def _fp8_units() -> None:
 def make(dtype: torch.dtype, sizes: tuple[int, ...]) -> tuple[Tensor, Fp8Weights, Tensor]:
     torch.manual_seed(sum(sizes))
     x, weights, biases = fp8_blocks.arguments(*sizes)
-    quantised = quantise_weights([tensor.cuda() for tensor in weights], [tensor.cuda() for tensor in biases])
+    quantized = quantize_weights([tensor.cuda() for tensor in weights], [tensor.cuda() for tensor in biases])
     x = x.to("cuda", dtype).contiguous(memory_format=torch.channels_last)
-    return x, quantised, 20 * torch.randn_like(x)
+    return x, quantized, 20 * torch.randn_like(x)
 
 
 def run(x: Tensor, weights: Fp8Weights, grad: Tensor, impl: str) -> list[Tensor]:
@@ -62,17 +62,17 @@ def test_on_a_gpu(dtype: torch.dtype, sizes: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
-def test_quantise_matches_torch_on_a_gpu(dtype: torch.dtype) -> None:
+def test_quantize_matches_torch_on_a_gpu(dtype: torch.dtype) -> None:
     values = torch.arange(-(2**15), 2**15, dtype=torch.int16).view(torch.float16).cuda()
     x = values.reshape(1, 64, 32, 32).contiguous(memory_format=torch.channels_last)
-    actual = kernels.quantise(x, dtype).permute(0, 3, 1, 2).float()
+    actual = kernels.quantize(x, dtype).permute(0, 3, 1, 2).float()
     largest = torch.finfo(dtype).max
     right = x.float().clamp(-largest, largest).to(dtype).float()
     torch.testing.assert_close(actual, right, rtol=0, atol=0, equal_nan=True)
 
 
 def test_cuda_graph_reads_new_weights() -> None:
-    """G's body quantises inside the graph, so a replay uses the current weights."""
+    """G's body quantizes inside the graph, so a replay uses the current weights."""
     torch.manual_seed(0)
     generator = RRDBNet(blocks=2, features=16, growth=8).cuda().bfloat16().to(memory_format=torch.channels_last)
     lr = torch.rand(2, 3, 16, 16, device="cuda", dtype=torch.bfloat16)

@@ -17,7 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from triton_interpreter import INTERPRETED
 
 from andfast.functional import dispatch
-from andfast.functional.residual_dense_block_fp8 import NAME, forward_op, quantise_weights, residual_dense_block_fp8
+from andfast.functional.residual_dense_block_fp8 import NAME, forward_op, quantize_weights, residual_dense_block_fp8
 from andfast.kernels.common.config import KernelConfig
 from andfast.kernels.residual_dense_block_fp8.configs import OUTPUT_BLOCKS, REDUCTION_BLOCKS, TABLE
 
@@ -44,11 +44,11 @@ if not INTERPRETED:
         with FakeTensorMode(), torch.autograd.graph.saved_tensors_hooks(kept.append, lambda tensor: tensor):
             x, weights, biases = fp8_blocks.arguments(48, 64, 32, 64, 64)
             x = x.bfloat16().contiguous(memory_format=torch.channels_last).requires_grad_()
-            quantised = quantise_weights(weights, biases)
-            residual_dense_block_fp8(x, quantised, impl="triton")
+            quantized = quantize_weights(weights, biases)
+            residual_dense_block_fp8(x, quantized, impl="triton")
         sizes = sorted(tensor.nbytes for tensor in kept)
         assert sizes[-1] == 16 * 48 * 64 * 64
-        assert sum(sizes[:-1]) == sum(tensor.nbytes for tensor in (*quantised.kernels, *quantised.factors))
+        assert sum(sizes[:-1]) == sum(tensor.nbytes for tensor in (*quantized.kernels, *quantized.factors))
 
 
 if INTERPRETED:
@@ -60,9 +60,9 @@ if INTERPRETED:
     def _on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(dispatch._TABLE[NAME], "triton", dispatch.everywhere)
 
-    def _results(x: Tensor, quantised: Any, grad: Tensor, slope: float, impl: str) -> list[Tensor]:
+    def _results(x: Tensor, quantized: Any, grad: Tensor, slope: float, impl: str) -> list[Tensor]:
         leaf = x.detach().requires_grad_()
-        out, bits = forward_op(leaf, *map(list, quantised), slope, impl)
+        out, bits = forward_op(leaf, *map(list, quantized), slope, impl)
         return [out.detach(), bits, *torch.autograd.grad(out, leaf, grad)]
 
     def _exact(draw: torch.Generator, n: int, features: int, growth: int, height: int, width: int) -> Any:
@@ -108,10 +108,10 @@ if INTERPRETED:
         for entries in TABLE.values():
             for block in entries:
                 monkeypatch.setitem(entries, block, config)
-        quantised = quantise_weights(weights, biases)
+        quantized = quantize_weights(weights, biases)
         slope = g.choice([0.0, 0.25, 1.0])
-        actual = _results(x, quantised, grad, slope, "triton")
-        right = _results(x, quantised, grad, slope, "reference")
+        actual = _results(x, quantized, grad, slope, "triton")
+        right = _results(x, quantized, grad, slope, "reference")
         what = f"seed {seed}, {tuple(x.shape)}, growth {growth}, slope {slope}, {config}"
         for tensor, expected, name in zip(actual, right, ("out", "bits", "gradient"), strict=True):
             assert tensor.dtype == expected.dtype, f"{name}, {what}"
@@ -127,22 +127,22 @@ if INTERPRETED:
 
     def test_empty_batch() -> None:
         x, weights, biases = fp8_blocks.arguments(0, 4, 3, 5, 6)
-        out, bits, grad = _results(x, quantise_weights(weights, biases), x, 0.2, "triton")
+        out, bits, grad = _results(x, quantize_weights(weights, biases), x, 0.2, "triton")
         assert out.shape == grad.shape == x.shape
         assert bits.shape == (4, 0, 5, 6, 1)
 
     def test_is_deterministic() -> None:
         x, weights, biases = fp8_blocks.arguments(1, 8, 8, 4, 5)
-        quantised = quantise_weights(weights, biases)
-        once, again = (_results(x, quantised, x, 0.2, "triton") for _ in range(2))
+        quantized = quantize_weights(weights, biases)
+        once, again = (_results(x, quantized, x, 0.2, "triton") for _ in range(2))
         assert all(map(torch.equal, once, again))
 
     @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
-    def test_quantise_matches_torch(dtype: torch.dtype) -> None:
+    def test_quantize_matches_torch(dtype: torch.dtype) -> None:
         """All fp16 values; conversion saturates."""
         values = torch.arange(-(2**15), 2**15, dtype=torch.int16).view(torch.float16)
         x = values.reshape(1, 64, 32, 32).contiguous(memory_format=torch.channels_last)
-        actual = kernels.quantise(x, dtype).permute(0, 3, 1, 2).float()
+        actual = kernels.quantize(x, dtype).permute(0, 3, 1, 2).float()
         largest = torch.finfo(dtype).max
         right = x.float().clamp(-largest, largest).to(dtype).float()
         torch.testing.assert_close(actual, right, rtol=0, atol=0, equal_nan=True)

@@ -6,7 +6,7 @@ from comparison import assert_near
 from torch import Tensor
 
 from andfast.functional import upsampled_convolution
-from andfast.functional.upsampled_convolution import upsampled_convolution_reference
+from andfast.functional.upsampled_convolution_reference import upsampled_convolution_reference
 from andfast.kernels.common.config import MAX_REGISTERS
 from andfast.kernels.upsampled_convolution.configs import TABLE
 

@@ -19,7 +19,8 @@ from triton_interpreter import INTERPRETED
 
 from andfast.functional import dispatch, upsampled_convolution
 from andfast.functional.selftest import self_test
-from andfast.functional.upsampled_convolution import backward_op, forward_op, upsampled_convolution_reference
+from andfast.functional.upsampled_convolution import backward_op, forward_op
+from andfast.functional.upsampled_convolution_reference import upsampled_convolution_reference
 from andfast.kernels.common.config import PRECISIONS, KernelConfig
 from andfast.kernels.upsampled_convolution.configs import TABLE
 from andfast.nn import RRDBNet

@@ -18,12 +18,8 @@ from torch import Tensor
 from upsampled_cases import FACTORS, make
 
 from andfast.functional import upsampled_convolution as op_from_package
-from andfast.functional.upsampled_convolution import (
-    backward_op,
-    forward_op,
-    upsampled_convolution,
-    upsampled_convolution_reference,
-)
+from andfast.functional.upsampled_convolution import backward_op, forward_op, upsampled_convolution
+from andfast.functional.upsampled_convolution_reference import upsampled_convolution_reference
 
 
 @pytest.mark.parametrize("memory_format", FORMATS)

@@ -27,7 +27,7 @@ ANDFAST_DEVICE void multiply_shifted(
     mbarrier_init(barrier, 1);
     mbarrier_init_fence();
   }
-  synchronise();
+  synchronize();
   wait_for_previous_kernel();
   if (threadIdx.x == 0) {
     mbarrier_arrive_expect(barrier, kShiftedWeightBytes + kShiftedPixelBytes);

@@ -128,7 +128,7 @@ void wait_copies() {
   }
 }
 
-inline void synchronise() { emulator::barrier(); }
+inline void synchronize() { emulator::barrier(); }
 
 inline void load_matrices(uint32_t (&r)[4], uint32_t row) {
   using namespace emulator;
