@@ -13,7 +13,8 @@ the host some ten microseconds more. So the milliseconds are a floor for a GPU m
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 from unittest.mock import patch
@@ -36,6 +37,13 @@ def resolve(op: str, *_arguments: object) -> str:
     return "cpp" if op == "blur_pool" else "triton"
 
 
+@contextmanager
+def no_kernels(launch: Callable[..., None]) -> Iterator[None]:
+    """Run the code paths of a GPU on the CPU, with ``launch`` in place of every launch of a Triton kernel."""
+    with patch.object(dispatch, "resolve", resolve), patch.object(JITFunction, "run", launch):
+        yield
+
+
 def ascent(chunk_size: int, size: Size = NARROW, rounds: int = ROUNDS) -> tuple[float, int]:
     """Median seconds and Triton launches of the host's part of an ascent of stage net, under bf16."""
     step = Step(Variant("andfast", 4, bf16=True, degradation_fp32=True), size, "net", "cpu").ours
@@ -49,7 +57,7 @@ def ascent(chunk_size: int, size: Size = NARROW, rounds: int = ROUNDS) -> tuple[
         launches += 1
 
     seconds = []
-    with patch.object(dispatch, "resolve", resolve), patch.object(JITFunction, "run", launch):
+    with no_kernels(launch):
         for _ in range(rounds + 1):  # the first one warms up
             launches, begun = 0, time.perf_counter()
             for chunk in attack.settings.chunks(size.batch):
@@ -75,7 +83,7 @@ def whole_step(captured: bool, rounds: int = ROUNDS, size: Size = NARROW) -> tup
     # Fused, as on a GPU.
     step.optimizers = [torch.optim.Adam(network.parameters(), 1e-4, fused=True) for network in step.networks]
     seconds, phases = [], []
-    with patch.object(dispatch, "resolve", resolve), patch.object(JITFunction, "run", lambda *_, **__: None):
+    with no_kernels(lambda *_, **__: None):
         for _ in range(rounds + 1):
             timer.take(1)
             begun = time.perf_counter()

@@ -263,12 +263,12 @@ class Attack:
         if self.settings.precision == "fp8":
             assert isinstance(self.generator, RRDBNet)
             options["body"] = Fp8Body(self.generator, self.degradation.impl)
+        elif self.reuse.cast_weights and isinstance(self.generator, RRDBNet):
+            weight = self.generator.conv_first.weight
+            if (body := self.generator.frozen_body(weight.device, self.autocast or weight.dtype)) is not None:
+                options["body"] = body
         if self.autocast is None or not self.reuse.cast_weights:
             return partial(self.generator, **options)
-        if not options and isinstance(self.generator, RRDBNet):
-            device = self.generator.conv_first.weight.device
-            if (body := self.generator.frozen_body(device, self.autocast)) is not None:
-                options["body"] = body
         names, weights = [], []
         for prefix, module in self.generator.named_modules():
             if options and prefix.startswith("body."):

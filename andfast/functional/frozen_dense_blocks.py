@@ -1,4 +1,4 @@
-"""Chains of frozen residual dense blocks as one op, in CUDA: the trunk of a frozen RRDBNet.
+"""Chains of frozen residual dense blocks as one op, in CUDA or Triton: the trunk of a frozen RRDBNet.
 
 The host makes one call per direction instead of one per block, and weights are packed once for any number of passes.
 Every ``blocks_per_group`` blocks form an RRDB (Wang et al., ESRGAN, 2018, figure 4)::
@@ -9,35 +9,39 @@ Differentiable only in x. Saved for backward: the signs of all activations.
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from andfast import checks
-from andfast.functional import compiled_ops, dense_blocks_cuda
+from andfast.functional import compiled_ops, dense_blocks_cuda, dispatch, triton_support
 from andfast.functional.layout import cast, memory_format
+from andfast.functional.residual_dense_block import NAME as DENSE_BLOCK
 from andfast.functional.residual_dense_block_reference import residual_dense_block_reference
 from andfast.kernels.common.layout import empty_channels_last
-from andfast.kernels.residual_dense_block.buffers import ACTIVATIONS, CONVOLUTIONS
+from andfast.kernels.residual_dense_block.buffers import ACTIVATIONS, CONVOLUTIONS, chain_signs_shape
 
 _OPS: Any = torch.ops.andfast
+DTYPES: Final = {"cuda": compiled_ops.DTYPES, "triton": triton_support.DTYPES}
+"""Dtypes of x, by implementation of the op."""
 
 
 class PackedBlocks(NamedTuple):
     """Frozen dense blocks packed for the kernels, for one dtype of x, on one device.
 
     Attributes:
-        forward, backward: packed weights and biases.
+        forward, backward: packed weights and biases, of a layout that depends on ``impl``.
         features, growth: channels of x and of each growth.
         blocks, blocks_per_group: number of blocks, and of blocks per outer residual; 0 for none.
         slope, scale, outer_scale: of the leaky ReLUs, each block's residual, and each group's residual.
         dtype: of x.
+        impl: implementation that the weights are packed for, "cuda" or "triton".
     """
 
-    forward: Tensor
-    backward: Tensor
+    forward: list[Tensor]
+    backward: list[Tensor]
     features: int
     growth: int
     blocks: int
@@ -46,6 +50,7 @@ class PackedBlocks(NamedTuple):
     scale: float
     outer_scale: float
     dtype: torch.dtype
+    impl: str
 
 
 @torch.no_grad()
@@ -58,6 +63,7 @@ def pack_dense_blocks(
     slope: float = 0.2,
     scale: float = 0.2,
     outer_scale: float = 0.2,
+    impl: str,
 ) -> PackedBlocks:
     """Pack the weights of frozen blocks, once for any number of passes.
 
@@ -65,32 +71,41 @@ def pack_dense_blocks(
         weights: five kernels per block, of the shapes of :func:`andfast.functional.residual_dense_block`, on one CUDA
             device, in bf16, fp16 or fp32.
         biases: five vectors per block.
-        dtype: of x and of the packed weights, bf16 or fp16.
+        dtype: of x and of the packed weights, bf16 or fp16; with "triton" also fp32.
         blocks_per_group: blocks per outer residual, at least 2, or 0 for none.
         slope, scale, outer_scale: see :class:`PackedBlocks`.
+        impl: "cuda" or "triton".
 
     Raises:
-        ValueError: the number of weights or biases, their channels, or dtype is not supported.
-        RuntimeError: the compiled ops are not available, or reject a tensor.
+        ValueError: the number of weights or biases, their channels, dtype or ``impl`` is not supported.
+        RuntimeError: the implementation is not available, or rejects a tensor.
     """
     if not weights or len(weights) % CONVOLUTIONS:
         raise ValueError(f"weights must hold {CONVOLUTIONS} tensors for each block, held {len(weights)}")
     if len(biases) != len(weights):
         raise ValueError(f"biases must hold as many tensors as weights, {len(weights)}, held {len(biases)}")
-    if dtype not in compiled_ops.DTYPES:
-        raise ValueError(f"dtype must be {' or '.join(map(str, compiled_ops.DTYPES))}, was {dtype}")
-    if (reason := compiled_ops.why_not(weights[0].device.type)) is not None:
-        raise RuntimeError(f"frozen dense blocks are not available: {reason}")
+    if impl not in DTYPES:
+        raise ValueError(f"impl must be {' or '.join(map(repr, DTYPES))}, was {impl!r}")
+    if dtype not in DTYPES[impl]:
+        raise ValueError(f"dtype must be {' or '.join(map(str, DTYPES[impl]))}, was {dtype}")
     growth, features = weights[0].shape[:2]
-    if (reason := dense_blocks_cuda.unsuited(features, growth)) is not None:
-        raise ValueError(f"{reason} in frozen dense blocks")
-    weights = dense_blocks_cuda.contiguous(weights)
-    forward, backward = (
-        dense_blocks_cuda.pack(weights, biases, dtype, blocks_per_group, scale, outer_scale, backward=backward)
-        for backward in (False, True)
-    )
-    blocks = len(weights) // CONVOLUTIONS
-    return PackedBlocks(forward, backward, features, growth, blocks, blocks_per_group, slope, scale, outer_scale, dtype)
+    no_cuda = dense_blocks_cuda.unsuited(features, growth)
+    dispatch.resolve(DENSE_BLOCK, impl, weights[0].device.type, dtype, no_cuda)  # raises if it cannot run
+    if impl == "triton":
+        from andfast.kernels.residual_dense_block import chain  # noqa: PLC0415  (imports Triton)
+
+        forward = chain.pack_forward(weights, biases, dtype)
+        backward = chain.pack_backward(weights, dtype)
+    else:
+        weights = dense_blocks_cuda.contiguous(weights)
+        forward, backward = (
+            [dense_blocks_cuda.pack(weights, biases, dtype, blocks_per_group, scale, outer_scale, backward=backward)]
+            for backward in (False, True)
+        )
+    return PackedBlocks(
+        forward, backward, features, growth, len(weights) // CONVOLUTIONS,
+        blocks_per_group, slope, scale, outer_scale, dtype, impl,
+    )  # fmt: skip
 
 
 def frozen_dense_blocks(x: Tensor, packed: PackedBlocks) -> Tensor:
@@ -117,7 +132,7 @@ def frozen_dense_blocks(x: Tensor, packed: PackedBlocks) -> Tensor:
     if x.shape[1] != packed.features:
         raise ValueError(f"x must have {packed.features} channels, those of the packed weights, was {tuple(x.shape)}")
     keep_signs = torch.is_grad_enabled() and x.requires_grad
-    return forward_op(x, *packed[:2], *packed[3:9], keep_signs)[0]
+    return forward_op(x, *packed[:2], *packed[3:9], packed.impl, keep_signs)[0]
 
 
 def frozen_dense_blocks_reference(
@@ -148,25 +163,40 @@ def frozen_dense_blocks_reference(
 @torch.library.custom_op("andfast::frozen_dense_blocks", mutates_args=())
 def forward_op(
     x: Tensor,
-    packed: Tensor,
-    packed_backward: Tensor,
+    packed: Sequence[Tensor],
+    packed_backward: Sequence[Tensor],
     growth: int,
     blocks: int,
     blocks_per_group: int,
     slope: float,
     scale: float,
     outer_scale: float,
+    impl: str,
     keep_signs: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Return out and the signs of all activations, (blocks, 4, N, H, W, 4 * ceil(G / 32)), or an empty tensor."""
-    keep = compiled_ops.KEEP_SIGNS if keep_signs else compiled_ops.KEEP_NOTHING
-    out, signs = _OPS.dense_blocks_forward(x, packed, growth, blocks, blocks_per_group, slope, scale, outer_scale, keep)
+    """Return out and the signs of all activations, see :func:`_signs_shape`, or an empty tensor."""
+    if impl == "triton":
+        from andfast.kernels.residual_dense_block import chain  # noqa: PLC0415  (imports Triton)
+
+        tf32 = triton_support.tf32_allowed()
+        out, signs = chain.forward(x, packed, blocks_per_group, slope, scale, outer_scale, keep_signs, tf32=tf32)
+    else:
+        keep = compiled_ops.KEEP_SIGNS if keep_signs else compiled_ops.KEEP_NOTHING
+        out, signs = _OPS.dense_blocks_forward(
+            x, packed[0], growth, blocks, blocks_per_group, slope, scale, outer_scale, keep
+        )
     return compiled_ops.in_format(out, memory_format(x)), signs
 
 
+def _signs_shape(x: Tensor, growth: int, blocks: int, impl: str) -> tuple[int, ...]:
+    """(blocks, 4, N, H, W, bytes): ceil(G / 8) bytes for Triton, 4 * ceil(G / 32) for CUDA."""
+    return (chain_signs_shape if impl == "triton" else compiled_ops.block_signs_shape)(x, growth, blocks)
+
+
 @forward_op.register_fake
-def _(x: Tensor, _packed: Tensor, _packed_backward: Tensor, growth: int, blocks: int, *args: Any) -> Any:
-    shape = compiled_ops.block_signs_shape(x, growth, blocks) if args[-1] else (0,)
+def _(x: Tensor, _packed: Any, _packed_backward: Any, growth: int, blocks: int, *args: Any) -> Any:
+    impl, keep_signs = args[-2:]
+    shape = _signs_shape(x, growth, blocks, impl) if keep_signs else (0,)
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=memory_format(x))
     return out, x.new_empty(shape, dtype=torch.uint8)
 
@@ -175,17 +205,23 @@ def _(x: Tensor, _packed: Tensor, _packed_backward: Tensor, growth: int, blocks:
 def backward_op(
     grad: Tensor,
     signs: Tensor,
-    packed_backward: Tensor,
+    packed_backward: Sequence[Tensor],
     growth: int,
     blocks: int,
     blocks_per_group: int,
     slope: float,
     scale: float,
     outer_scale: float,
+    impl: str,
 ) -> Tensor:
     """Return the gradient to x, channels_last."""
+    if impl == "triton":
+        from andfast.kernels.residual_dense_block import chain  # noqa: PLC0415  (imports Triton)
+
+        tf32 = triton_support.tf32_allowed()
+        return chain.backward(grad, signs, packed_backward, blocks_per_group, slope, scale, outer_scale, tf32=tf32)
     grad_x: Tensor = _OPS.dense_blocks_backward(
-        grad, signs, packed_backward, growth, blocks, blocks_per_group, slope, scale, outer_scale
+        grad, signs, packed_backward[0], growth, blocks, blocks_per_group, slope, scale, outer_scale
     )[0]
     return grad_x
 
@@ -196,15 +232,17 @@ def _(grad: Tensor, *_: Any) -> Tensor:
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    _, _, packed_backward, *ctx.numbers, ctx.keep_signs = inputs
+    _, packed, packed_backward, *ctx.constants, ctx.keep_signs = inputs
+    ctx.no_gradients = [None] * len(packed), [None] * len(packed_backward), *(None,) * (len(ctx.constants) + 1)
     ctx.mark_non_differentiable(output[1])
-    ctx.save_for_backward(output[1], packed_backward)
+    ctx.save_for_backward(output[1], *packed_backward)
 
 
 def _backward(ctx: Any, grad: Tensor, _grad_signs: Tensor | None) -> tuple[Any, ...]:
     if not ctx.keep_signs:
         raise RuntimeError("the gradient to x of frozen_dense_blocks needs keep_signs=True in the forward op")
-    return backward_op(grad, *ctx.saved_tensors, *ctx.numbers), *(None,) * 9
+    signs, *packed_backward = ctx.saved_tensors
+    return backward_op(grad, signs, packed_backward, *ctx.constants), *ctx.no_gradients
 
 
 forward_op.register_autograd(_backward, setup_context=_setup_context)
@@ -217,7 +255,7 @@ def _operations(shape: Sequence[int], growth: int, blocks: int) -> int:
     """Operations of the blocks on images of this (N, C, H, W), in either direction."""
     n, features, height, width = shape
     channels = sum((features + k * growth) * growth for k in range(ACTIVATIONS))
-    channels += (features + (ACTIVATIONS) * growth) * features
+    channels += (features + ACTIVATIONS * growth) * features
     return 2 * 9 * channels * blocks * n * height * width
 
 

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from andfast.functional import dense_blocks_cuda, dispatch, residual_dense_block, upsampled_convolution
-from andfast.functional.frozen_dense_blocks import frozen_dense_blocks, pack_dense_blocks
+from andfast.functional.frozen_dense_blocks import DTYPES, frozen_dense_blocks, pack_dense_blocks
 from andfast.functional.residual_dense_block import NAME as DENSE_BLOCK
 
 SCALES: Final = (1, 2, 4)
@@ -113,10 +113,11 @@ class RRDBNet(nn.Module):
     def frozen_body(self, device: torch.device, dtype: torch.dtype) -> Callable[[Tensor], Tensor] | None:
         """All dense blocks as one op, with their weights packed now for features of this dtype on this device.
 
-        None where ``impl`` does not resolve to "cuda". No gradient reaches the weights.
+        None where ``impl`` resolves to neither "cuda" nor "triton". No gradient reaches the weights.
         """
         no_cuda = dense_blocks_cuda.unsuited(self.features, self.growth)
-        if dispatch.resolve(DENSE_BLOCK, self.impl, device.type, dtype, no_cuda) != "cuda":
+        impl = dispatch.resolve(DENSE_BLOCK, self.impl, device.type, dtype, no_cuda)
+        if impl not in DTYPES:
             return None
         layers = [
             layer
@@ -132,12 +133,13 @@ class RRDBNet(nn.Module):
             slope=NEGATIVE_SLOPE,
             scale=RESIDUAL_SCALE,
             outer_scale=RESIDUAL_SCALE,
+            impl=impl,
         )
         return partial(frozen_dense_blocks, packed=packed)
 
     def _body_for(self, features: Tensor) -> Callable[[Tensor], Tensor]:
         """:meth:`frozen_body` if there is one and the pass needs no gradient to its weights; else ``self.body``."""
-        if features.device.type != "cuda" and self.impl != "cuda":  # saves the CPU a look at all parameters
+        if features.device.type != "cuda" and self.impl not in DTYPES:  # saves the CPU a look at all parameters
             return self.body
         if torch.is_grad_enabled() and any(parameter.requires_grad for parameter in self.body.parameters()):
             return self.body

@@ -22,6 +22,12 @@ def saved_for_backward(x: Tensor, growth: int, keep_features: bool) -> Tensor:
     return x.new_empty((ACTIVATIONS, n, height, width, -(-growth // SIGNS_PER_BYTE)), dtype=torch.uint8)
 
 
+def chain_signs_shape(x: Tensor, growth: int, blocks: int) -> tuple[int, ...]:
+    """Shape of the signs that a chain of blocks keeps: those of :func:`saved_for_backward` for each block."""
+    n, _, height, width = x.shape
+    return blocks, ACTIVATIONS, n, height, width, -(-growth // SIGNS_PER_BYTE)
+
+
 def gradient_to_x(grad: Tensor) -> Tensor:
     """Allocate the gradient to x: of grad's shape and dtype, channels_last."""
     return empty_channels_last(grad, grad.shape[1])

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from andfast.functional import compiled_ops, dispatch
+from andfast.functional import compiled_ops, dispatch, frozen_dense_blocks
 
 SOURCE = Path(__file__).parents[2] / "csrc" / "convolution" / "ops.cpp"
 LAST = 4
@@ -27,8 +27,7 @@ def use(monkeypatch: pytest.MonkeyPatch) -> None:
     for op in ("residual_dense_block", "upsampled_convolution"):
         monkeypatch.setitem(dispatch._TABLE[op], "cuda", dispatch.everywhere)
         monkeypatch.setitem(dispatch._DTYPES, (op, "cuda"), ANY_DTYPE)
-    monkeypatch.setattr(compiled_ops, "why_not", dispatch.everywhere)
-    monkeypatch.setattr(compiled_ops, "DTYPES", ANY_DTYPE)
+    monkeypatch.setitem(frozen_dense_blocks.DTYPES, "cuda", ANY_DTYPE)
 
 
 @functools.cache

@@ -99,7 +99,7 @@ def test_frozen_dense_blocks_match_the_definition(
 ) -> None:
     x, weights, biases = trunk(blocks)
     x = x.detach().contiguous(memory_format=memory_format).requires_grad_()
-    packed = pack_dense_blocks(weights, biases, x.dtype, blocks_per_group=per_group, outer_scale=0.3)
+    packed = pack_dense_blocks(weights, biases, x.dtype, blocks_per_group=per_group, outer_scale=0.3, impl="cuda")
     out = frozen_dense_blocks.frozen_dense_blocks(x, packed)
     expected = frozen_dense_blocks_reference(x, weights, biases, blocks_per_group=per_group, outer_scale=0.3)
     assert out.is_contiguous(memory_format=memory_format)
@@ -109,18 +109,18 @@ def test_frozen_dense_blocks_match_the_definition(
 
 def packed_trunk() -> tuple[Tensor, PackedBlocks]:
     x, weights, biases = trunk(3)
-    return x, pack_dense_blocks(weights, biases, x.dtype)
+    return x, pack_dense_blocks(weights, biases, x.dtype, impl="cuda")
 
 
 def test_frozen_dense_blocks_opcheck() -> None:
     x, packed = packed_trunk()
-    numbers = packed[3:9]
-    torch.library.opcheck(OPS.frozen_dense_blocks.default, (x, *packed[:2], *numbers, True))
-    torch.library.opcheck(OPS.frozen_dense_blocks.default, (x.detach(), *packed[:2], *numbers, False))
+    constants = (*packed[3:9], packed.impl)
+    torch.library.opcheck(OPS.frozen_dense_blocks.default, (x, *packed[:2], *constants, True))
+    torch.library.opcheck(OPS.frozen_dense_blocks.default, (x.detach(), *packed[:2], *constants, False))
     with torch.no_grad():
-        out, signs = OPS.frozen_dense_blocks(x, *packed[:2], *numbers, True)
+        out, signs = OPS.frozen_dense_blocks(x, *packed[:2], *constants, True)
         torch.library.opcheck(
-            OPS.frozen_dense_blocks_backward.default, (torch.randn_like(out), signs, packed.backward, *numbers)
+            OPS.frozen_dense_blocks_backward.default, (torch.randn_like(out), signs, packed.backward, *constants)
         )
 
 
@@ -129,14 +129,14 @@ def test_frozen_dense_blocks_keep_nothing_without_a_gradient() -> None:
     with torch.no_grad():
         out = frozen_dense_blocks.frozen_dense_blocks(x, packed)
     assert torch.equal(out, frozen_dense_blocks.frozen_dense_blocks(x, packed))
-    assert OPS.frozen_dense_blocks(x.detach(), *packed[:2], *packed[3:9], False)[1].numel() == 0
+    assert OPS.frozen_dense_blocks(x.detach(), *packed[:2], *packed[3:9], packed.impl, False)[1].numel() == 0
 
 
 def test_frozen_dense_blocks_compile_with_their_packing() -> None:
     x, weights, biases = trunk(3)
 
     def restore(x: Tensor) -> Tensor:
-        return frozen_dense_blocks.frozen_dense_blocks(x, pack_dense_blocks(weights, biases, x.dtype))
+        return frozen_dense_blocks.frozen_dense_blocks(x, pack_dense_blocks(weights, biases, x.dtype, impl="cuda"))
 
     compiled = torch.compile(restore, fullgraph=True, backend="aot_eager")
     assert_same([compiled(x)], [restore(x)])
@@ -145,7 +145,7 @@ def test_frozen_dense_blocks_compile_with_their_packing() -> None:
 
 def test_frozen_dense_blocks_count_the_operations_of_the_definition() -> None:
     x, weights, biases = trunk(3)
-    packed = pack_dense_blocks(weights, biases, x.dtype)
+    packed = pack_dense_blocks(weights, biases, x.dtype, impl="cuda")
     totals = []
     for call in (
         lambda: frozen_dense_blocks.frozen_dense_blocks(x, packed),
@@ -165,11 +165,13 @@ def test_frozen_dense_blocks_reject_other_inputs() -> None:
         frozen_dense_blocks.frozen_dense_blocks(x[:, :3], packed)
     _, weights, biases = trunk(3)
     with pytest.raises(ValueError, match="weights must hold 5 tensors for each block, held 14"):
-        pack_dense_blocks(weights[1:], biases[1:], x.dtype)
+        pack_dense_blocks(weights[1:], biases[1:], x.dtype, impl="cuda")
     with pytest.raises(ValueError, match="biases must hold as many tensors as weights, 15, held 14"):
-        pack_dense_blocks(weights, biases[1:], x.dtype)
+        pack_dense_blocks(weights, biases[1:], x.dtype, impl="cuda")
     with pytest.raises(ValueError, match=r"dtype must be .*, was torch.int8"):
-        pack_dense_blocks(weights, biases, torch.int8)
+        pack_dense_blocks(weights, biases, torch.int8, impl="cuda")
+    with pytest.raises(ValueError, match=r"impl must be 'cuda' or 'triton', was 'reference'"):
+        pack_dense_blocks(weights, biases, x.dtype, impl="reference")
 
 
 # --------------------------------------------------------------------------------------------- Single layers
@@ -213,7 +215,7 @@ def test_rejects_channels_that_the_kernels_do_not_take() -> None:
     with pytest.raises(ValueError, match=message):
         residual_dense_block(x, weights, biases, impl="cuda")
     with pytest.raises(ValueError, match="features and growth must be multiples of 8"):
-        pack_dense_blocks(weights, biases, torch.float64)
+        pack_dense_blocks(weights, biases, torch.float64, impl="cuda")
     x, weight, bias = layer(12, 8, torch.channels_last)
     with pytest.raises(ValueError, match=r"Cin must be a multiple of 8 or less than 8, was 12, with impl='cuda'"):
         upsampled_convolution(x, weight, bias, factor=1, impl="cuda")

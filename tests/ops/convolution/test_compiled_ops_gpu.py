@@ -91,9 +91,10 @@ def test_dense_block_on_a_gpu(
         assert_near(tensor, expected, TOLERANCES[dtype], f"result {n}, {sizes}, frozen {frozen}")
 
 
-@pytest.mark.parametrize(("blocks", "per_group"), [(6, 3), (4, 2), (2, 0), (1, 0)])
+@pytest.mark.parametrize("impl", ["cuda", "triton"])
+@pytest.mark.parametrize(("blocks", "per_group"), [(6, 3), (4, 2), (2, 0)])
 @pytest.mark.parametrize("dtype", TOLERANCES)
-def test_frozen_dense_blocks_on_a_gpu(dtype: torch.dtype, blocks: int, per_group: int) -> None:
+def test_frozen_dense_blocks_on_a_gpu(dtype: torch.dtype, blocks: int, per_group: int, impl: str) -> None:
     """The trunk as one op; also twice the same bits, and the same bits as block by block where nothing is grouped."""
     first = block(dtype, 64, 32, 24, 40, torch.channels_last)
     x, weights, biases = first[0], [], []
@@ -101,7 +102,7 @@ def test_frozen_dense_blocks_on_a_gpu(dtype: torch.dtype, blocks: int, per_group
         more = first if n == 0 else block(dtype, 64, 32, 24, 40, torch.channels_last)
         weights += [weight.detach() for weight in more[1:6]]
         biases += [bias.detach() for bias in more[6:]]
-    packed = pack_dense_blocks(weights, biases, dtype, blocks_per_group=per_group)
+    packed = pack_dense_blocks(weights, biases, dtype, blocks_per_group=per_group, impl=impl)
     grad = torch.randn_like(x)
     runs = [results(lambda x: frozen_dense_blocks(x, packed), [x], grad, False) for _ in range(2)]
     for tensor, again in zip(*runs, strict=True):
@@ -122,7 +123,8 @@ def test_frozen_dense_blocks_on_a_gpu(dtype: torch.dtype, blocks: int, per_group
     if per_group == 0:
         out = x
         for n in range(blocks):
-            out = cuda_block(out, *weights[5 * n : 5 * n + 5], *biases[5 * n : 5 * n + 5])
+            of = slice(5 * n, 5 * n + 5)
+            out = residual_dense_block(out, weights[of], biases[of], impl=impl)
         assert torch.equal(runs[0][0], out)
         assert torch.equal(runs[0][1], torch.autograd.grad(out, x, grad)[0])
 
