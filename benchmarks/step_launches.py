@@ -5,10 +5,11 @@
 
 Needs no GPU: andfast's ops count as they run on one, in Triton, the dense block as well. A launch is an operation that
 PyTorch dispatches and that is no view and no allocation. andfast's ops count as one each, whatever they launch
-(docs/kernels says what), a step of the ascent as its kernels. "GB moved" are the bytes of the tensors that an
-operation reads and writes, what an expanded tensor repeats left out; inside of an op nothing is seen, so for andfast's
-ops they are the fused floor plus what is kept for the backward pass. "casts" are conversions between dtypes. "peak GB"
-are alive at once, weights and optimizers left out, and whatever is allocated inside of an op.
+(docs/kernels says what), a step of the ascent as its kernels, a chain of dense blocks as its blocks. "GB moved" are
+the bytes of the tensors that an operation reads and writes, without what an expanded tensor repeats; the inside of an
+op is not seen, so for andfast's ops they are the fused floor plus what is kept for the backward pass.
+"casts" are conversions between dtypes. "peak GB" are alive at once, without weights, optimizers and what is allocated
+inside of an op.
 """
 
 import argparse
@@ -46,6 +47,7 @@ NO_LAUNCH = (
     "_unsafe_view",
     "promote_types",
 )
+CHAINS = ("frozen_dense_blocks", "frozen_dense_blocks_backward")
 ROW = {"launches": 0, "casts": 0, "andfast": 0, "bytes": 0, "peak": 0}
 NOTHING = ReuseOptions(closed_form_first_step=False, hr_features=False, cast_weights=False, discriminator_pass=False)
 
@@ -107,6 +109,12 @@ class Launches(TorchDispatchMode):
         row["andfast"] += func.namespace == "andfast"
         read = sum(_bytes(one) for one in tree_iter((args, kwargs)) if isinstance(one, Tensor))
         row["bytes"] += read + sum(_bytes(one) for one in tree_iter(out) if isinstance(one, Tensor))
+        if name in CHAINS:
+            x, blocks, per_group = args[0], args[4], args[5]
+            sums = blocks // per_group if per_group else 0  # of the outer residuals
+            row["launches"] += blocks - 1 + sums
+            row["andfast"] += blocks - 1
+            row["bytes"] += (2 * (blocks - 1) + 3 * sums) * _bytes(x)  # what one block writes and the next reads
         return out
 
     def ascent_step(self, batches: list[Batch]) -> None:
