@@ -17,39 +17,7 @@ from ..common.config import CHANNEL_BLOCKS, KernelConfig, channel_block
 from ..common.convolution import BITS
 from ..common.launch import dot_precision, taps_first, tile_counts
 from ..common.layout import slope_strides
-
-
-@triton.jit
-def load_tap(
-    w,  # image n of the weights, (9, K, BLOCK)
-    tap,  # index of the tap
-    k,  # [K] channels of the reduction
-    o,  # [BLOCK] output channels
-    k_count,  # number of channels of the reduction
-    o_count,  # number of output channels
-):
-    """The weights of one tap, [K, BLOCK]; zero for channels that do not exist."""
-    mask = (k < k_count)[:, None] & (o < o_count)[None, :]
-    return tl.load(w + ((tap * k_count + k) * o_count)[:, None] + o[None, :], mask=mask, other=0.0)
-
-
-@triton.jit
-def load_row(
-    x,  # image n of x
-    row,  # row to read, which may lie outside of the image
-    column,  # [P] columns to read, likewise
-    i,  # [K] channels
-    c_in,  # number of channels
-    height,  # of the image
-    width,  # of the image
-    stride_c,  # strides of x, in values
-    stride_h,
-    stride_w,
-):
-    """Pixels of one row, clamped to the image, [P, K]."""
-    at = tl.minimum(tl.maximum(column, 0), width - 1) * stride_w
-    at_row = x + tl.minimum(tl.maximum(row, 0), height - 1) * stride_h
-    return tl.load(at_row + (at[:, None] + (i * stride_c)[None, :]), mask=(i < c_in)[None, :], other=0.0)
+from .rows import add_products, load_row, load_taps, strip_pixels
 
 
 @triton.jit(do_not_specialize=["height", "width", "tiles", "tiles_w", "noise_form", "save"])
@@ -94,8 +62,7 @@ def _forward_rows_kernel(
     blocks = tl.cdiv(c_out, BLOCK_OUT)
     n = (program // (blocks * tiles)).to(tl.int64)
     tile = (program // blocks) % tiles
-    top = (tile // tiles_w) * BLOCK_H
-    column = (tile % tiles_w) * BLOCK_W + tl.arange(0, BLOCK_W)
+    top, column = strip_pixels(tile, tiles_w, BLOCK_H, BLOCK_W)
     o = (program % blocks) * BLOCK_OUT + tl.arange(0, BLOCK_OUT)
     i = tl.arange(0, BLOCK_IN)
     bottom = tl.minimum(top + BLOCK_H, height)
@@ -110,15 +77,7 @@ def _forward_rows_kernel(
     bits = bits_ptr + n * height * width * c_bytes
     slope = tl.load(slope_ptr + n * slope_stride_n).to(tl.float32)
 
-    w00 = load_tap(w, 0, i, o, c_in, c_out)
-    w01 = load_tap(w, 1, i, o, c_in, c_out)
-    w02 = load_tap(w, 2, i, o, c_in, c_out)
-    w10 = load_tap(w, 3, i, o, c_in, c_out)
-    w11 = load_tap(w, 4, i, o, c_in, c_out)
-    w12 = load_tap(w, 5, i, o, c_in, c_out)
-    w20 = load_tap(w, 6, i, o, c_in, c_out)
-    w21 = load_tap(w, 7, i, o, c_in, c_out)
-    w22 = load_tap(w, 8, i, o, c_in, c_out)
+    w00, w01, w02, w10, w11, w12, w20, w21, w22 = load_taps(w, i, o, c_in, c_out)
 
     # Sums of the output rows above, at and below the row that is read.
     above = tl.zeros((BLOCK_W, BLOCK_OUT), dtype=tl.float32)
@@ -126,17 +85,11 @@ def _forward_rows_kernel(
     for read in tl.range(top - 1, bottom + 1, num_stages=STAGES):
         below = tl.zeros((BLOCK_W, BLOCK_OUT), dtype=tl.float32)
         a = load_row(x, read, column - 1, i, c_in, height, width, x_stride_c, x_stride_h, x_stride_w)
-        above = tl.dot(a, w20, above, input_precision=PRECISION)
-        here = tl.dot(a, w10, here, input_precision=PRECISION)
-        below = tl.dot(a, w00, below, input_precision=PRECISION)
+        above, here, below = add_products(a, w20, w10, w00, above, here, below, PRECISION)
         a = load_row(x, read, column, i, c_in, height, width, x_stride_c, x_stride_h, x_stride_w)
-        above = tl.dot(a, w21, above, input_precision=PRECISION)
-        here = tl.dot(a, w11, here, input_precision=PRECISION)
-        below = tl.dot(a, w01, below, input_precision=PRECISION)
+        above, here, below = add_products(a, w21, w11, w01, above, here, below, PRECISION)
         a = load_row(x, read, column + 1, i, c_in, height, width, x_stride_c, x_stride_h, x_stride_w)
-        above = tl.dot(a, w22, above, input_precision=PRECISION)
-        here = tl.dot(a, w12, here, input_precision=PRECISION)
-        below = tl.dot(a, w02, below, input_precision=PRECISION)
+        above, here, below = add_products(a, w22, w12, w02, above, here, below, PRECISION)
 
         row = read - 1
         exists_row = exists & (row >= top)

@@ -11,35 +11,10 @@ import triton.language as tl
 from torch import Tensor
 
 from ..common.config import CHANNEL_BLOCKS, KernelConfig, channel_block
-from ..common.convolution import BITS, load_activated
+from ..common.convolution import BITS
 from ..common.launch import dot_precision, taps_first, tile_counts
 from ..common.layout import slope_strides
-from .forward_rows import load_tap
-
-
-@triton.jit
-def _load_row(
-    g,  # image n of the incoming gradient
-    bits,  # image n of the sign bits
-    slope,  # of image n
-    row,  # row to read, which may lie outside of the image
-    column,  # [P] columns to read, likewise
-    c_out,  # number of channels
-    height,  # of the image
-    width,  # of the image
-    stride_c,  # strides of g, in values
-    stride_h,
-    stride_w,
-    PIXELS: tl.constexpr,  # P
-    BLOCK: tl.constexpr,  # channels in the block
-):
-    """gz of one row, [P, BLOCK] in fp32; zero outside of the image."""
-    valid = (column >= 0) & (column < width) & (row >= 0) & (row < height)
-    scale = tl.zeros((BLOCK,), dtype=tl.float32) + slope
-    _, gz, _ = load_activated(
-        g, bits, scale, row + column * 0, column, valid, 0, c_out, width, stride_c, stride_h, stride_w, PIXELS, BLOCK
-    )
-    return gz
+from .rows import add_products, load_activated_row, load_taps, strip_pixels
 
 
 @triton.jit(do_not_specialize=["height", "width", "tiles", "tiles_w"])
@@ -77,8 +52,7 @@ def _grad_input_rows_kernel(
     blocks = tl.cdiv(c_in, BLOCK_IN)
     n = (program // (blocks * tiles)).to(tl.int64)
     tile = (program // blocks) % tiles
-    top = (tile // tiles_w) * BLOCK_H
-    column = (tile % tiles_w) * BLOCK_W + tl.arange(0, BLOCK_W)
+    top, column = strip_pixels(tile, tiles_w, BLOCK_H, BLOCK_W)
     i = (program % blocks) * BLOCK_IN + tl.arange(0, BLOCK_IN)
     o = tl.arange(0, BLOCK_OUT)
     bottom = tl.minimum(top + BLOCK_H, height)
@@ -90,55 +64,41 @@ def _grad_input_rows_kernel(
     gx = gx_ptr + n * gx_stride_n
     bits = bits_ptr + n * height * width * ((c_out + BITS - 1) // BITS)
     slope = tl.load(slope_ptr + n * slope_stride_n).to(tl.float32)
-    w00 = load_tap(w, 0, o, i, c_out, c_in)
-    w01 = load_tap(w, 1, o, i, c_out, c_in)
-    w02 = load_tap(w, 2, o, i, c_out, c_in)
-    w10 = load_tap(w, 3, o, i, c_out, c_in)
-    w11 = load_tap(w, 4, o, i, c_out, c_in)
-    w12 = load_tap(w, 5, o, i, c_out, c_in)
-    w20 = load_tap(w, 6, o, i, c_out, c_in)
-    w21 = load_tap(w, 7, o, i, c_out, c_in)
-    w22 = load_tap(w, 8, o, i, c_out, c_in)
+    w00, w01, w02, w10, w11, w12, w20, w21, w22 = load_taps(w, o, i, c_out, c_in)
 
     # Sums of the rows of x above, at and below the row of g that is read.
     above = tl.zeros((BLOCK_W, BLOCK_IN), dtype=tl.float32)
     here = tl.zeros((BLOCK_W, BLOCK_IN), dtype=tl.float32)
     for read in tl.range(top - 1, bottom + 1, num_stages=STAGES):
         below = tl.zeros((BLOCK_W, BLOCK_IN), dtype=tl.float32)
-        gz = _load_row(
+        gz = load_activated_row(
             g, bits, slope, read, column + 1, c_out, height, width,
             g_stride_c, g_stride_h, g_stride_w, BLOCK_W, BLOCK_OUT,
         )  # fmt: skip
         if left_edge:
-            gz += _load_row(
+            gz += load_activated_row(
                 g, bits, slope, read, tl.where(column == 0, 0, -1), c_out, height, width,
                 g_stride_c, g_stride_h, g_stride_w, BLOCK_W, BLOCK_OUT,
             )  # fmt: skip
         a = gz.to(w_ptr.dtype.element_ty)
-        above = tl.dot(a, w00, above, input_precision=PRECISION)
-        here = tl.dot(a, w10, here, input_precision=PRECISION)
-        below = tl.dot(a, w20, below, input_precision=PRECISION)
-        gz = _load_row(
+        above, here, below = add_products(a, w00, w10, w20, above, here, below, PRECISION)
+        gz = load_activated_row(
             g, bits, slope, read, column, c_out, height, width,
             g_stride_c, g_stride_h, g_stride_w, BLOCK_W, BLOCK_OUT,
         )  # fmt: skip
         a = gz.to(w_ptr.dtype.element_ty)
-        above = tl.dot(a, w01, above, input_precision=PRECISION)
-        here = tl.dot(a, w11, here, input_precision=PRECISION)
-        below = tl.dot(a, w21, below, input_precision=PRECISION)
-        gz = _load_row(
+        above, here, below = add_products(a, w01, w11, w21, above, here, below, PRECISION)
+        gz = load_activated_row(
             g, bits, slope, read, column - 1, c_out, height, width,
             g_stride_c, g_stride_h, g_stride_w, BLOCK_W, BLOCK_OUT,
         )  # fmt: skip
         if right_edge:
-            gz += _load_row(
+            gz += load_activated_row(
                 g, bits, slope, read, tl.where(column == width - 1, column, -1), c_out, height, width,
                 g_stride_c, g_stride_h, g_stride_w, BLOCK_W, BLOCK_OUT,
             )  # fmt: skip
         a = gz.to(w_ptr.dtype.element_ty)
-        above = tl.dot(a, w02, above, input_precision=PRECISION)
-        here = tl.dot(a, w12, here, input_precision=PRECISION)
-        below = tl.dot(a, w22, below, input_precision=PRECISION)
+        above, here, below = add_products(a, w02, w12, w22, above, here, below, PRECISION)
         # What flows out of the first and last row belongs to them.
         here = tl.where(read == 0, here + above, here)
         here = tl.where(read == height - 1, here + below, here)
