@@ -84,8 +84,8 @@ def test_training_pass_differentiates_all_weights() -> None:
         network(lr).square().sum().backward()
     reference(lr).square().sum().backward()
     assert counter.calls["residual_dense_block"] == 6
-    for (name, parameter), other in zip(network.named_parameters(), reference.parameters(), strict=True):
-        torch.testing.assert_close(parameter.grad, other.grad, rtol=1e-9, atol=1e-9, msg=name)
+    for (name, parameter), expected in zip(network.named_parameters(), reference.parameters(), strict=True):
+        torch.testing.assert_close(parameter.grad, expected.grad, rtol=1e-9, atol=1e-9, msg=name)
 
 
 def test_frozen_pass_compiles_to_one_graph() -> None:

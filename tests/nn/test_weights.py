@@ -1,26 +1,19 @@
-"""Weight files: all ESRGAN-family naming schemes load, BasicSR's is written, and nothing is unpickled."""
+"""Reading weight files: all ESRGAN-family naming schemes load, nothing is unpickled, sizes are inferred."""
 
 import os
 import pickle
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from spandrel import ModelLoader
-from torch import Tensor, nn
+from state_dicts import assert_equal, small_generator
+from torch import Tensor
 
-from andfast import files
-from andfast.nn import RRDBNet, VGGDiscriminator
+from andfast.nn import VGGDiscriminator
 from andfast.nn.weights import generator_from_weights, read_metadata, read_weights, save_weights
-
-
-def generator(scale: int = 4, *, features: int = 8, blocks: int = 2, growth: int = 4) -> RRDBNet:
-    torch.manual_seed(scale)
-    return RRDBNet(scale, features=features, blocks=blocks, growth=growth)
 
 
 def first_release(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -55,18 +48,13 @@ def bsrgan(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return renamed
 
 
-def assert_equal(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
-    assert actual.keys() == expected.keys()
-    assert all(torch.equal(actual[name], expected[name]) for name in expected)
-
-
 # ---------------------------------------------------------------------------------------------------- reading
 
 
 @pytest.mark.parametrize("rename", [dict, first_release, bsrgan])
 @pytest.mark.parametrize("suffix", [".pth", ".pt", ".ckpt", ".safetensors"])
 def test_loads_all_naming_schemes(rename: object, suffix: str, tmp_path: Path) -> None:
-    network = generator()
+    network = small_generator()
     state = network.state_dict()
     file = tmp_path / f"weights{suffix}"
     (save_file if suffix == ".safetensors" else torch.save)(rename(state), file)  # type: ignore[operator]
@@ -76,7 +64,7 @@ def test_loads_all_naming_schemes(rename: object, suffix: str, tmp_path: Path) -
 
 
 def test_first_release_matches_spandrel(tmp_path: Path) -> None:
-    network = generator(2, features=16, growth=32)
+    network = small_generator(2, features=16, growth=32)
     file = tmp_path / "old.pth"
     torch.save(first_release(network.state_dict()), file)
     assert "model.1.sub.0.RDB1.conv1.0.weight" in torch.load(file, weights_only=True)
@@ -86,14 +74,14 @@ def test_first_release_matches_spandrel(tmp_path: Path) -> None:
 
 
 def test_loads_legacy_and_zip_formats(tmp_path: Path) -> None:
-    state = generator().state_dict()
+    state = small_generator().state_dict()
     for zipped in (False, True):
         torch.save(state, tmp_path / "weights.pth", _use_new_zipfile_serialization=zipped)
         assert_equal(read_weights(tmp_path / "weights.pth"), state)
 
 
 def test_params_ema_is_preferred(tmp_path: Path) -> None:
-    ema, plain = (generator(features=size).state_dict() for size in (8, 6))
+    ema, plain = (small_generator(features=size).state_dict() for size in (8, 6))
     file = tmp_path / "weights.pth"
     torch.save({"iteration": 5, "params": plain, "params_ema": ema}, file)
     assert_equal(read_weights(file), ema)
@@ -105,7 +93,7 @@ def test_params_ema_is_preferred(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."])
 def test_prefixes_are_stripped(prefix: str, tmp_path: Path) -> None:
-    state = generator().state_dict()
+    state = small_generator().state_dict()
     torch.save({prefix + name: value for name, value in state.items()}, tmp_path / "a.pth")
     assert_equal(read_weights(tmp_path / "a.pth"), state)
     torch.save({prefix + name: value for name, value in first_release(state).items()}, tmp_path / "b.pth")
@@ -117,7 +105,7 @@ def test_prefixes_are_stripped(prefix: str, tmp_path: Path) -> None:
 
 
 def test_mmagic_generator_is_extracted_ema_first(tmp_path: Path) -> None:
-    ema, plain = generator(), generator(features=6)
+    ema, plain = small_generator(), small_generator(features=6)
     state = {f"generator.{name}": value for name, value in plain.state_dict().items()}
     state |= {"discriminator.conv.weight": torch.zeros(1), "step_counter": torch.tensor([3])}
     torch.save({"meta": {"epoch": 2}, "state_dict": state}, tmp_path / "plain.pth")
@@ -173,7 +161,7 @@ def test_rejects_malicious_pickles(zipped: bool, tmp_path: Path) -> None:
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
 def test_rejects_truncated_files(suffix: str, tmp_path: Path) -> None:
     file = tmp_path / f"weights{suffix}"
-    state = generator(features=2, blocks=1, growth=1).state_dict()
+    state = small_generator(features=2, blocks=1, growth=1).state_dict()
     (save_file if suffix == ".safetensors" else torch.save)(state, file)
     whole = file.read_bytes()
     for size in [*range(0, 64, 7), *range(64, len(whole) - 1, len(whole) // 20)]:
@@ -204,7 +192,7 @@ def test_names_web_pages_and_lfs_pointers(suffix: str, content: bytes, reason: s
 
 def test_rejects_truncated_legacy_files(tmp_path: Path) -> None:
     file = tmp_path / "weights.pth"
-    torch.save(generator(features=2, blocks=1, growth=1).state_dict(), file, _use_new_zipfile_serialization=False)
+    torch.save(small_generator(features=2, blocks=1, growth=1).state_dict(), file, _use_new_zipfile_serialization=False)
     whole = file.read_bytes()
     for size in range(0, len(whole) - 1, len(whole) // 20):
         file.write_bytes(whole[:size])
@@ -245,7 +233,7 @@ def test_rejects_missing_files_folders_and_suffixes(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("scale", "features", "blocks", "growth"), [(1, 8, 1, 4), (2, 5, 2, 3), (4, 4, 11, 2)])
 def test_infers_sizes(scale: int, features: int, blocks: int, growth: int, tmp_path: Path) -> None:
-    network = generator(scale, features=features, blocks=blocks, growth=growth)
+    network = small_generator(scale, features=features, blocks=blocks, growth=growth)
     save_weights(tmp_path / "g.safetensors", network)
     before = torch.get_rng_state()
     for source in (tmp_path / "g.safetensors", network.state_dict()):
@@ -258,7 +246,7 @@ def test_infers_sizes(scale: int, features: int, blocks: int, growth: int, tmp_p
 
 
 def test_generator_does_not_share_memory_and_is_fp32() -> None:
-    state = generator().half().state_dict()
+    state = small_generator().half().state_dict()
     loaded = generator_from_weights(state)
     assert all(tensor.dtype == torch.float32 and tensor.requires_grad for tensor in loaded.parameters())
     with torch.no_grad():
@@ -268,7 +256,7 @@ def test_generator_does_not_share_memory_and_is_fp32() -> None:
 
 def test_impl_is_passed_on() -> None:
     with pytest.raises(RuntimeError, match="impl='triton'"):
-        generator_from_weights(generator().state_dict(), impl="triton")(torch.rand(1, 3, 4, 4))
+        generator_from_weights(small_generator().state_dict(), impl="triton")(torch.rand(1, 3, 4, 4))
 
 
 def without(state: dict[str, Tensor], *names: str) -> dict[str, Tensor]:
@@ -304,7 +292,7 @@ def without(state: dict[str, Tensor], *names: str) -> dict[str, Tensor]:
     ],
 )
 def test_rejects_other_architectures(change: object, message: str, tmp_path: Path) -> None:
-    state = change(generator().state_dict())  # type: ignore[operator]
+    state = change(small_generator().state_dict())  # type: ignore[operator]
     torch.save(state, tmp_path / "g.pth")
     for source, name in ((tmp_path / "g.pth", "g.pth"), (state, "the state dict")):
         with pytest.raises(ValueError, match=message) as info:
@@ -314,14 +302,14 @@ def test_rejects_other_architectures(change: object, message: str, tmp_path: Pat
 
 
 def test_rejects_wrong_scale(tmp_path: Path) -> None:
-    save_weights(tmp_path / "x2.safetensors", generator(2))
+    save_weights(tmp_path / "x2.safetensors", small_generator(2))
     with pytest.raises(ValueError, match=r"x2\.safetensors: weights must be for scale 4, are for scale 2"):
         generator_from_weights(tmp_path / "x2.safetensors", scale=4)
 
 
 def test_rejects_first_release_for_other_scales(tmp_path: Path) -> None:
     """An x8 model of the first release has three upsampling layers, which BasicSR's RRDBNet never has."""
-    state = first_release(generator().state_dict())
+    state = first_release(small_generator().state_dict())
     top = {"model.8": "model.9", "model.10": "model.11"}
     renamed = {
         top.get(name.rsplit(".", 1)[0], name.rsplit(".", 1)[0]) + "." + name.rsplit(".", 1)[1]: value
@@ -331,107 +319,3 @@ def test_rejects_first_release_for_other_scales(tmp_path: Path) -> None:
     torch.save(renamed, tmp_path / "x8.pth")
     with pytest.raises(ValueError, match=r"x8\.pth: an ESRGAN of the first release must have 2 upsampling.* had 3"):
         read_weights(tmp_path / "x8.pth")
-
-
-# ----------------------------------------------------------------------------------------------------- saving
-
-
-def test_saves_fp32_contiguous_unprefixed_tensors_and_metadata(tmp_path: Path) -> None:
-    network = generator().to(torch.bfloat16).to(memory_format=torch.channels_last)
-    wrapped = nn.ModuleDict({"module": network})
-    file = tmp_path / "g.safetensors"
-    save_weights(file, wrapped, {"architecture": "RRDBNet", "scale": "4", "iteration": "12"})
-    stored = load_file(file)
-    assert_equal(stored, {name: value.float() for name, value in network.state_dict().items()})
-    assert all(tensor.dtype == torch.float32 for tensor in stored.values())
-    assert read_metadata(file) == {"format": "pt", "architecture": "RRDBNet", "scale": "4", "iteration": "12"}
-    save_weights(file, torch.compile(network, backend="eager"))
-    assert_equal(load_file(file), stored)
-    assert read_metadata(file) == {"format": "pt"}
-
-
-def test_equal_weights_give_equal_bytes(tmp_path: Path) -> None:
-    """safetensors' own order of metadata changes from call to call."""
-    state = {"b": torch.rand(3, 5), "a": torch.rand(2)}
-    metadata = {f"key {number}": f'é "{number}"' for number in range(8)}
-    contents = set()
-    for number in range(4):
-        ordered = dict(sorted(metadata.items(), reverse=bool(number % 2)))
-        save_weights(tmp_path / f"{number}.safetensors", state, ordered)
-        contents.add((tmp_path / f"{number}.safetensors").read_bytes())
-    assert len(contents) == 1
-    assert_equal(load_file(tmp_path / "0.safetensors"), state)
-    assert read_metadata(tmp_path / "0.safetensors") == {"format": "pt", **metadata}
-
-
-def test_saves_integers_and_shared_memory(tmp_path: Path) -> None:
-    a = torch.rand(4)
-    save_weights(tmp_path / "s.safetensors", {"a": a, "b": a, "c": a[::2], "n": torch.tensor(3)})
-    stored = load_file(tmp_path / "s.safetensors")
-    assert_equal(stored, {"a": a, "b": a, "c": a[::2], "n": torch.tensor(3)})
-    assert stored["n"].dtype == torch.int64
-
-
-def test_save_replaces_the_file_and_leaves_no_temporary_files(tmp_path: Path) -> None:
-    file = tmp_path / "g.safetensors"
-    for value in (1.0, 2.0):
-        save_weights(file, {"a": torch.full((3,), value)})
-        assert read_weights(file)["a"].tolist() == [value] * 3
-    assert [path.name for path in tmp_path.iterdir()] == ["g.safetensors"]
-    (tmp_path / "plain").touch()
-    assert file.stat().st_mode == (tmp_path / "plain").stat().st_mode
-
-
-@pytest.mark.parametrize("failing", ["fsync", "replace"])
-def test_failed_save_keeps_the_old_file(failing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file = tmp_path / "g.safetensors"
-    save_weights(file, {"a": torch.zeros(3)})
-
-    def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(*((files.os, "fsync") if failing == "fsync" else (files.os, "replace")), full)
-    with pytest.raises(OSError, match="No space left"):
-        save_weights(file, {"a": torch.ones(3)})
-    monkeypatch.undo()
-    assert not read_weights(file)["a"].any()
-    assert [path.name for path in tmp_path.iterdir()] == ["g.safetensors"]
-
-
-@pytest.mark.slow
-def test_killed_writer_leaves_a_complete_file(tmp_path: Path) -> None:
-    file = tmp_path / "g.safetensors"
-    writer = (
-        "import sys, torch\nfrom andfast.nn.weights import save_weights\n"
-        "i = 0.0\nprint('ready', flush=True)\n"
-        "while True:\n    save_weights(sys.argv[1], {'a': torch.full((300_000,), i)})\n    i += 1\n"
-    )
-    process = subprocess.Popen(
-        [sys.executable, "-c", writer, str(file)], stdout=subprocess.PIPE, cwd=Path(__file__).parents[2]
-    )
-    assert process.stdout is not None
-    with process.stdout:
-        process.stdout.readline()
-        seen = set()
-        while len(seen) < 5:  # concurrent reads see complete files
-            if file.exists():
-                values = set(read_weights(file)["a"].tolist())
-                assert len(values) == 1
-                seen |= values
-        process.kill()
-        process.wait()
-    assert len(set(read_weights(file)["a"].tolist())) == 1
-
-
-def test_save_rejects_invalid_arguments(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"path must end in \.safetensors, was .*g\.pth"):
-        save_weights(tmp_path / "g.pth", {})
-    with pytest.raises(FileNotFoundError, match=r"the folder .*nowhere does not exist"):
-        save_weights(tmp_path / "nowhere" / "g.safetensors", {})
-    with pytest.raises(TypeError, match="step must be a tensor, was int"):
-        save_weights(tmp_path / "g.safetensors", {"step": 3})  # type: ignore[dict-item]
-    with pytest.raises(TypeError, match="metadata must map strings to strings, 'scale' was int"):
-        save_weights(tmp_path / "g.safetensors", {}, {"scale": 4})  # type: ignore[dict-item]
-    with pytest.raises(ValueError, match="without their prefixes, a occurs twice"):
-        save_weights(tmp_path / "g.safetensors", {"a": torch.zeros(1), "module.a": torch.zeros(1)})
-    assert list(tmp_path.iterdir()) == []
