@@ -1,9 +1,7 @@
-"""Triton's interpreter, for the tests of kernels: chosen in a process of its own, and repaired there.
+"""Run kernel tests in Triton's interpreter, in a process of their own; run code in a process without Triton.
 
-And a process without Triton, where the ops must run all the same.
-
-The interpreter has to be chosen before triton is imported, and must not leak into other tests. So a test file runs
-itself again with TRITON_INTERPRET=1; what it has under ``if INTERPRETED`` runs there only, after :func:`repair`.
+TRITON_INTERPRET must be set before triton is imported and must not leak into other tests. So a test file reruns itself
+in a subprocess with TRITON_INTERPRET=1; tests under ``if INTERPRETED`` run there only, after :func:`repair`.
 """
 
 import os
@@ -12,6 +10,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,11 +19,11 @@ ROOT = Path(__file__).resolve().parents[2]
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 quiet = pytest.mark.filterwarnings("ignore::RuntimeWarning")
-"""NumPy, which the interpreter computes with, warns where values that are not finite meet."""
+"""The interpreter computes with NumPy, which warns about non-finite values."""
 
 
-def run(file: str, keyword: str) -> None:
-    """Run the tests of a file that match a keyword expression again, in the interpreter; all must pass."""
+def run(file: str, keyword: str = "") -> None:
+    """Rerun the tests of a file that match a keyword expression in the interpreter; fail unless all pass."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST")}
     environment.update(TRITON_INTERPRET="1", OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1")
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", keyword, file]
@@ -33,7 +32,7 @@ def run(file: str, keyword: str) -> None:
 
 
 def run_without_triton(code: str) -> None:
-    """Run a program in a process that has torch, andfast.functional as ``f``, and no triton; it must not fail."""
+    """Run code in a process with torch, andfast.functional as ``f`` and no triton; fail if it does."""
     code = f"import sys; sys.modules['triton'] = None\nimport torch, andfast.functional as f\n{code}"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -41,31 +40,36 @@ def run_without_triton(code: str) -> None:
 
 def repair() -> None:
     """Let Triton 3.6's interpreter run on NumPy 2.4, and fast enough for hundreds of cases."""
+    import triton.language as tl  # noqa: PLC0415
     from triton.runtime import interpreter  # noqa: PLC0415
 
-    patch_tensor = interpreter._patch_lang_tensor
-    call = interpreter.InterpretedFunction.__call__
-
-    def patch_tensor_and_index(tensor: Any, scope: Any) -> None:
-        patch_tensor(tensor, scope)
-        # Scalars are arrays of one element there, which NumPy no longer takes for an int.
-        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
-
-    def call_without_patching_again(self: Any, *args: Any, **kwargs: Any) -> Any:
-        # The kernel that calls has patched triton.language already, for all functions of andfast.
-        if self.fn.__module__.startswith("triton"):
-            return call(self, *args, **kwargs)
-        return self.rewrite()(*args, **kwargs)
-
-    interpreter._convert_float = _with_right_fp8(interpreter._convert_float)
-    interpreter._patch_lang_tensor = patch_tensor_and_index
-    interpreter.InterpretedFunction.__call__ = call_without_patching_again
+    interpreter._convert_float = _with_correct_fp8(interpreter._convert_float)
+    interpreter._get_np_dtype = _cached_by_scalar(interpreter._get_np_dtype)
     builder = interpreter.interpreter_builder
     builder.options = replace(builder.options, sanitize_overflow=False)
 
+    # Patch triton.language once per process; the interpreter does it in every launch and every call of tl.sum.
+    interpreter._patch_lang(SimpleNamespace(__globals__={"tl": tl, "core": tl.core}))
+    interpreter._patch_lang = lambda function: interpreter._LangPatchScope()
+    # Scalars are arrays of one element, which NumPy 2.4 no longer converts to int.
+    tl.tensor.__index__ = lambda self: int(self.handle.data.item())
 
-def _with_right_fp8(convert: Callable[..., Any]) -> Callable[..., Any]:
-    """The interpreter's conversion of floats, but for fp8, whose rounding it does without the carry: 1.97 became 1."""
+
+def _cached_by_scalar(get_np_dtype: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """The interpreter's NumPy dtype of a Triton type, without building its table on each call."""
+    dtypes: dict[str, Any] = {}
+
+    def get(triton_type: Any) -> Any:
+        name = triton_type.scalar.name
+        if name not in dtypes:
+            dtypes[name] = get_np_dtype(triton_type)
+        return dtypes[name]
+
+    return get
+
+
+def _with_correct_fp8(convert: Callable[..., Any]) -> Callable[..., Any]:
+    """The interpreter's conversion of floats with correct fp8 rounding: its own drops the carry (1.97 became 1)."""
     import numpy as np  # noqa: PLC0415
     import torch  # noqa: PLC0415
 
@@ -74,11 +78,11 @@ def _with_right_fp8(convert: Callable[..., Any]) -> Callable[..., Any]:
 
     def convert_float(values: Any, source: Any, result: Any, rounding: Any) -> Any:
         if result.name in names and source.name in wide:
-            made = torch.from_numpy(np.ascontiguousarray(values).view(wide[source.name])).to(names[result.name])
-            return made.view(torch.uint8).numpy()
+            rounded = torch.from_numpy(np.ascontiguousarray(values).view(wide[source.name])).to(names[result.name])
+            return rounded.view(torch.uint8).numpy()
         if source.name in names and result.name in wide:
-            made = torch.from_numpy(np.ascontiguousarray(values)).view(names[source.name])
-            number = made.float().numpy().astype(wide[result.name])
+            fp8 = torch.from_numpy(np.ascontiguousarray(values)).view(names[source.name])
+            number = fp8.float().numpy().astype(wide[result.name])
             return number.view(np.uint16 if result.name == "fp16" else np.uint32)
         return convert(values, source, result, rounding)
 

@@ -1,4 +1,4 @@
-"""Random steps of the ascent, and comparisons, that the tests of ascent_step on the CPU and on a GPU share."""
+"""Random ascent steps and comparisons, shared by the tests of ascent_step on the CPU and on a GPU."""
 
 import random
 from typing import Any, NamedTuple
@@ -13,7 +13,7 @@ Groups = list[list[Tensor]]
 
 
 class Step(NamedTuple):
-    """Arguments of ascent_step; ``poison`` names what is not finite in the first image, if anything."""
+    """Arguments of ascent_step; ``poison`` names the non-finite value of the first image, or is empty."""
 
     values: Groups
     gradients: Groups
@@ -22,48 +22,46 @@ class Step(NamedTuple):
     poison: str
 
     def clone(self) -> "Step":
-        groups = ([[one.clone() for one in group] for group in some] for some in self[:3])
+        groups = ([[tensor.clone() for tensor in group] for group in groups] for groups in self[:3])
         return Step(*groups, self.options, self.poison)
 
 
 def exact(step: Step) -> Groups:
     """The definition in float64."""
-    wide = ([[one.double() for one in group] for group in some] for some in step[:3])
+    wide = ([[tensor.double() for tensor in group] for group in groups] for groups in step[:3])
     return ascent_step_reference(*wide, **step.options)
 
 
 def flat(groups: Groups) -> list[Tensor]:
-    return [one for group in groups for one in group]
+    return [tensor for group in groups for tensor in group]
 
 
-def assert_right(found: Groups, step: Step, tolerance: float = 2e-6) -> None:
-    """Each value within its dtype's rounding, and ``tolerance`` times the largest distance from a center.
+def assert_correct(actual: Groups, step: Step, tolerance: float = 2e-6) -> None:
+    """Each error is at most the dtype's rounding plus ``tolerance`` times the largest distance from a center.
 
-    float32 rounds twice, where a value moves and where it is projected; float16 once; bfloat16 too, but the
-    interpreter truncates where hardware rounds. What is not finite is so in both.
+    float32 rounds twice, at the move and at the projection; float16 once; bfloat16 too, but the interpreter
+    truncates where hardware rounds. The same values are NaN.
     """
-    for four in zip(flat(found), flat(exact(step)), flat(step.values), flat(step.centers), strict=True):
-        one, _, value, _ = four
-        assert (one.shape, one.dtype, one.device) == (value.shape, value.dtype, value.device)
-        if four[0].numel() == 0:
+    for result, expected, value, center in zip(
+        flat(actual), flat(exact(step)), flat(step.values), flat(step.centers), strict=True
+    ):
+        assert (result.shape, result.dtype, result.device) == (value.shape, value.dtype, value.device)
+        nan = expected.isnan()
+        assert torch.equal(result.isnan(), nan)
+        if nan.all():  # or empty
             continue
-        one, right, _, center = (some.detach().cpu() for some in four)
-        assert torch.equal(one.isnan(), right.isnan())
-        finite = ~right.isnan()
-        if not finite.any():
-            continue
-        distance = (right - center.double())[finite].abs().max().item()
-        eps = torch.finfo(one.dtype).eps
-        tiny = torch.finfo(one.dtype).smallest_normal * eps
-        error = (one.double() - right)[finite].abs()
-        units = 0.51 if one.dtype == torch.float16 else 1.1
-        allowed = eps * units * right[finite].abs() + tolerance * distance + tiny
+        distance = (expected - center.double())[~nan].abs().max().item()
+        eps = torch.finfo(result.dtype).eps
+        tiny = torch.finfo(result.dtype).smallest_normal * eps
+        error = (result.detach().double() - expected)[~nan].abs()
+        units = 0.51 if result.dtype == torch.float16 else 1.1
+        allowed = eps * units * expected[~nan].abs() + tolerance * distance + tiny
         worst = (error - allowed).argmax()
-        assert (error <= allowed).all(), (error[worst], right[finite][worst], distance, one.dtype)
+        assert (error <= allowed).all(), (error[worst], expected[~nan][worst], distance, result.dtype)
 
 
 def random_step(seed: int, device: str = "cpu") -> Step:
-    """Any number of tensors, shapes, layouts, dtypes, radii; every kind of center; some images without a gradient."""
+    """Random tensors, shapes, layouts, dtypes, radii and kinds of center; for some images all gradients are 0."""
     g = random.Random(seed)
     generator = torch.Generator().manual_seed(seed)
     n = 0 if seed % 17 == 5 else g.choice([1, 1, 2, 3])
@@ -74,9 +72,9 @@ def random_step(seed: int, device: str = "cpu") -> Step:
     centers: Groups = []
     radii = [g.choice([0.0, 1e-3, 0.05, 1.0, 40.0]) for _ in range(g.choice([1, 2, 3, 3]))]
     for radius in radii:
-        empty = g.random() < 0.1  # the first image has no gradient here
-        for some in (values, gradients, centers):
-            some.append([])
+        empty = g.random() < 0.1  # zero gradients for the first image
+        for groups in (values, gradients, centers):
+            groups.append([])
         for _ in range(g.randint(1, 5)):
             shape = (n, *_inner_shape(g))
             dtype = g.choice([torch.float32, torch.float32, torch.float16, torch.bfloat16])
@@ -120,7 +118,7 @@ def _inner_shape(g: random.Random) -> tuple[int, ...]:
 
 
 def _laid_out(g: random.Random, value: Tensor) -> Tensor:
-    kinds = (*layouts.KINDS, "channels_last")  # which is what training has
+    kinds = (*layouts.KINDS, "channels_last")  # more often, as in training
     return layouts.laid_out(g, value, kinds) if value.dim() == 4 else value.contiguous()
 
 

@@ -1,10 +1,10 @@
-"""The ascent step: its contract, what it refuses, and half types in plain PyTorch; see test_ball for the geometry."""
+"""ascent_step: contract, errors and half types of the reference; test_ball tests the geometry."""
 
 from typing import Any
 
 import pytest
 import torch
-from ascent_step_cases import assert_right, flat, random_step
+from ascent_step_cases import assert_correct, flat, random_step
 from torch import Tensor
 
 from andfast.adversary import Ball, ascend, sample_identity
@@ -15,23 +15,23 @@ HALF = [torch.bfloat16, torch.float16]
 
 
 @pytest.mark.parametrize("part", range(4))
-def test_the_reference_against_float64(part: int) -> None:
+def test_reference_matches_float64(part: int) -> None:
     for seed in range(part, 160, 4):
         step = random_step(seed)
-        found = ascent_step(*step[:3], **step.options, impl="reference")
-        # Norms of moved values have the rounding of those far from zero: more than the fused step, which moves sums.
-        assert_right(found, step, tolerance=1e-4)
+        actual = ascent_step(*step[:3], **step.options, impl="reference")
+        # The norm is that of rounded values; the kernels compute it from exact sums.
+        assert_correct(actual, step, tolerance=1e-4)
 
 
 def arguments(**changed: Any) -> dict[str, Any]:
-    given: dict[str, Any] = {"radii": [1.0, 2.0], "step_size": 0.3}
+    defaults: dict[str, Any] = {"radii": [1.0, 2.0], "step_size": 0.3}
     for name in ("values", "gradients", "centers"):
-        given[name] = [[torch.rand(2, 3), torch.rand(2)], [torch.rand(2, 1, 4, 4)]]
-    return given | changed
+        defaults[name] = [[torch.rand(2, 3), torch.rand(2)], [torch.rand(2, 1, 4, 4)]]
+    return defaults | changed
 
 
-def run(given: dict[str, Any]) -> Any:
-    return ascent_step(given.pop("values"), given.pop("gradients"), given.pop("centers"), **given)
+def run(options: dict[str, Any]) -> Any:
+    return ascent_step(options.pop("values"), options.pop("gradients"), options.pop("centers"), **options)
 
 
 @pytest.mark.parametrize(
@@ -67,51 +67,51 @@ def run(given: dict[str, Any]) -> Any:
         ({"impl": "fast"}, ValueError, "impl must be one of auto, .*, was 'fast'"),
     ],
 )
-def test_what_it_refuses(changed: dict[str, Any], error: type[Exception], message: str) -> None:
+def test_rejects_invalid_arguments(changed: dict[str, Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         run(arguments(**changed))
 
 
-def test_no_groups_no_result() -> None:
+def test_no_groups() -> None:
     assert ascent_step([], [], [], radii=[], step_size=0.3) == []
 
 
-def test_nothing_is_recorded_for_autograd() -> None:
-    given = arguments(values=[[torch.rand(2, 3, requires_grad=True), torch.rand(2)], [torch.rand(2, 1, 4, 4)]])
-    assert not any(one.requires_grad for one in flat(run(given)))
+def test_results_require_no_gradient() -> None:
+    options = arguments(values=[[torch.rand(2, 3, requires_grad=True), torch.rand(2)], [torch.rand(2, 1, 4, 4)]])
+    assert not any(result.requires_grad for result in flat(run(options)))
 
 
 @pytest.mark.parametrize("dtype", HALF)
 @pytest.mark.parametrize("noise", ["full", "single"])
-def test_an_ascent_keeps_noises_in_their_dtype(dtype: torch.dtype, noise: str) -> None:
-    """theta and gradients of noise are in the half type, all else in float32; and the loss rises as in float32."""
+def test_ascent_preserves_noise_dtype(dtype: torch.dtype, noise: str) -> None:
+    """Noise and its gradient are in the half type, weights and slopes in float32; the loss rises as in float32."""
     hr = torch.rand(2, 3, 16, 16)
     network, ball = DegradationNetwork(), Ball(0.001, 0.3, 0.02)
     target = blur_pool(hr, 4) + 0.1 * torch.randn(2, 3, 4, 4)
     seen: set[torch.dtype] = set()
 
     def objective(theta: Theta) -> Tensor:
-        for one in theta.noises:
-            one.register_hook(lambda gradient: seen.add(gradient.dtype))
+        for noise_tensor in theta.noises:
+            noise_tensor.register_hook(lambda gradient: seen.add(gradient.dtype))
         return (network(hr, theta) - target).square().sum((1, 2, 3))
 
-    risen = []
+    gains = []
     for noise_dtype in (torch.float32, dtype):
         seen.clear()
         generator = torch.Generator().manual_seed(3)
         start = sample_identity(2, hr_size=16, channels=8, noise=noise, generator=generator, noise_dtype=noise_dtype)
-        found = ascend(objective, start, ball=ball, steps=4)
-        assert {one.dtype for one in found.theta.noises} == {noise_dtype} == seen
-        assert {one.dtype for one in (*found.theta.weights, *found.theta.slopes)} == {torch.float32}
-        assert ball.overshoot(found.theta, start).max() <= 1 + 2e-3
-        risen.append(found.losses[-1] - found.losses[0])
-    assert risen[0] > 0
-    torch.testing.assert_close(risen[1], risen[0], rtol=1e-2, atol=0)
+        result = ascend(objective, start, ball=ball, steps=4)
+        assert {tensor.dtype for tensor in result.theta.noises} == {noise_dtype} == seen
+        assert {tensor.dtype for tensor in (*result.theta.weights, *result.theta.slopes)} == {torch.float32}
+        assert ball.overshoot(result.theta, start).max() <= 1 + 2e-3
+        gains.append(result.losses[-1] - result.losses[0])
+    assert gains[0] > 0
+    torch.testing.assert_close(gains[1], gains[0], rtol=1e-2, atol=0)
 
 
-def test_noises_of_any_dtype_cost_no_memory_at_first() -> None:
+def test_identity_noise_takes_no_memory() -> None:
     theta = sample_identity(2, hr_size=8, channels=3, noise_dtype=torch.bfloat16)
-    for one in theta.noises:
-        assert one.dtype == torch.bfloat16
-        assert not any(one.stride())
-        assert one.untyped_storage().nbytes() == 2
+    for noise in theta.noises:
+        assert noise.dtype == torch.bfloat16
+        assert not any(noise.stride())
+        assert noise.untyped_storage().nbytes() == 2

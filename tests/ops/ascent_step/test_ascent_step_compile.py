@@ -1,4 +1,4 @@
-"""What the ascent step launches is what :mod:`andfast.kernels.ascent_step.variants` lists."""
+"""Launches of the ascent step are variants that are compiled ahead of time."""
 
 import pytest
 import torch
@@ -20,14 +20,14 @@ def variant_of(launch: Launch) -> Variant:
 
 
 def launches(dtype: torch.dtype) -> list[Launch]:
-    """Launches of a first and a second step over theta of F on sm_90, as Triton specialises the arguments."""
+    """Launches of a first and a second step over theta of F on sm_90."""
     identity = sample_identity(2, hr_size=32, channels=64, noise_dtype=dtype)
     theta = [[torch.zeros(value.shape, dtype=value.dtype) for value in group] for group in identity]
-    with recorded(kernels, ("sums", "coefficients", "update")) as made:
+    with recorded(kernels, ("sums", "coefficients", "update")) as recorded_launches:
         for values in (identity, theta):
             kernels.ascent_step(values, theta, identity, (1.0, 1.0, 1.0), 0.3, False)
-    assert len(made) == 14
-    return made
+    assert len(recorded_launches) == 14
+    return recorded_launches
 
 
 @hashes_of_reference

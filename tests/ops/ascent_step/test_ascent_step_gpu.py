@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from ascent_step_cases import Groups, Step, assert_right, flat, random_step
+from ascent_step_cases import Groups, Step, assert_correct, flat, random_step
 from torch import Tensor
 
 from andfast.adversary import PRESETS, ascend, sample_identity
@@ -16,48 +16,50 @@ pytestmark = pytest.mark.gpu
 def test_random_cases(part: int) -> None:
     for seed in range(part, 200, 4):
         step = random_step(seed, "cuda")
-        assert_right(ascent_step(*step[:3], **step.options, impl="triton"), step)
+        assert_correct(ascent_step(*step[:3], **step.options, impl="triton"), step)
 
 
 def at_the_size_of_training(dtype: torch.dtype, images: int, first: bool) -> Step:
-    """theta of F for 256x256, as an ascent has it after no step, or after a few."""
+    """Theta of F for 256x256: the identity, or as after a few steps."""
     identity = sample_identity(images, hr_size=256, device="cuda", noise_dtype=dtype)
     ball = PRESETS["calibrated"].ball
 
-    def random(one: Tensor, size: float) -> Tensor:
-        form = torch.channels_last if one.dim() == 4 else torch.contiguous_format
-        return torch.empty(one.shape, dtype=one.dtype, device="cuda", memory_format=form).normal_(0, size)
+    def random(like: Tensor, size: float) -> Tensor:
+        memory_format = torch.channels_last if like.dim() == 4 else torch.contiguous_format
+        return torch.empty(like.shape, dtype=like.dtype, device="cuda", memory_format=memory_format).normal_(0, size)
 
     centers: Groups = [list(group) for group in identity]
     values: Groups = []
     for group, radius in zip(centers, ball.radii, strict=True):
-        size = 0.9 * radius / sum(one[0].numel() for one in group) ** 0.5
-        values.append(group if first else [one + random(one, size) for one in group])
-    gradients = [[random(one, 1e-3) for one in group] for group in centers]
+        size = 0.9 * radius / sum(center[0].numel() for center in group) ** 0.5
+        values.append(group if first else [center + random(center, size) for center in group])
+    gradients = [[random(center, 1e-3) for center in group] for group in centers]
     return Step(values, gradients, centers, {"radii": ball.radii, "step_size": 0.3, "joint": False}, "")
 
 
 def image(step: Step, number: int) -> Step:
-    parts = ([[one[number : number + 1] for one in group] for group in some] for some in step[:3])
+    parts = ([[tensor[number : number + 1] for tensor in group] for group in groups] for groups in step[:3])
     return Step(*parts, step.options, "")
 
 
 @pytest.mark.parametrize("first", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_at_the_size_of_training(dtype: torch.dtype, first: bool) -> None:
-    """48 images, 22 M noise values each; three of them against float64; twice the same bits."""
+    """48 images of 22 M noise values each; three are compared with float64, and two calls bit for bit."""
     step = at_the_size_of_training(dtype, 48, first)
-    found = ascent_step(*step[:3], **step.options)
+    result = ascent_step(*step[:3], **step.options)
     again = ascent_step(*step[:3], **step.options)
-    assert all(torch.equal(one, other) for one, other in zip(flat(found), flat(again), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(flat(result), flat(again), strict=True))
     del again
     for number in (0, 23, 47):
-        assert_right([[one[number : number + 1] for one in group] for group in found], image(step, number), 1e-5)
+        assert_correct(
+            [[tensor[number : number + 1] for tensor in group] for group in result], image(step, number), 1e-5
+        )
 
 
 @pytest.mark.parametrize("joint", [False, True])
-def test_a_graph_captures_it(joint: bool) -> None:
-    """Replays read the gradients of the moment, and the host does not wait."""
+def test_graph_capture(joint: bool) -> None:
+    """Replays read the current gradients, and nothing synchronizes with the host."""
     step = at_the_size_of_training(torch.bfloat16, 2, False)
     options = step.options | {"joint": joint, "impl": "triton"}
     ascent_step(*step[:3], **options)  # compiles
@@ -68,17 +70,17 @@ def test_a_graph_captures_it(joint: bool) -> None:
         torch.cuda.set_sync_debug_mode("default")
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        found = ascent_step(*step[:3], **options)
+        captured = ascent_step(*step[:3], **options)
     for _ in range(2):
-        for one in flat(step.gradients):
-            one.normal_(0, 1e-3)
+        for gradient in flat(step.gradients):
+            gradient.normal_(0, 1e-3)
         graph.replay()
         expected = ascent_step(*step[:3], **options)
-        assert all(torch.equal(one, other) for one, other in zip(flat(found), flat(expected), strict=True))
+        assert all(torch.equal(a, b) for a, b in zip(flat(captured), flat(expected), strict=True))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_an_ascent_finds_what_the_reference_finds(dtype: torch.dtype) -> None:
+def test_ascent_matches_reference(dtype: torch.dtype) -> None:
     hr = torch.rand(2, 3, 64, 64, device="cuda")
     target = torch.rand(2, 3, 16, 16, device="cuda")
     network = DegradationNetwork(impl="reference")
@@ -88,5 +90,5 @@ def test_an_ascent_finds_what_the_reference_finds(dtype: torch.dtype) -> None:
 
     start = sample_identity(2, hr_size=64, device="cuda", noise_dtype=dtype)
     ball = PRESETS["calibrated"].ball_for(64, 64)
-    found, expected = (ascend(objective, start, ball=ball, impl=impl) for impl in ("triton", "reference"))
-    torch.testing.assert_close(found.losses, expected.losses, rtol=1e-3, atol=0)
+    actual, expected = (ascend(objective, start, ball=ball, impl=impl) for impl in ("triton", "reference"))
+    torch.testing.assert_close(actual.losses, expected.losses, rtol=1e-3, atol=0)

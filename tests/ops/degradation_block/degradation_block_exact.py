@@ -1,4 +1,4 @@
-"""What the degradation block's kernels are compared with: the reference in float64."""
+"""References and inputs for tests of the degradation block's kernels."""
 
 from typing import Any
 
@@ -13,12 +13,12 @@ BACKWARD = torch.ops.andfast.degradation_block_backward
 
 def exact_results(arguments: list[Any], padding: str, grad: Tensor) -> list[Tensor]:
     """Output and gradients to x, weight, slope and noise of the reference in float64."""
-    x, weight, slope, noise = (None if one is None else one.detach().double() for one in arguments)
+    x, weight, slope, noise = (None if tensor is None else tensor.detach().double() for tensor in arguments)
     out, saved = FORWARD(x, weight, slope, noise, padding, True, "reference")
     shape = [0] if noise is None else list(noise.shape)
-    wanted = [True, True, True, noise is not None]
+    needs_grad = [True, True, True, noise is not None]
     grads = BACKWARD(
-        grad.double(), x, weight, slope, saved, shape, torch.float64, padding, wanted, "reference"
+        grad.double(), x, weight, slope, saved, shape, torch.float64, padding, needs_grad, "reference"
     )  # fmt: skip
     return [out, *grads]
 
@@ -28,8 +28,8 @@ def inputs_clear_of_zero(
 ) -> tuple[Tensor, Tensor]:
     """x and per-image weights whose pre-activations are near 2 or -2.
 
-    The gradient jumps where a pre-activation is 0. Of 4 million normal ones about one has another sign in fp32 than in
-    float64, which alone is a relative error of 5e-4 in the gradients to x and weight.
+    The gradient jumps where a pre-activation is 0. Of 4 million normally distributed ones, about one has a different
+    sign in fp32 and float64, which alone is a relative error of 5e-4 in the gradients to x and weight.
     """
 
     def signs(*shape: int) -> Tensor:

@@ -28,8 +28,8 @@ def positive_like(out: Tensor) -> Tensor:
 @pytest.mark.parametrize("warps", [4, 8])
 @pytest.mark.parametrize(("c_in", "c_out"), [(3, 64), (64, 64), (64, 3), (65, 17)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_on_a_gpu(dtype: torch.dtype, c_in: int, c_out: int, warps: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every padding, weight and noise form at a real size, with 4 and with 8 warps, against float64."""
+def test_all_forms(dtype: torch.dtype, c_in: int, c_out: int, warps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All paddings, weight and noise forms at a realistic size, with 4 and 8 warps, against float64."""
     for entries in TABLE.values():
         for key, config in entries.items():
             monkeypatch.setitem(entries, key, config._replace(warps=warps, registers=MAX_REGISTERS))
@@ -40,7 +40,7 @@ def test_on_a_gpu(dtype: torch.dtype, c_in: int, c_out: int, warps: int, monkeyp
         x, weight = x.to(dtype, memory_format=torch.channels_last), weight.to(dtype)
         noise = None if channels is None else torch.randn(2, channels, 127, 256, device="cuda").to(dtype)
         arguments = [x, weight[0] if shared else weight, torch.rand(2, device="cuda"), noise]
-        leaves = [one.requires_grad_() for one in arguments if one is not None]
+        leaves = [tensor.requires_grad_() for tensor in arguments if tensor is not None]
         out = degradation_block(*arguments, padding=padding, impl="triton")
         grad = positive_like(out)
         exact = exact_results(arguments, padding, grad)
@@ -48,49 +48,49 @@ def test_on_a_gpu(dtype: torch.dtype, c_in: int, c_out: int, warps: int, monkeyp
         assert torch.equal(grads[1], torch.autograd.grad(
             degradation_block(*arguments, padding=padding, impl="triton"), leaves, grad
         )[1])  # fmt: skip
-        for one, right, what in zip((out, *grads), exact, ("out", "x", "weight", "slope", "noise"), strict=False):
-            assert_near(one, right, tolerance, f"{what}, {padding}, shared {shared}, noise {channels}")
+        for actual, expected, name in zip((out, *grads), exact, ("out", "x", "weight", "slope", "noise"), strict=False):
+            assert_near(actual, expected, tolerance, f"{name}, {padding}, shared {shared}, noise {channels}")
 
 
 @pytest.mark.parametrize(("c_in", "c_out"), [(3, 64), (64, 64), (64, 3)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_at_the_size_of_training_on_a_gpu(dtype: torch.dtype, c_in: int, c_out: int) -> None:
-    """A whole batch of 48 at 256 x 256, with the table's own configurations; three of its images in float64."""
+def test_at_the_size_of_training(dtype: torch.dtype, c_in: int, c_out: int) -> None:
+    """A batch of 48 at 256 x 256 with the configurations of the table; three images are compared with float64."""
     x, weight = inputs_clear_of_zero(48, c_in, c_out, 256, 256)
     x, weight = x.to(dtype, memory_format=torch.channels_last), weight.to(dtype)
     noise = torch.randn(48, c_out, 256, 256, device="cuda").to(memory_format=torch.channels_last)
-    leaves = [one.requires_grad_() for one in (x, weight, torch.rand(48, device="cuda"), noise)]
+    leaves = [tensor.requires_grad_() for tensor in (x, weight, torch.rand(48, device="cuda"), noise)]
     out = degradation_block(*leaves)
     grad = positive_like(out)
-    found = (out, *torch.autograd.grad(out, leaves, grad))
+    results = (out, *torch.autograd.grad(out, leaves, grad))
     for image in (0, 23, 47):
         part = slice(image, image + 1)
-        exact = exact_results([one[part] for one in leaves], "replicate", grad[part])
-        for one, right, what in zip(found, exact, ("out", "x", "weight", "slope", "noise"), strict=True):
-            assert_near(one[part], right, 1e-5 if dtype == torch.float32 else 1e-2, f"{what}, image {image}")
+        exact = exact_results([leaf[part] for leaf in leaves], "replicate", grad[part])
+        for actual, expected, name in zip(results, exact, ("out", "x", "weight", "slope", "noise"), strict=True):
+            assert_near(actual[part], expected, 1e-5 if dtype == torch.float32 else 1e-2, f"{name}, image {image}")
 
 
 @pytest.mark.parametrize("channels", [None, 1, 64])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_recovered_slope_on_a_gpu(dtype: torch.dtype, channels: int | None) -> None:
-    """As training has it: noise in fp32, no z kept, with the table's own configurations."""
+def test_recovered_slope(dtype: torch.dtype, channels: int | None) -> None:
+    """As in training: noise in fp32, no saved z, configurations of the table."""
     x, weight = inputs_clear_of_zero(4, 64, 64, 127, 256)
     x, weight = x.to(dtype, memory_format=torch.channels_last), weight.to(dtype)
     noise = None if channels is None else 0.1 * torch.randn(4, channels, 127, 256, device="cuda")
     arguments = [x, weight, 0.5 + torch.rand(4, device="cuda"), noise]
-    leaves = [one.requires_grad_() for one in arguments if one is not None]
+    leaves = [tensor.requires_grad_() for tensor in arguments if tensor is not None]
     out = degradation_block(*arguments, smallest_slope=0.5, impl="triton")
     grad = positive_like(out)
     exact = exact_results(arguments, "replicate", grad)
     grads = torch.autograd.grad(out, leaves, grad)
-    for one, right, what in zip(grads, exact[1:], ("x", "weight", "slope", "noise"), strict=False):
-        assert_near(one, right, 1e-5 if dtype == torch.float32 else 1e-2, f"{what}, noise {channels}")
+    for actual, expected, name in zip(grads, exact[1:], ("x", "weight", "slope", "noise"), strict=False):
+        assert_near(actual, expected, 1e-5 if dtype == torch.float32 else 1e-2, f"{name}, noise {channels}")
 
 
-def test_a_captured_graph_replays_on_a_gpu() -> None:
+def test_graph_capture() -> None:
     x = torch.randn(2, 64, 32, 48, device="cuda").to(torch.bfloat16, memory_format=torch.channels_last)
     weight = (torch.randn(2, 64, 64, 3, 3, device="cuda") / 24).bfloat16()
-    leaves = [one.requires_grad_() for one in (x, weight, torch.rand(2, device="cuda"))]
+    leaves = [tensor.requires_grad_() for tensor in (x, weight, torch.rand(2, device="cuda"))]
 
     def work() -> list[Tensor]:
         out = degradation_block(*leaves, impl="triton")
@@ -107,14 +107,14 @@ def test_a_captured_graph_replays_on_a_gpu() -> None:
     with torch.no_grad():
         x.copy_(torch.randn_like(x))
     graph.replay()
-    for one, right in zip(captured, work(), strict=True):
-        torch.testing.assert_close(one, right, rtol=0, atol=0)
+    for actual, expected in zip(captured, work(), strict=True):
+        torch.testing.assert_close(actual, expected, rtol=0, atol=0)
 
 
-def test_one_node_under_torch_compile_and_autocast_on_a_gpu() -> None:
+def test_compiles_as_one_graph_under_autocast() -> None:
     x = torch.randn(2, 8, 16, 24, device="cuda").to(memory_format=torch.channels_last)
     weight, slope = torch.randn(2, 16, 8, 3, 3, device="cuda") / 9, torch.rand(2, device="cuda")
-    leaves = [one.requires_grad_() for one in (x, weight, slope)]
+    leaves = [tensor.requires_grad_() for tensor in (x, weight, slope)]
 
     def loss(*inputs: Tensor) -> Tensor:
         with torch.autocast("cuda", dtype=torch.bfloat16):
@@ -124,5 +124,5 @@ def test_one_node_under_torch_compile_and_autocast_on_a_gpu() -> None:
 
     compiled = torch.compile(loss, fullgraph=True)
     eager = torch.autograd.grad(loss(*leaves), leaves)
-    for got, right in zip(torch.autograd.grad(compiled(*leaves), leaves), eager, strict=True):
-        assert_near(got, right, 1e-2, "compiled")
+    for actual, expected in zip(torch.autograd.grad(compiled(*leaves), leaves), eager, strict=True):
+        assert_near(actual, expected, 1e-2, "compiled")

@@ -1,8 +1,7 @@
 """The degradation block's Triton kernels against the reference in float64, in Triton's interpreter.
 
-This file runs itself again in the interpreter, see triton_interpreter; what is under ``if INTERPRETED`` runs there
-only. Triton's interpreter gets bf16 wrong: here the same code is tested as fp32 and fp16; bf16 is tested on a GPU, in
-test_kernels_degradation_block_gpu.py.
+Tests under ``if INTERPRETED`` run in a subprocess, see triton_interpreter. The interpreter computes bf16 incorrectly:
+the same code is tested in fp32 and fp16 here, and in bf16 on a GPU by test_degradation_block_gpu.py.
 """
 
 import importlib.util
@@ -19,7 +18,7 @@ from degradation_block_exact import BACKWARD, FORWARD, exact_results
 from torch import Tensor
 from triton_interpreter import INTERPRETED
 
-from andfast.functional import degradation_block, dispatch
+from andfast.functional import degradation_block, dispatch, selftest_cases
 from andfast.functional.degradation_block_reference import reduce_slope
 from andfast.functional.layout import memory_format as memory_format_of
 from andfast.functional.selftest import self_test
@@ -27,8 +26,8 @@ from andfast.kernels.common.config import PRECISIONS, KernelConfig, channel_bloc
 from andfast.kernels.degradation_block import saved as saved_form
 from andfast.kernels.degradation_block.configs import TABLE
 
-CASES = 140
-GROUPS = 16
+CASES = 70
+GROUP = 14
 
 pytestmark = triton_interpreter.quiet
 
@@ -39,21 +38,20 @@ pytestmark = triton_interpreter.quiet
 if not INTERPRETED:
 
     @pytest.mark.slow
-    @pytest.mark.parametrize("part", ["parity_even", "parity_odd", "not parity"])
-    def test_in_the_interpreter(part: str) -> None:
-        triton_interpreter.run(__file__, part)
+    def test_in_the_interpreter() -> None:
+        triton_interpreter.run(__file__)
 
-    def test_andfast_imports_without_triton() -> None:
+    def test_runs_without_triton() -> None:
         triton_interpreter.run_without_triton(
             "f.degradation_block(torch.rand(1, 3, 4, 4), torch.rand(5, 3, 3, 3), 0.5)\n"
             "import andfast.kernels.degradation_block.configs, andfast.kernels.degradation_block.saved"
         )
 
-    def test_the_explicit_choice_says_why_it_cannot_be_had() -> None:
+    def test_explicit_impl_reports_missing_device() -> None:
         with pytest.raises(RuntimeError, match=r"impl='triton' of degradation_block .* CUDA devices.*'cpu'"):
             degradation_block(torch.rand(1, 3, 4, 4), torch.rand(5, 3, 3, 3), 0.5, impl="triton")
 
-    def test_auto_takes_the_kernels_where_they_run_and_the_reference_for_what_they_do_not_take(
+    def test_auto_resolves_by_device_and_dtype(
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         monkeypatch.setitem(dispatch._TABLE["degradation_block"], "triton", dispatch.everywhere)
@@ -62,11 +60,11 @@ if not INTERPRETED:
         with pytest.raises(TypeError, match=r"x must be float32, bfloat16 or float16 with impl='triton', was torch"):
             dispatch.resolve("degradation_block", "triton", "cuda", torch.float64)
 
-    def test_the_choice_is_a_constant_of_a_compiled_graph(monkeypatch: pytest.MonkeyPatch) -> None:
-        def looks_around(_device_type: str) -> str | None:
+    def test_impl_is_resolved_outside_of_compiled_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
+        def look_for_a_package(_device_type: str) -> str | None:
             return None if importlib.util.find_spec("no_such_package") else "a package is not installed"
 
-        monkeypatch.setitem(dispatch._TABLE["degradation_block"], "triton", looks_around)
+        monkeypatch.setitem(dispatch._TABLE["degradation_block"], "triton", look_for_a_package)
         x, weight = torch.rand(1, 3, 4, 4), torch.rand(5, 3, 3, 3)
         compiled = torch.compile(degradation_block, fullgraph=True, backend="eager")
         torch.testing.assert_close(compiled(x, weight, 0.5), degradation_block(x, weight, 0.5))
@@ -74,14 +72,14 @@ if not INTERPRETED:
     @pytest.mark.parametrize(
         ("capability", "expected"), [((8, 0), "8.0"), ((8, 9), "8.0"), ((9, 0), "9.0"), ((12, 0), "9.0")]
     )
-    def test_every_device_from_8_0_on_has_configurations(capability: tuple[int, int], expected: str) -> None:
+    def test_newest_architecture(capability: tuple[int, int], expected: str) -> None:
         assert newest_architecture(capability, TABLE) == expected
 
-    def test_older_devices_are_refused() -> None:
+    def test_rejects_older_devices() -> None:
         with pytest.raises(ValueError, match=r"compute capability must be at least 8\.0, was 7\.5"):
             newest_architecture((7, 5), TABLE)
 
-    def test_the_table_is_complete() -> None:
+    def test_table_is_complete() -> None:
         kernels = ("forward", "grad_input", "grad_weight")
         for entries in TABLE.values():
             assert set(entries) == set(itertools.product(kernels, PRECISIONS))
@@ -96,9 +94,7 @@ if not INTERPRETED:
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
     @pytest.mark.parametrize(("pixels", "channels"), [(0, 3), (7, 3), (6, 16), (5, 17)])
-    def test_the_saved_buffer_comes_apart_as_it_was_put_together(
-        pixels: int, channels: int, dtype: torch.dtype
-    ) -> None:
+    def test_saved_buffer_layout(pixels: int, channels: int, dtype: torch.dtype) -> None:
         itemsize = torch.empty(0, dtype=dtype).element_size()
         bits = pixels * -(-channels // 8)
         assert saved_form.saved_bytes(pixels, channels, itemsize, saved_form.SAVE_NOTHING) == 0
@@ -133,12 +129,12 @@ if INTERPRETED:
     )
 
     def _grid_values(generator: random.Random, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        """Multiples of 1/8 up to 1: sums of products are exact in fp32, so z's sign is no matter of rounding."""
+        """Multiples of 1/8 up to 1: sums of products are exact in fp32, so the sign of z is exact."""
         values = torch.randint(-8, 9, shape, generator=torch.Generator().manual_seed(generator.getrandbits(31)))
         return (values / 8).to(dtype)
 
     def _case(seed: int) -> tuple[list[Any], str, Tensor, KernelConfig, str]:
-        """Arguments, padding, incoming gradient, configuration, and the argument that was poisoned, if any."""
+        """Arguments, padding, incoming gradient, configuration, and the argument with a non-finite value, if any."""
         g = random.Random(seed)
         dtype = torch.float16 if seed % 5 == 4 else torch.float32
         n = g.choice([1, 1, 1, 2])
@@ -148,7 +144,7 @@ if INTERPRETED:
         height, width = (g.choice([1, 1, 2, 3, 4, 5, 7, 8, 11, 13, 16]) for _ in range(2))
         config = g.choice(CONFIGS)
         if height * width > 64 and (config.block_h == 4 or g.random() < 0.5):
-            config = CONFIGS[2]  # many programs take long
+            config = CONFIGS[2]  # fewer programs
         weight_shape = (c_out, c_in, 3, 3) if g.random() < 0.3 else (n, c_out, c_in, 3, 3)
         slope_shape = g.choice([(), (n,), (n, c_out)])
         slopes = torch.tensor([g.choice([-1.5, -0.25, 0.0, 0.2, 1.0, 1.0, 1.75]) for _ in range(n * c_out)])
@@ -167,7 +163,7 @@ if INTERPRETED:
         arguments = {"x": x, "weight": weight, "slope": slope, "noise": noise, "grad": grad.clone()}
         poisoned = ""
         if seed % 3 == 2:
-            poisoned = g.choice([name for name, one in arguments.items() if one is not None])
+            poisoned = g.choice([name for name, tensor in arguments.items() if tensor is not None])
             victim = arguments[poisoned]
             victim[tuple(g.randrange(size) for size in victim.shape)] = g.choice(
                 [float("nan"), float("inf"), -float("inf")]
@@ -199,7 +195,7 @@ if INTERPRETED:
         assert grad_x.is_contiguous(memory_format=memory_format)
         assert_near(out, exact[0], tolerance, f"out, {what}")
         if poisoned == "weight":
-            # At the border a tap that meets no pixel still multiplies zeros: NaN there, where the reference skips it.
+            # At the border, taps outside of the image multiply zeros: NaN there, where the reference skips them.
             grad_x = torch.where(grad_x.isnan(), exact[1].to(grad_x.dtype), grad_x)
         assert_near(grad_x, exact[1], tolerance, f"gradient to x, {what}")
         assert_near(grad_weight, exact[2], tolerance, f"gradient to weight, {what}")
@@ -208,22 +204,15 @@ if INTERPRETED:
             assert grad_noise is not None
             assert_near(grad_noise, exact[4], tolerance, f"gradient to noise, {what}")
 
-    @pytest.mark.parametrize("first", range(0, CASES, 2 * GROUPS))
-    def test_parity_even(first: int) -> None:
-        for seed in range(first, first + 2 * GROUPS, 2):
-            if seed < CASES:
-                _check_parity(seed)
+    @pytest.mark.parametrize("first", range(0, CASES, GROUP))
+    def test_parity(first: int) -> None:
+        for seed in range(first, first + GROUP):
+            _check_parity(seed)
 
-    @pytest.mark.parametrize("first", range(1, CASES, 2 * GROUPS))
-    def test_parity_odd(first: int) -> None:
-        for seed in range(first, first + 2 * GROUPS, 2):
-            if seed < CASES:
-                _check_parity(seed)
-
-    @pytest.mark.parametrize("first", range(0, CASES, 2 * GROUPS))
+    @pytest.mark.parametrize("first", range(0, CASES, GROUP))
     def test_recovered_slope(first: int) -> None:
-        """The slope's gradient from the result, where only signs were saved, and no slope is near 0."""
-        for seed in range(first, min(first + 2 * GROUPS, CASES), 3):
+        """The slope's gradient from the result: only signs are saved, and no slope is near 0."""
+        for seed in range(first, first + GROUP, 3):
             arguments, padding, grad, config, poisoned = _case(seed)
             x, weight, slope, noise = arguments
             if poisoned in ("slope", "noise"):
@@ -249,7 +238,7 @@ if INTERPRETED:
 
     @pytest.fixture
     def _on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-        """Let impl="triton" have the CPU, where the interpreter is."""
+        """Make impl="triton" available on the CPU, where the interpreter runs."""
         monkeypatch.setitem(dispatch._TABLE["degradation_block"], "triton", dispatch.everywhere)
 
     def _arguments(noise_channels: int = 0, n: int = 2) -> list[Any]:
@@ -258,17 +247,16 @@ if INTERPRETED:
         return [x, torch.randn(n, 6, 3, 3, 3), torch.randn(n), noise]
 
     @pytest.mark.usefixtures("_on_cpu")
-    @pytest.mark.parametrize("noise_channels", [0, 1, 6])
-    @pytest.mark.parametrize("per_channel", [False, True])
+    @pytest.mark.parametrize(("noise_channels", "per_channel"), [(0, False), (1, True), (6, False)])
     def test_recovered_slope_through_the_op(noise_channels: int, per_channel: bool) -> None:
         x, weight, _, noise = _arguments(noise_channels)
         arguments = [x, weight, 0.5 + torch.rand((2, 6) if per_channel else (2,)), noise]
         grad = torch.randn(2, 6, 4, 5)
         exact = exact_results(arguments, "replicate", grad)[1:]
-        leaves = [one.requires_grad_() for one in arguments if one is not None]
+        leaves = [tensor.requires_grad_() for tensor in arguments if tensor is not None]
         out = degradation_block(*arguments, smallest_slope=0.5, impl="triton")
         assert out.grad_fn is not None
-        assert out.grad_fn.saved_tensors[3].numel() == 2 * 4 * 5  # a bit a channel
+        assert out.grad_fn.saved_tensors[3].numel() == 2 * 4 * 5  # one bit per channel
         for got, expected in zip(torch.autograd.grad(out, leaves, grad), exact, strict=False):
             assert_near(got, expected, 1e-5, f"noise of {noise_channels} channels")
         (alone,) = torch.autograd.grad(
@@ -282,17 +270,15 @@ if INTERPRETED:
         arguments = _arguments(noise_channels)
         grad = torch.randn(2, 6, 4, 5)
         exact = exact_results(arguments, "replicate", grad)[1:]
-        for wanted in itertools.product([False, True], repeat=4):
-            if sum(wanted) in (1, 2) or all(wanted):
-                leaves = [one.requires_grad_(want) for one, want in zip(arguments, wanted, strict=True)]
-                out = degradation_block(*leaves, impl="triton")
-                asked = [one for one, want in zip(leaves, wanted, strict=True) if want]
-                right = [one for one, want in zip(exact, wanted, strict=True) if want]
-                for got, expected in zip(torch.autograd.grad(out, asked, grad), right, strict=True):
-                    assert_near(got, expected, 1e-5, f"wanted {wanted}")
+        sizes = (1, 2, 4) if noise_channels == 1 else (1,)
+        for subset in (subset for size in sizes for subset in itertools.combinations(range(4), size)):
+            leaves = [tensor.requires_grad_(index in subset) for index, tensor in enumerate(arguments)]
+            out = degradation_block(*leaves, impl="triton")
+            for index, actual in zip(subset, torch.autograd.grad(out, [leaves[i] for i in subset], grad), strict=True):
+                assert_near(actual, exact[index], 1e-5, f"argument {index} of {subset}")
 
     @pytest.mark.usefixtures("_on_cpu")
-    def test_a_noise_of_another_dtype_gets_its_gradient_in_it() -> None:
+    def test_gradient_has_the_dtype_of_noise() -> None:
         arguments = _arguments(6)
         noise = arguments[3].double().requires_grad_()
         out = degradation_block(*arguments[:3], noise, impl="triton")
@@ -302,19 +288,19 @@ if INTERPRETED:
         torch.testing.assert_close(got, grad.double())
 
     @pytest.mark.usefixtures("_on_cpu")
-    def test_z_is_kept_for_the_gradient_of_the_slope_only() -> None:
+    def test_z_is_saved_for_the_gradient_of_the_slope_only() -> None:
         x, weight, slope, _ = _arguments()
         pixels = bits = 2 * 4 * 5
-        _, kept = FORWARD(x, weight, slope, None, "zeros", True, "triton", True)
+        _, with_z = FORWARD(x, weight, slope, None, "zeros", True, "triton", True)
         _, signs = FORWARD(x, weight, slope, None, "zeros", True, "triton", False)
         _, nothing = FORWARD(x, weight, slope, None, "zeros", False, "triton", True)
-        assert (kept.numel(), signs.numel(), nothing.numel()) == (48 + pixels * 6 * 4, bits, 0)
+        assert (with_z.numel(), signs.numel(), nothing.numel()) == (48 + pixels * 6 * 4, bits, 0)
         z = FORWARD(x, weight, slope, None, "zeros", True, "reference")[1]
         unpacked = (signs.reshape(2, 4, 5, 1) >> torch.arange(6)) & 1
         assert torch.equal(unpacked.bool(), (z > 0).permute(0, 2, 3, 1))
 
     @pytest.mark.usefixtures("_on_cpu")
-    def test_signs_alone_refuse_the_gradient_of_the_slope() -> None:
+    def test_rejects_slope_gradient_from_signs() -> None:
         x, weight, slope, _ = _arguments()
         out, signs = FORWARD(x, weight, slope, None, "zeros", True, "triton", False)
         with pytest.raises(ValueError, match="needs z or the result, and only sign bits were saved"):
@@ -323,19 +309,21 @@ if INTERPRETED:
             )  # fmt: skip
 
     @pytest.mark.usefixtures("_on_cpu")
-    @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-    def test_opcheck(memory_format: torch.memory_format) -> None:
+    def test_opcheck() -> None:
         arguments = _arguments(1)
-        arguments[0] = arguments[0].contiguous(memory_format=memory_format)
-        leaves = [one.requires_grad_() for one in arguments]
+        arguments[0] = arguments[0].contiguous(memory_format=torch.channels_last)
+        leaves = [tensor.requires_grad_() for tensor in arguments]
         torch.library.opcheck(FORWARD.default, (*leaves, "replicate", True, "triton"))
-        torch.library.opcheck(FORWARD.default, (*(one.detach() for one in leaves), "zeros", False, "triton", False))
-        torch.library.opcheck(FORWARD.default, (*leaves, "replicate", True, "triton", False))
+        # The autograd and compile tests of opcheck have run; signs alone change only the outputs' shapes.
+        schema = ("test_schema", "test_faketensor")
+        torch.library.opcheck(FORWARD.default, (*leaves, "replicate", True, "triton", False), test_utils=schema)
+        frozen = [tensor.detach() for tensor in leaves]
+        torch.library.opcheck(FORWARD.default, (*frozen, "zeros", False, "triton", False), test_utils=schema)
 
     @pytest.mark.usefixtures("_on_cpu")
     def test_compiles_as_one_graph() -> None:
         arguments = _arguments(6)
-        leaves = [one.requires_grad_() for one in arguments]
+        leaves = [tensor.requires_grad_() for tensor in arguments]
 
         def loss(*inputs: Any) -> Tensor:
             return degradation_block(*inputs, impl="triton").square().sum()
@@ -356,21 +344,25 @@ if INTERPRETED:
         out = degradation_block(*leaves, impl="triton")
         expected = degradation_block(*leaves, impl="reference")
         torch.testing.assert_close(out, expected)
-        grads = (torch.autograd.grad(one.sum(), leaves) for one in (out, expected))
+        grads = (torch.autograd.grad(result.sum(), leaves) for result in (out, expected))
         for got, right in zip(*grads, strict=True):
             torch.testing.assert_close(got, right)
 
     @pytest.mark.usefixtures("_on_cpu")
-    def test_float64_is_refused_by_name() -> None:
+    def test_rejects_float64() -> None:
         with pytest.raises(TypeError, match=r"x must be float32, .* with impl='triton', was torch\.float64"):
             degradation_block(torch.rand(1, 3, 4, 4).double(), torch.rand(5, 3, 3, 3).double(), 0.5, impl="triton")
 
     @pytest.mark.usefixtures("_on_cpu")
-    def test_the_self_test_passes() -> None:
-        for result in self_test("cpu", [torch.float32], ["degradation_block"]):
-            assert result.passed, result
+    def test_self_test_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+        """With the first of its cases: those of 64 channels on both sides take the interpreter 20 s."""
+        cases = selftest_cases.CASES["degradation_block"]
+        monkeypatch.setitem(selftest_cases.CASES, "degradation_block", lambda draw: list(cases(draw))[:1])
+        results = self_test("cpu", [torch.float32], ["degradation_block"])
+        assert {result.impl for result in results} == {"triton", "reference"}
+        assert all(result.passed for result in results), results
 
-    def test_an_image_beyond_32_bit_offsets_is_refused() -> None:
+    def test_rejects_images_beyond_int32_offsets() -> None:
         image = torch.empty((9, 2, 2**15, 2**15), device="meta")
         check_int32_extent("x", image.shape, image.stride())
         image = torch.empty((1, 3, 2**15, 2**15), device="meta")

@@ -1,4 +1,4 @@
-"""The degradation block's kernels by rows: parity in Triton's interpreter, and compiled code."""
+"""The degradation block's row kernels: parity in Triton's interpreter, and compiled code."""
 
 import random
 from typing import Any
@@ -21,7 +21,7 @@ if not INTERPRETED:
 
     @pytest.mark.slow
     def test_in_the_interpreter() -> None:
-        triton_interpreter.run(__file__, "parity or falls_back")
+        triton_interpreter.run(__file__)
 
     CASES = [(architecture, kernel) for architecture, kernels in ROWS_CANDIDATES.items() for kernel in kernels]
 
@@ -47,12 +47,10 @@ if not INTERPRETED:
         if kernel == "forward":
             assert loop.count("ttg.async_copy_global_to_local") == 3
             assert "ttg.local_alloc %" not in loop
-        if (
-            architecture == "9.0"
-        ):  # a wait is missing where sums stay in flight over an iteration: ptxas serializes then
+        if architecture == "9.0":  # with fewer waits, sums stay in flight over an iteration and ptxas serializes
             assert compiled.asm["ptx"].count("wgmma.wait_group") == compiled.asm["ptx"].count("wgmma.commit_group") == 9
 
-    def test_the_default_is_what_was_measured() -> None:
+    def test_table_has_no_row_kernels_yet() -> None:
         assert all(config.design == "" for entries in TABLE.values() for config in entries.values())
 
 
@@ -91,10 +89,10 @@ if INTERPRETED:
             config=config,
         )  # fmt: skip
 
-    @pytest.mark.parametrize("seed", range(10))
+    @pytest.mark.parametrize("seed", range(6))
     def test_parity_of_forward(seed: int) -> None:
         g = random.Random(seed)
-        c_in, c_out = g.choice([(16, 16), (16, 16), (32, 16), (16, 32), (64, 16), (16, 80)])
+        c_in, c_out = ((16, 16), (16, 80), (32, 16), (16, 16), (16, 32), (64, 16))[seed]
         dtype = torch.float16 if seed % 4 == 3 else torch.float32
         arguments = _arguments(seed, c_in, c_out, dtype)
         config = KernelConfig(g.choice([1, 2, 4, 8]), g.choice([4, 8, 16]), 64, 4, g.choice([1, 2]), design=ROWS)
@@ -123,10 +121,10 @@ if INTERPRETED:
             noise_map=changes.get("noise_map"), tf32=False, memory_format=torch.channels_last, config=config,
         )  # fmt: skip
 
-    @pytest.mark.parametrize("seed", range(16))
+    @pytest.mark.parametrize("seed", range(8))
     def test_parity_of_gradient(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
         g = random.Random(seed)
-        c_in, c_out = g.choice([(16, 16), (16, 16), (32, 16), (16, 32), (16, 64), (80, 16)])
+        c_in, c_out = ((16, 16), (80, 16), (32, 16), (16, 16), (16, 32), (16, 64), (16, 16), (16, 16))[seed]
         dtype = torch.float16 if seed % 4 == 3 else torch.float32
         arguments = _arguments(seed, c_in, c_out, dtype)
         arguments[0].nan_to_num_(0.5, 0.5)
@@ -159,7 +157,7 @@ if INTERPRETED:
     )
     def test_falls_back_to_tiles(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
         def launch(*_: Any, **__: Any) -> None:
-            raise AssertionError("the kernel by rows was launched")
+            raise AssertionError("the row kernel was launched")
 
         monkeypatch.setattr(forward_rows, "launch", launch)
         c_in = {"3 channels": 3, "80 channels": 80}.get(case, 16)
@@ -174,7 +172,7 @@ if INTERPRETED:
         save = saved_form.SAVE_Z if case == "z kept" else saved_form.SAVE_BITS
         config = ROWS_CANDIDATES["8.0"]["forward"][0]
         if case == "covered":
-            with pytest.raises(AssertionError, match="by rows was launched"):
+            with pytest.raises(AssertionError, match="row kernel was launched"):
                 _forward(arguments, config, save, padding)
             return
         exact = FORWARD(*(None if a is None else a.double() for a in arguments), padding, False, "reference")[0]

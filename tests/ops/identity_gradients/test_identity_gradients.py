@@ -1,10 +1,10 @@
-"""identity_gradients: the reference against the formulas written out in float64, and the op's contract."""
+"""identity_gradients: the reference against the formulas in float64, contract and errors."""
 
 from typing import Any
 
 import pytest
 import torch
-from identity_gradients_cases import Call, assert_right, random_call
+from identity_gradients_cases import Call, Results, assert_correct, random_call
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
@@ -15,34 +15,34 @@ from andfast.functional.identity_gradients import identity_gradients
 OP = torch.ops.andfast.identity_gradients.default
 
 
-def call(n: int = 2, channels: int = 5, size: tuple[int, int] = (4, 6), **options: Any) -> Call:
+def make(n: int = 2, channels: int = 5, size: tuple[int, int] = (4, 6), **options: Any) -> Call:
     x, grad = torch.randn(n, 3, *size), torch.randn(n, 3, *size)
-    given = {"noises": [channels, channels], "slopes": [True, True], "correlation": True} | options
-    return Call(x, grad, torch.randn(2, n, 3, channels), torch.randn(2, n, 3, channels), given)
+    options = {"noises": [channels, channels], "slopes": [True, True], "correlation": True} | options
+    return Call(x, grad, torch.randn(2, n, 3, channels), torch.randn(2, n, 3, channels), options)
 
 
-def run(one: Call) -> tuple[Tensor | None, list[Tensor | None], Tensor]:
-    return identity_gradients(*one[:4], **one.options)
+def run(call: Call) -> Results:
+    return identity_gradients(*call[:4], **call.options)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
 def test_random_calls(dtype: torch.dtype) -> None:
     for seed in range(60):
-        one = random_call(seed, dtypes=(dtype,))
-        assert_right(run(one), one)
+        call = random_call(seed, dtypes=(dtype,))
+        assert_correct(run(call), call)
 
 
-def test_images_in_parts_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    one = call(5, noises=[5, 1])
-    whole = run(one)
+def test_chunks_do_not_change_results(monkeypatch: pytest.MonkeyPatch) -> None:
+    call = make(5, noises=[5, 1])
+    whole = run(call)
     monkeypatch.setattr(module, "CHUNK", 2 * 27 * 24)
-    parts = run(one)
+    parts = run(call)
     for a, b in zip([whole[0], *whole[1], whole[2]], [parts[0], *parts[1], parts[2]], strict=True):
         torch.testing.assert_close(a, b)
 
 
 class Largest(TorchDispatchMode):
-    """The values of the largest tensor that an op makes."""
+    """Records the number of values of the largest tensor that an op returns."""
 
     values = 0
 
@@ -53,21 +53,21 @@ class Largest(TorchDispatchMode):
         return out
 
 
-def test_no_map_of_all_images_is_made_for_the_slopes() -> None:
-    """The reference holds as many pre-activations as an image has, or CHUNK."""
-    one = call(16, 8, (64, 64), noises=[0, 0], correlation=False)
+def test_slopes_take_chunks_of_memory() -> None:
+    """The reference holds at most CHUNK pre-activations, or those of one image."""
+    call = make(16, 8, (64, 64), noises=[0, 0], correlation=False)
     with Largest() as largest:
-        module._reference(*one[:4], [None, None], [True, True], False, "zeros")
+        module._reference(*call[:4], [None, None], [True, True], False, "zeros")
     assert largest.values <= max(module.CHUNK, 16 * 3 * 64 * 64)
     assert largest.values < 16 * 8 * 64 * 64 or module.CHUNK >= 16 * 8 * 64 * 64
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_autocast_leaves_it_alone(dtype: torch.dtype) -> None:
-    one = call()
-    plain = run(one)
+def test_autocast_has_no_effect(dtype: torch.dtype) -> None:
+    call = make()
+    plain = run(call)
     with torch.autocast("cpu", dtype=dtype):
-        again = run(one)
+        again = run(call)
     assert torch.equal(plain[0], again[0])
     assert torch.equal(plain[2], again[2])
     assert all(torch.equal(a, b) for a, b in zip(plain[1], again[1], strict=True))
@@ -75,32 +75,32 @@ def test_autocast_leaves_it_alone(dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize(
-    "wanted", [([5, 5], [True, True], True), ([0, 1], [False, True], False), ([0, 0], [False, False], True)]
+    "required", [([5, 5], [True, True], True), ([0, 1], [False, True], False), ([0, 0], [False, False], True)]
 )
-def test_opcheck(memory_format: torch.memory_format, wanted: tuple[list[int], list[bool], bool]) -> None:
-    one = call()
-    noises, slopes, correlation = wanted
-    x = one.x.contiguous(memory_format=memory_format)
+def test_opcheck(memory_format: torch.memory_format, required: tuple[list[int], list[bool], bool]) -> None:
+    call = make()
+    noises, slopes, correlation = required
+    x = call.x.contiguous(memory_format=memory_format)
     torch.library.opcheck(
-        OP, (x, *one[1:4], noises, torch.float16, slopes, correlation, "replicate", "reference")
+        OP, (x, *call[1:4], noises, torch.float16, slopes, correlation, "replicate", "reference")
     )  # fmt: skip
 
 
 def test_compiles_as_one_graph() -> None:
-    one = call()
+    call = make()
     compiled = torch.compile(
-        lambda *four: identity_gradients(*four, **one.options), fullgraph=True, backend="aot_eager"
+        lambda *tensors: identity_gradients(*tensors, **call.options), fullgraph=True, backend="aot_eager"
     )
-    found, right = compiled(*one[:4]), run(one)
-    torch.testing.assert_close(found[0], right[0])
-    torch.testing.assert_close(found[1], right[1])
+    actual, expected = compiled(*call[:4]), run(call)
+    torch.testing.assert_close(actual[0], expected[0])
+    torch.testing.assert_close(actual[1], expected[1])
 
 
 def test_flops() -> None:
-    """Three products a value of a noise, four more of a slope, 81 a pixel of the correlation."""
-    one = call(2, 5, (4, 6), noises=[5, 1], slopes=[True, False])
+    """Three products per value of a noise, four more for a slope, and 81 per pixel for the correlation."""
+    call = make(2, 5, (4, 6), noises=[5, 1], slopes=[True, False])
     with FlopCounterMode(display=False) as counter:
-        run(one)
+        run(call)
     assert counter.get_total_flops() == 2 * 2 * 24 * (81 + 3 * 5 + 4 * 5 + 3)
 
 
@@ -123,9 +123,9 @@ def test_flops() -> None:
         ({"impl": "cpp"}, RuntimeError, r"identity_gradients has no such implementation"),
     ],
 )
-def test_errors_name_the_argument(change: dict[str, Any], error: type[Exception], message: str) -> None:
-    one = call()
-    given = {"x": one.x, "grad": one.grad, "before": one.before, "after": one.after, **one.options} | change
-    four = [given.pop(name) for name in ("x", "grad", "before", "after")]
+def test_rejects_invalid_arguments(change: dict[str, Any], error: type[Exception], message: str) -> None:
+    call = make()
+    arguments = {"x": call.x, "grad": call.grad, "before": call.before, "after": call.after, **call.options} | change
+    tensors = [arguments.pop(name) for name in ("x", "grad", "before", "after")]
     with pytest.raises(error, match=message):
-        identity_gradients(*four, **given)
+        identity_gradients(*tensors, **arguments)

@@ -1,4 +1,4 @@
-"""Launches of the identity gradients are variants that are compiled ahead, with wide stores."""
+"""Launches of the identity gradients are variants compiled ahead of time, with 16-byte stores."""
 
 import re
 
@@ -27,16 +27,16 @@ def variant_of(launch: Launch) -> Variant:
 
 
 def launches(noise: torch.dtype, form: str) -> list[Launch]:
-    """Launches of the layers before and after the pooling on sm_90, as Triton specialises the arguments."""
-    with recorded(kernels, ("layers", "correlation")) as made:
+    """Launches for the layers before and after the pooling on sm_90."""
+    with recorded(kernels, ("layers", "correlation")) as recorded_launches:
         for side in (32, 8):
             x = torch.zeros(2, 3, side, side).contiguous(memory_format=torch.channels_last)
             matrices = torch.zeros(5, 2, 3, 64)
             shape = (2, 1 if form == "one map" else 64, side, side)
             maps = [torch.empty(shape, dtype=noise).contiguous(memory_format=torch.channels_last) for _ in range(5)]
             kernels.identity_gradients(x, x, matrices, matrices, maps, [True] * 5, True, "replicate")
-    assert len(made) == 4
-    return made
+    assert len(recorded_launches) == 4
+    return recorded_launches
 
 
 @hashes_of_reference

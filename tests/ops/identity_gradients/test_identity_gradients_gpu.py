@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from identity_gradients_cases import Call, assert_right, random_call
+from identity_gradients_cases import Call, assert_correct, random_call
 from torch import Tensor
 
 from andfast.adversary import sample_identity
@@ -17,12 +17,12 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 @pytest.mark.parametrize("part", range(4))
 def test_random_calls(part: int) -> None:
     for seed in range(part, 160, 4):
-        one = random_call(seed, "cuda", DTYPES)
-        assert_right(identity_gradients(*one[:4], **one.options, impl="triton"), one)
+        call = random_call(seed, "cuda", DTYPES)
+        assert_correct(identity_gradients(*call[:4], **call.options, impl="triton"), call)
 
 
 def at_the_size_of_training(images: int, dtype: torch.dtype, one_map: bool) -> Call:
-    """Five layers of 64 channels in front of the pooling, in channels_last."""
+    """Five layers of 64 channels before the pooling, in channels_last."""
     x, grad = (
         torch.randn(images, 3, 256, 256, device="cuda").contiguous(memory_format=torch.channels_last) for _ in range(2)
     )
@@ -35,58 +35,58 @@ def at_the_size_of_training(images: int, dtype: torch.dtype, one_map: bool) -> C
 @pytest.mark.parametrize("one_map", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_at_the_size_of_training(dtype: torch.dtype, one_map: bool) -> None:
-    """48 images, three of them against float64; twice the same bits; memory for results and partial sums alone."""
-    one = at_the_size_of_training(48, dtype, one_map)
-    identity_gradients(*one[:4], **one.options)  # compiles
+    """48 images, three compared with float64; the same bits twice; memory only for results and partial sums."""
+    call = at_the_size_of_training(48, dtype, one_map)
+    identity_gradients(*call[:4], **call.options)  # compiles
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
-    found = identity_gradients(*one[:4], **one.options)
+    results = identity_gradients(*call[:4], **call.options)
     torch.cuda.synchronize()
     peak = torch.cuda.max_memory_allocated() - before
-    assert peak < sum(some.nbytes for some in found[1]) + (64 << 20)
-    again = identity_gradients(*one[:4], **one.options)
-    for a, b in zip([found[0], *found[1], found[2]], [again[0], *again[1], again[2]], strict=True):
+    assert peak < sum(noise.nbytes for noise in results[1]) + (64 << 20)
+    again = identity_gradients(*call[:4], **call.options)
+    for a, b in zip([results[0], *results[1], results[2]], [again[0], *again[1], again[2]], strict=True):
         assert torch.equal(a, b)
     del again
     for number in (0, 23, 47):
-        some = slice(number, number + 1)
-        image = Call(one.x[some], one.grad[some], one.before[:, some], one.after[:, some], one.options)
-        assert_right((found[0][some], [noise[some] for noise in found[1]], found[2][:, some]), image)
+        part = slice(number, number + 1)
+        image = Call(call.x[part], call.grad[part], call.before[:, part], call.after[:, part], call.options)
+        assert_correct((results[0][part], [noise[part] for noise in results[1]], results[2][:, part]), image)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_graph_captures_it(dtype: torch.dtype) -> None:
-    """Replays read the images of the moment, and the host does not wait."""
-    one = at_the_size_of_training(2, dtype, False)
-    identity_gradients(*one[:4], **one.options)  # compiles
+def test_graph_capture(dtype: torch.dtype) -> None:
+    """Replays read the current images, and nothing synchronizes with the host."""
+    call = at_the_size_of_training(2, dtype, False)
+    identity_gradients(*call[:4], **call.options)  # compiles
     torch.cuda.set_sync_debug_mode("error")
     try:
-        identity_gradients(*one[:4], **one.options)
+        identity_gradients(*call[:4], **call.options)
     finally:
         torch.cuda.set_sync_debug_mode("default")
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        found = identity_gradients(*one[:4], **one.options)
+        captured = identity_gradients(*call[:4], **call.options)
     for _ in range(2):
-        one.x.normal_()
-        one.grad.normal_()
+        call.x.normal_()
+        call.grad.normal_()
         graph.replay()
-        expected = identity_gradients(*one[:4], **one.options)
-        assert torch.equal(found[0], expected[0])
-        assert torch.equal(found[2], expected[2])
-        assert all(torch.equal(a, b) for a, b in zip(found[1], expected[1], strict=True))
+        expected = identity_gradients(*call[:4], **call.options)
+        assert torch.equal(captured[0], expected[0])
+        assert torch.equal(captured[2], expected[2])
+        assert all(torch.equal(a, b) for a, b in zip(captured[1], expected[1], strict=True))
 
 
 @pytest.mark.parametrize("noise", ["full", "single"])
-def test_a_pass_is_that_of_the_reference(noise: str) -> None:
+def test_closed_form_first_step_matches_reference(noise: str) -> None:
     hr = torch.rand(2, 3, 64, 64, device="cuda").contiguous(memory_format=torch.channels_last)
     theta = sample_identity(2, hr_size=64, noise=noise, device="cuda")
 
     def gradients(impl: str) -> tuple[Tensor, ...]:
-        leaves: Theta = theta.rebuild(one.detach().clone().requires_grad_() for one in theta.tensors())
+        leaves: Theta = theta.rebuild(tensor.detach().clone().requires_grad_() for tensor in theta.tensors())
         lr = DegradationNetwork(impl=impl).closed_form_first_step(hr, leaves)
         return torch.autograd.grad(lr.square().sum(), tuple(leaves.tensors()))
 
-    for one, other in zip(gradients("auto"), gradients("reference"), strict=True):
-        assert (one - other).norm() <= 1e-5 * other.norm()
+    for actual, expected in zip(gradients("auto"), gradients("reference"), strict=True):
+        assert (actual - expected).norm() <= 1e-5 * expected.norm()

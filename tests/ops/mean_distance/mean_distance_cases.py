@@ -1,4 +1,4 @@
-"""Random pairs of tensors, and comparisons, that the tests of mean_distance on the CPU and on a GPU share."""
+"""Random pairs of tensors and comparisons, shared by the tests of mean_distance on the CPU and on a GPU."""
 
 import random
 from typing import NamedTuple
@@ -12,7 +12,7 @@ from andfast.functional.mean_distance import Kind, mean_distance_reference
 
 
 class Pair(NamedTuple):
-    """Arguments of mean_distance, and the gradient to its result."""
+    """Arguments of mean_distance and the incoming gradient; ``poison`` names the non-finite value, or is empty."""
 
     x: Tensor
     target: Tensor
@@ -22,10 +22,10 @@ class Pair(NamedTuple):
 
 
 def random_pair(seed: int, dtypes: tuple[torch.dtype, ...], device: str = "cpu") -> Pair:
-    """Any shape, layouts and dtypes of both; many values equal; a quarter with one that is not finite."""
+    """Random shape, layouts and dtypes; many values are equal; a quarter of the pairs has a non-finite value."""
     g = random.Random(seed)
     generator = torch.Generator().manual_seed(seed)
-    size = [g.choice(some) for some in ([1, 2, 3], [1, 3, 16, 24], [1, 2, 5, 9, 13], [1, 2, 5, 9, 13])]
+    size = [g.choice(sizes) for sizes in ([1, 2, 3], [1, 3, 16, 24], [1, 2, 5, 9, 13], [1, 2, 5, 9, 13])]
     shape = g.choice([(), tuple(size[:1]), tuple(size[1:3]), tuple(size), tuple(size), tuple(size), (4, 16, 8, 16)])
     if seed % 17 == 5:
         shape = (0, 3, 4, 5)
@@ -33,20 +33,20 @@ def random_pair(seed: int, dtypes: tuple[torch.dtype, ...], device: str = "cpu")
     apart = torch.randn(shape, generator=generator) * (torch.rand(shape, generator=generator) < 0.7)
     dtype = g.choice(dtypes)
     x = x.to(dtype)
-    other = dtype if g.random() < 0.7 else g.choice(dtypes)
-    target = x.to(other) if g.random() < 0.1 else (x.float() + 10 ** g.uniform(-3, 1) * apart).to(other)
+    target_dtype = dtype if g.random() < 0.7 else g.choice(dtypes)
+    target = x.to(target_dtype) if g.random() < 0.1 else (x.float() + 10 ** g.uniform(-3, 1) * apart).to(target_dtype)
     poison = (
         g.choice(["x inf", "x nan", "target -inf", "target nan", "both inf"]) if seed % 4 == 3 and x.numel() else ""
     )
-    for name, one in (("x", x), ("target", target)):
+    for name, tensor in (("x", x), ("target", target)):
         if poison.startswith((name, "both")):
-            one.view(-1)[g.randrange(one.numel())] = float(poison.split()[1])
+            tensor.view(-1)[g.randrange(tensor.numel())] = float(poison.split()[1])
     kinds = (*layouts.KINDS, "channels_last", "prefix")
     x, target = x.to(device), target.to(device)
     if x.dim() == 4:
         x = layouts.laid_out(g, x, kinds)
         target = layouts.laid_out(g, target, kinds)
-        if g.random() < 0.5 and x.numel():  # as training has them
+        if g.random() < 0.5 and x.numel():  # as in training
             target = torch.empty_like(x, dtype=target.dtype).copy_(target)
         elif g.random() < 0.1:
             target = target[:1].expand_as(target)
@@ -62,10 +62,10 @@ def run(pair: Pair, impl: str) -> tuple[Tensor, Tensor]:
     return mean.detach(), grad
 
 
-def assert_right(pair: Pair, impl: str) -> None:
-    """The mean within float32's rounding of float64's; the gradient to the last bit what float32 and one rounding make.
+def assert_correct(pair: Pair, impl: str) -> None:
+    """The mean is within float32's rounding of float64's; the gradient is that of float32, rounded once, bit for bit.
 
-    Both have the dtype and the order in memory that they must have.
+    Also compares dtypes and strides.
     """
     mean, grad = run(pair, impl)
     assert (mean.shape, mean.dtype, mean.device) == ((), torch.float32, pair.x.device)
@@ -80,7 +80,7 @@ def assert_right(pair: Pair, impl: str) -> None:
         torch.testing.assert_close(mean.double(), exact, **close)
     else:
         torch.testing.assert_close(mean.double().sqrt(), exact.sqrt(), **close)
-    # Divided by a tensor: by a Python number CUDA multiplies with the reciprocal, which is off by one bit at times.
+    # Divide by a tensor: for a Python number CUDA multiplies by the reciprocal, which may be off by one bit.
     scale = pair.grad / torch.tensor(float(max(pair.x.numel(), 1)), device=pair.grad.device)
     expected = difference.sign() * scale if pair.kind == "l1" else difference * (2 * scale)
     torch.testing.assert_close(grad, expected.to(pair.x.dtype), rtol=0, atol=0, equal_nan=True)

@@ -1,4 +1,4 @@
-"""Launches of the mean distance are variants that are compiled ahead, with wide loads and stores."""
+"""Launches of the mean distance are variants compiled ahead of time, with 16-byte loads and stores."""
 
 import re
 
@@ -19,9 +19,10 @@ def test_launches_are_compiled_ahead(shape: tuple[int, ...], kind: str) -> None:
     x, target = torch.zeros(shape, dtype=torch.bfloat16), torch.ones(shape, dtype=torch.bfloat16)
     with recorded(kernels, names) as launches:
         kernels.backward(kernels.forward(x, target, kind == "l2"), x, target, kind == "l2")
-    for made in launches:
-        assert made.source.hash() == Variant("9.0", made.kernel, kind, ("bf16", "bf16")).source().hash(), made.kernel
-    assert {made.kernel for made in launches} == names
+    for launch in launches:
+        variant = Variant("9.0", launch.kernel, kind, ("bf16", "bf16"))
+        assert launch.source.hash() == variant.source().hash(), launch.kernel
+    assert {launch.kernel for launch in launches} == names
 
 
 @pytest.mark.parametrize("kernel", ["sums", "gradient"])

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from mean_distance_cases import Pair, assert_right, random_pair, run
+from mean_distance_cases import Pair, assert_correct, random_pair, run
 from torch import Tensor
 
 from andfast.functional import mean_distance
@@ -25,20 +25,20 @@ def features(dtype: torch.dtype, *shape: int) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("part", range(4))
 def test_random_cases(part: int) -> None:
     for seed in range(part, 200, 4):
-        assert_right(random_pair(seed, (torch.float32, torch.bfloat16, torch.float16), "cuda"), "triton")
+        assert_correct(random_pair(seed, (torch.float32, torch.bfloat16, torch.float16), "cuda"), "triton")
 
 
 @pytest.mark.parametrize("kind", ["l1", "l2"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_at_the_size_of_training(dtype: torch.dtype, kind: Any) -> None:
-    """201 M values: right, and twice the same bits."""
+    """201 M values, and the same bits twice."""
     pair = Pair(*features(dtype, *TRAINING), kind, torch.tensor(0.1, device="cuda"), "")
-    assert_right(pair, "triton")
-    for one, other in zip(run(pair, "triton"), run(pair, "triton"), strict=True):
-        assert torch.equal(one, other)
+    assert_correct(pair, "triton")
+    for a, b in zip(run(pair, "triton"), run(pair, "triton"), strict=True):
+        assert torch.equal(a, b)
 
 
-def test_it_allocates_the_gradient_and_no_more() -> None:
+def test_allocates_only_the_gradient() -> None:
     x, target = features(torch.bfloat16, *TRAINING)
     x.requires_grad_()
     run(Pair(x[:1], target[:1], "l1", torch.tensor(1.0, device="cuda"), ""), "triton")  # compiles
@@ -50,7 +50,7 @@ def test_it_allocates_the_gradient_and_no_more() -> None:
     assert torch.cuda.max_memory_allocated() - before < x.nbytes + 1e6
 
 
-def test_more_values_than_32_bits_count() -> None:
+def test_more_values_than_int32() -> None:
     x, target = (torch.zeros(2**31 + 100, dtype=torch.bfloat16, device="cuda") for _ in range(2))
     x[-50:] = 3
     x.requires_grad_()
@@ -62,8 +62,8 @@ def test_more_values_than_32_bits_count() -> None:
 
 
 @pytest.mark.parametrize("kind", ["l1", "l2"])
-def test_a_graph_captures_it(kind: Any) -> None:
-    """Replays read the values of the moment, and the host does not wait."""
+def test_graph_capture(kind: Any) -> None:
+    """Replays read the current values, and nothing synchronizes with the host."""
     pair = Pair(*features(torch.bfloat16, 2, 64, 33, 31), kind, torch.tensor(0.1, device="cuda"), "")
     run(pair, "triton")  # compiles
     torch.cuda.set_sync_debug_mode("error")
@@ -73,17 +73,17 @@ def test_a_graph_captures_it(kind: Any) -> None:
         torch.cuda.set_sync_debug_mode("default")
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        found = run(pair, "triton")
+        captured = run(pair, "triton")
     for _ in range(2):
-        for one in (pair.x, pair.target, pair.grad):
-            one.normal_()
+        for tensor in (pair.x, pair.target, pair.grad):
+            tensor.normal_()
         graph.replay()
-        for one, other in zip(found, run(pair, "triton"), strict=True):
-            assert torch.equal(one, other)
+        for a, b in zip(captured, run(pair, "triton"), strict=True):
+            assert torch.equal(a, b)
 
 
 @pytest.mark.parametrize("kind", ["l1", "l2"])
-def test_compiled(kind: Any) -> None:
+def test_compiles_as_one_graph(kind: Any) -> None:
     def loss(x: Tensor, target: Tensor) -> Tensor:
         return mean_distance(torch.relu(x), target, kind=kind, impl="triton")
 
@@ -94,17 +94,17 @@ def test_compiled(kind: Any) -> None:
     assert torch.equal(*(torch.autograd.grad(call(x, target), x)[0] for call in (loss, compiled)))
 
 
-def test_the_perceptual_loss_takes_it() -> None:
-    """Under autocast, to the value and the gradient that composed ops give."""
+def test_perceptual_loss() -> None:
+    """Value and gradient under autocast are those of composed ops."""
     loss = PerceptualLoss(REAL_ESRGAN_LAYERS, weights="random").cuda().to(memory_format=torch.channels_last)
     hr, sr = (torch.rand(2, 3, 64, 64, device="cuda").contiguous(memory_format=torch.channels_last) for _ in range(2))
     sr.requires_grad_()
     with torch.autocast("cuda", torch.bfloat16):
         with torch.no_grad():
             targets = loss.features(hr)
-        found = loss(sr, targets)
+        actual = loss(sr, targets)
         ours = loss.features(sr)
         expected = sum(weight * mean_distance_reference(ours[n], targets[n]) for n, weight in loss.layers.items())
-    torch.testing.assert_close(found, expected)
-    first, second = (torch.autograd.grad(one, sr)[0] for one in (found, expected))
+    torch.testing.assert_close(actual, expected)
+    first, second = (torch.autograd.grad(value, sr)[0] for value in (actual, expected))
     torch.testing.assert_close(first, second, rtol=2e-2, atol=1e-2 * second.abs().max().item())
