@@ -1,4 +1,4 @@
-"""What all tests share: the hypothesis profile, and which marked tests run on this machine."""
+"""Shared by all tests: hypothesis profile, random seed, skips of marked tests that this machine cannot run."""
 
 import os
 import sys
@@ -11,7 +11,7 @@ import torch
 # Last, so that benchmarks/ is importable but an installed andfast takes precedence over the checkout's.
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
-# The same examples on every machine and in every run; time is no property of the code under test.
+# The same examples on every machine and in every run, without time limits.
 hypothesis.settings.register_profile(
     "andfast",
     derandomize=True,
@@ -22,15 +22,15 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.load_profile("andfast")
 
-# Triton 3.9 warns where nobody says whether a * b + c may be one instruction; this is what it does anyway, as 3.6 does.
+# Triton 3.9 warns unless fusion of a * b + c is configured; 1 is the default of 3.6 and 3.9.
 os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
 
-# One thread a process: on small tensors two threads that wait for each other on a busy machine cost minutes.
+# One thread per process: for small tensors, threads waiting for each other on a busy machine cost minutes.
 torch.set_num_threads(1)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Skip what needs a GPU or a network where there is none."""
+    """Skip tests marked gpu or network where there is none."""
     needs = {
         "gpu": (torch.cuda.is_available(), "needs a CUDA GPU"),
         "network": (
@@ -46,5 +46,5 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
-    """Every test starts from the same random state, whichever ran before it."""
+    """Every test starts from the same random state."""
     torch.manual_seed(0)

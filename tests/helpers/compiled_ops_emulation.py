@@ -83,8 +83,8 @@ def enlarged(x: Tensor, factor: int) -> Tensor:
     return F.interpolate(x, scale_factor=factor, mode="nearest") if factor > 1 else x
 
 
-def convolution_forward(x: Tensor, packed: Tensor, out_channels: int, factor: int, slope: float, *others: Any) -> Any:
-    slopes, scale, residual, noise, replicate, per_image, keep_signs = others
+def convolution_forward(x: Tensor, packed: Tensor, out_channels: int, factor: int, slope: float, *options: Any) -> Any:
+    slopes, scale, residual, noise, replicate, per_image, keep_signs = options
     assert slopes is residual is noise is None
     assert scale == 1
     assert not replicate

@@ -18,9 +18,9 @@ def error(actual: Tensor, expected: Tensor) -> float:
 
 
 def assert_same(actual: Sequence[Tensor], expected: Sequence[Tensor], tolerance: float = 1e-12) -> None:
-    for tensor, other in zip(actual, expected, strict=True):
-        assert tensor.shape == other.shape
-        assert error(tensor, other) < tolerance
+    for tensor, expected_tensor in zip(actual, expected, strict=True):
+        assert tensor.shape == expected_tensor.shape
+        assert error(tensor, expected_tensor) < tolerance
 
 
 def assert_same_gradients(actual: Tensor, expected: Tensor, arguments: Sequence[Tensor]) -> None:
@@ -70,5 +70,5 @@ def assert_known_without_data(run: Callable[[str], Sequence[Tensor]]) -> None:
     with FakeTensorMode():
         fake = run("cpu")
     for actual in (meta, fake):
-        for tensor, other in zip(actual, real, strict=True):
-            assert (tensor.shape, tensor.stride(), tensor.dtype) == (other.shape, other.stride(), other.dtype)
+        for tensor, cpu in zip(actual, real, strict=True):
+            assert (tensor.shape, tensor.stride(), tensor.dtype) == (cpu.shape, cpu.stride(), cpu.dtype)

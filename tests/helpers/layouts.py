@@ -1,4 +1,4 @@
-"""Tensors of images in the layouts that people have them in."""
+"""Image tensors in various memory layouts."""
 
 import random
 
@@ -9,7 +9,7 @@ KINDS = ("contiguous", "channels_last", "turned", "sliced")
 
 
 def laid_out(generator: random.Random, value: Tensor, kinds: tuple[str, ...] = KINDS) -> Tensor:
-    """The same values (N, C, H, W) in one of several layouts; what lies between them in memory is NaN."""
+    """The same values (N, C, H, W) in one of several layouts; gaps between them in memory are NaN."""
     kind = generator.choice(kinds)
     n, channels, height, width = value.shape
     nan = {"fill_value": float("nan"), "dtype": value.dtype, "device": value.device}

@@ -1,4 +1,4 @@
-"""What launchers ask of Triton, without a GPU: each launch as Triton's own specialisation of its arguments sees it."""
+"""Record launches of Triton kernels without a GPU, with arguments specialized as Triton does."""
 
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -14,18 +14,18 @@ from triton.runtime.jit import create_function_from_signature
 
 hashes_of_reference = pytest.mark.skipif(
     not triton.__version__.startswith("3.6."),
-    reason="what Triton's cache looks for is a detail of its version, 3.6 here",
+    reason="the keys of Triton's cache depend on its version, 3.6 here",
 )
-"""On tests that a launch finds what was compiled ahead, which only saves a first launch its seconds."""
+"""For tests that launches find kernels compiled ahead of time, which only saves compilation at the first launch."""
 
 
 class Launch(NamedTuple):
     """One launch.
 
     Attributes:
-        kernel: its name, of those that were asked for.
-        arguments: by parameter, as they were given.
-        source: what would be compiled; its hash is the one that Triton's cache looks for.
+        kernel: its name, one of those recorded.
+        arguments: arguments by parameter name.
+        source: source that the launch would compile; its hash is the key of Triton's cache.
     """
 
     kernel: str
@@ -35,9 +35,9 @@ class Launch(NamedTuple):
 
 @contextmanager
 def recorded(module: ModuleType, kernels: Collection[str]) -> Iterator[list[Launch]]:
-    """Within the context launches of a module's ``_<kernel>_kernel`` are recorded, for sm_90, and nothing runs."""
+    """Record the launches of a module's ``_<kernel>_kernel`` for sm_90 instead of running them."""
     backend = CUDABackend(GPUTarget("cuda", 90, 32))
-    made: list[Launch] = []
+    launches: list[Launch] = []
 
     class Recorded:
         def __init__(self, kernel: str, function: Any) -> None:
@@ -49,12 +49,12 @@ def recorded(module: ModuleType, kernels: Collection[str]) -> Iterator[list[Laun
         def launch(self, *args: Any, **options: Any) -> None:
             function = self.function
             binder = create_function_from_signature(function.signature, function.params, backend)
-            bound, specialization, found = binder(*args, **options)
-            _, *specialised = function._pack_args(backend, options, bound, specialization, found)
-            made.append(Launch(self.kernel, bound, ASTSource(function, *specialised)))
+            bound, specialization, launch_options = binder(*args, **options)
+            _, *specialized = function._pack_args(backend, options, bound, specialization, launch_options)
+            launches.append(Launch(self.kernel, bound, ASTSource(function, *specialized)))
 
     with pytest.MonkeyPatch.context() as patched:
         for kernel in kernels:
             name = f"_{kernel}_kernel"
             patched.setattr(module, name, Recorded(kernel, getattr(module, name)))
-        yield made
+        yield launches

@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 class Rerun:
-    """Does what a CUDA graph does by calling the function again: reads the static inputs, fills the same results."""
+    """Emulates a CUDA graph: a replay reruns the function on the static inputs and fills the same results."""
 
     def __init__(self) -> None:
         self.runs = 0
@@ -29,5 +29,5 @@ def _fill(old: Any, new: Any) -> None:
         for name in old:
             _fill(old[name], new[name])
     elif isinstance(old, tuple | list):
-        for one, other in zip(old, new, strict=True):
-            _fill(one, other)
+        for old_item, new_item in zip(old, new, strict=True):
+            _fill(old_item, new_item)

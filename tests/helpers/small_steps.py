@@ -1,4 +1,4 @@
-"""Tiny training steps, and how their gradients are compared."""
+"""Tiny training steps, and a comparison of their gradients."""
 
 import functools
 import itertools
@@ -26,10 +26,10 @@ def photographs() -> list[Any]:
 
 
 def crops(n: int = 4, size: int = SIZE) -> Tensor:
-    """Parts of photographs, (n, 3, size, size) in [0, 1]."""
+    """Crops of photographs, (n, 3, size, size) in [0, 1]."""
     sources = itertools.cycle(photographs())
-    found = [image[40 + 30 * i :, 100 + 40 * i :][:size, :size] for i, image in zip(range(n), sources, strict=False)]
-    return torch.stack([torch.from_numpy(one.copy()).permute(2, 0, 1).float() / 255 for one in found])
+    parts = [image[40 + 30 * i :, 100 + 40 * i :][:size, :size] for i, image in zip(range(n), sources, strict=False)]
+    return torch.stack([torch.from_numpy(part.copy()).permute(2, 0, 1).float() / 255 for part in parts])
 
 
 def make(
@@ -49,14 +49,14 @@ def make(
     capture: dict[str, Any] | None = None,
     **options: Any,
 ) -> TrainingStep:
-    """A step of stage net, or of stage gan with a discriminator, with tiny networks that are always the same.
+    """A step of stage net, or of stage gan with a discriminator, with tiny networks and fixed initial weights.
 
     Args:
         discriminator: "vgg" or "unet"; None for stage net.
-        generator, degradation: in place of the tiny ones.
-        settings: of AttackSettings.
-        attack: of Attack.
-        backend: captures the search.
+        generator, degradation: replace the tiny networks.
+        settings: fields of AttackSettings.
+        attack: options of Attack.
+        backend: backend that captures the search.
         capture: options of CUDAGraphCallable.
         options: of TrainingStep.
     """
@@ -82,21 +82,21 @@ def make(
 
 
 def identity(step: TrainingStep, hr: Tensor, number: int = 0) -> Theta:
-    """The identity networks that a step draws for its first micro batch."""
+    """Identity networks that a step draws for its first micro-batch."""
     info = step.rank_info
     return step.attack.sample(hr, info.generator(hr.device, number), shard=info.shard(0))
 
 
 def gradients(module: nn.Module | None) -> dict[str, Tensor]:
     assert module is not None
-    return {name: one.grad.clone() for name, one in module.named_parameters() if one.grad is not None}
+    return {name: parameter.grad.clone() for name, parameter in module.named_parameters() if parameter.grad is not None}
 
 
 def assert_close(a: dict[str, Tensor], b: dict[str, Tensor], tolerance: float) -> None:
     """Equal names, and the norm of all differences below tolerance times the norm of all values."""
     assert a.keys() == b.keys()
     difference = torch.stack([(a[name] - b[name]).norm() for name in a]).norm()
-    assert difference <= tolerance * torch.stack([one.norm() for one in b.values()]).norm()
+    assert difference <= tolerance * torch.stack([value.norm() for value in b.values()]).norm()
 
 
 class RecordedPhases(StepTimer):

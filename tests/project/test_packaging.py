@@ -1,4 +1,4 @@
-"""What people install: the source distribution, the wheel built from it, and setup.py's switches."""
+"""Source distribution, the wheel built from it, and the environment variables of setup.py."""
 
 import os
 import re
@@ -38,7 +38,7 @@ blur_pool(x, 4, impl="cpp")
 
 
 def run(*command, cwd, **variables):
-    """Run Python; the switches are those given and no others."""
+    """Run Python with these switches and no others."""
     environment = {name: value for name, value in os.environ.items() if name not in SWITCHES} | variables
     return subprocess.run(
         [sys.executable, *map(str, command)], cwd=cwd, env=environment, capture_output=True, text=True, check=False
@@ -52,7 +52,7 @@ def run_well(*command, cwd, **variables):
 
 
 def copy_checkout(target):
-    """A copy of the checkout, links kept, so that building leaves nothing in the real one."""
+    """Copy the checkout with its links, so that building does not change it."""
     return Path(shutil.copytree(ROOT, target, symlinks=True, ignore=shutil.ignore_patterns(*NOT_SOURCES)))
 
 
@@ -64,8 +64,8 @@ def checkout(tmp_path_factory):
 @pytest.fixture(scope="module")
 def sdist(checkout):
     run_well("-m", "build", "--no-isolation", "--sdist", "--outdir", checkout.parent, ".", cwd=checkout)
-    (found,) = checkout.parent.glob("andfast-*.tar.gz")
-    return found
+    (archive,) = checkout.parent.glob("andfast-*.tar.gz")
+    return archive
 
 
 def unpack(archive, target):
@@ -77,9 +77,9 @@ def unpack(archive, target):
 
 def build_wheel(source, target, **variables):
     variables["ANDFAST_CPU_ONLY"] = "1"
-    said = run_well("-m", "build", "--no-isolation", "--wheel", "--outdir", target, ".", cwd=source, **variables)
-    (found,) = target.glob("andfast-*.whl")
-    return found, said
+    output = run_well("-m", "build", "--no-isolation", "--wheel", "--outdir", target, ".", cwd=source, **variables)
+    (wheel,) = target.glob("andfast-*.whl")
+    return wheel, output
 
 
 def install(wheel, target):
@@ -87,7 +87,7 @@ def install(wheel, target):
 
 
 def run_alone(site, code):
-    """Run code with the packages of ``site`` and, after them, this environment's without its editable ones (-S)."""
+    """Run code with the packages of ``site``, then those of this environment except for editable ones (-S)."""
     path = os.pathsep.join([str(site), sysconfig.get_path("purelib"), sysconfig.get_path("platlib")])
     return run("-S", "-P", "-c", code, cwd=site, PYTHONPATH=path)
 
@@ -96,11 +96,11 @@ def run_alone(site, code):
 def test_sdist_is_complete(sdist):
     with tarfile.open(sdist) as tar:
         members = {member.name.partition("/")[2]: member for member in tar.getmembers()}
-    wanted = {path.relative_to(ROOT).as_posix() for path in (ROOT / "csrc").rglob("*") if path.is_file()}
-    wanted |= {f"andfast/kernels/{path.name}" for path in (ROOT / "kernels").glob("*.py")}
-    wanted |= {str(path.relative_to(ROOT)) for path in (ROOT / "andfast").rglob("*.py")}
-    wanted |= {"LICENSE", "README.md", "CHANGELOG.md", "setup.py", "pyproject.toml", "andfast/py.typed"}
-    assert wanted <= members.keys(), wanted - members.keys()
+    expected = {path.relative_to(ROOT).as_posix() for path in (ROOT / "csrc").rglob("*") if path.is_file()}
+    expected |= {f"andfast/kernels/{path.name}" for path in (ROOT / "kernels").glob("*.py")}
+    expected |= {str(path.relative_to(ROOT)) for path in (ROOT / "andfast").rglob("*.py")}
+    expected |= {"LICENSE", "README.md", "CHANGELOG.md", "setup.py", "pyproject.toml", "andfast/py.typed"}
+    assert expected <= members.keys(), expected - members.keys()
     assert not any(member.issym() or member.islnk() for member in members.values())
     assert not any(name.endswith(".so") or name.startswith("kernels") for name in members)
 
@@ -118,15 +118,15 @@ def test_wheel_from_sdist_runs(sdist, tmp_path):
     assert "andfast/_ops.abi3.so" in names
     site = tmp_path / "site"
     install(wheel, site)
-    said = run_alone(site, SHOW_KERNELS).stdout.split()
-    assert all(Path(path).is_relative_to(site) for path in said[:3]), said
-    assert said[3] == andfast.__version__
+    *paths, version = run_alone(site, SHOW_KERNELS).stdout.split()
+    assert all(Path(path).is_relative_to(site) for path in paths), paths
+    assert version == andfast.__version__
 
 
 @pytest.mark.slow
-def test_without_a_compiler_python_alone_is_installed(checkout, tmp_path):
-    wheel, said = build_wheel(checkout, tmp_path, CXX="no-such-compiler")
-    assert "WARNING: installing without the compiled extension: no C++ compiler: no-such-compiler" in said
+def test_wheel_without_a_compiler_is_pure_python(checkout, tmp_path):
+    wheel, output = build_wheel(checkout, tmp_path, CXX="no-such-compiler")
+    assert "WARNING: installing without the compiled extension: no C++ compiler: no-such-compiler" in output
     assert wheel.name.endswith("-py3-none-any.whl")
     site = tmp_path / "site"
     install(wheel, site)
@@ -166,7 +166,7 @@ NO_COMPILER = {"CXX": "no-such-compiler"}
         ),
     ],
 )
-def test_switches_that_cannot_be_met(tmp_path, cuda_sources, variables, message):
+def test_rejects_unsatisfiable_switches(tmp_path, cuda_sources, variables, message):
     tree = copy_checkout(tmp_path / "checkout")
     for path in tree.glob("csrc/**/*.cu"):
         path.unlink()
@@ -178,7 +178,7 @@ def test_switches_that_cannot_be_met(tmp_path, cuda_sources, variables, message)
 
 
 def fake_toolkit(folder, release, script="exit 1"):
-    """A folder that looks like a CUDA toolkit until one compiles with it."""
+    """A folder that looks like a CUDA toolkit, with an nvcc that runs ``script``."""
     (folder / "bin").mkdir(parents=True)
     (folder / "include").mkdir()
     (folder / "include" / "cuda_runtime.h").touch()
@@ -198,8 +198,8 @@ def fake_toolkit(folder, release, script="exit 1"):
     ],
     ids=["another major version", "does not compile"],
 )
-def test_toolkits_that_do_not_suit(tmp_path, release, script, message):
-    """Asked for, it is an error of one line; else the CPU part alone is built, and it is said."""
+def test_unsuitable_toolkits(tmp_path, release, script, message):
+    """A one-line error if CUDA is requested; otherwise a message, and only the CPU part is built."""
     home = fake_toolkit(tmp_path / "cuda", release or torch.version.cuda, script)
     tree = copy_checkout(tmp_path / "checkout")
     done = run("setup.py", "build_ext", "--help", cwd=tree, ANDFAST_CUDA_ARCHS="9.0", **home)
@@ -218,14 +218,14 @@ def test_version_has_one_source():
     assert andfast.__version__ not in (ROOT / "pyproject.toml").read_text() + (ROOT / "setup.py").read_text()
 
 
-def test_requirements_name_no_places():
-    """Pinned names and versions; where packages come from is the machine's business."""
+def test_requirements_name_no_urls():
+    """Pinned names and versions only; the index is configured on the machine."""
     for path in (ROOT / "requirements").glob("*.txt"):
         for line in path.read_text().splitlines():
             assert re.fullmatch(r"(#.*|-r common\.txt|[A-Za-z0-9_-]+==[\w.]+|)", line), (path.name, line)
 
 
-def test_every_extra_that_messages_and_documents_name_is_there():
+def test_mentioned_extras_exist():
     extras = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"])
     files = [*(ROOT / "andfast").rglob("*.py"), *(ROOT / "docs").glob("*.md"), ROOT / "README.md"]
     named = {name for file in files for name in re.findall(r"andfast\[(\w+)\]", file.read_text())}
