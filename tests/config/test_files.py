@@ -154,7 +154,7 @@ def configs(draw: st.DrawFn) -> TrainConfig:
 
 
 @pytest.mark.slow
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(config=configs())
 def test_any_configuration_round_trips(tmp_path: Path, config: TrainConfig) -> None:
     config.validate()

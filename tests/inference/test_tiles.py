@@ -58,7 +58,7 @@ def test_tiled_bicubic_matches_whole_image() -> None:
 
 @pytest.mark.parametrize("scale", [4, 2])
 def test_no_seam_on_a_photograph(scale: int) -> None:
-    x = photograph(128, 192)
+    x = photograph(96, 128)
     restorer = network_restorer(scale)
     whole = restorer.restore(x)
     tiled = restore_tiled(restorer, x, tile=80, overlap=32)
