@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from andfast.training.checkpoint import CheckpointError  # noqa: PLC0415
     from andfast.training.cuda_graph import CaptureError  # noqa: PLC0415
     from andfast.training.data import DataLoadingError  # noqa: PLC0415
-    from andfast.training.failure import NonFiniteLossError  # noqa: PLC0415
+    from andfast.training.failure import NonFiniteLossError, NonFiniteStateError  # noqa: PLC0415
     from andfast.training.loop import Stopped, run  # noqa: PLC0415
     from andfast.training.run_lock import RunLockedError  # noqa: PLC0415
 
@@ -35,14 +35,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         with log_to("stdout", logging.INFO if is_main else logging.ERROR):
             run(config, options)
     except Stopped as stopped:
-        print(stopped, file=sys.stderr)
+        if is_main:  # every rank is stopped
+            print(stopped, file=sys.stderr)
         return 130
     except KeyboardInterrupt:
         print("stopped at once; the steps since the newest checkpoint are lost, --resume repeats them", file=sys.stderr)
         return 130
     except DataLoadingError as error:
         fail(str(error), status=4)
-    except NonFiniteLossError as error:
+    except (NonFiniteLossError, NonFiniteStateError) as error:
+        if not is_main:  # every rank has it
+            return 3
         fail(str(error), status=3)
     except CaptureError as error:
         fail(f"cuda_graph: the step cannot be captured as a CUDA graph: {error}; --cuda_graph=false disables it")

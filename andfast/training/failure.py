@@ -12,28 +12,63 @@ from andfast.files import atomic_file
 from andfast.training.checkpoint import plain_state
 
 
+def _to_continue(checkpoint: Path | None, stage: str) -> str:
+    if checkpoint is None:
+        return f"there is no checkpoint: start again with --overwrite and another {stage}.lr"
+    return f"--resume continues from {checkpoint}, with another {stage}.lr if training diverged"
+
+
 class NonFiniteLossError(RuntimeError):
     """A loss or gradient became infinite or NaN; the weights are those from before the step."""
 
     def __init__(
-        self, name: str, value: float, *, stage: str, step: int, dump: Path, reproduce: str | None = None
+        self,
+        name: str,
+        value: float,
+        *,
+        stage: str,
+        step: int,
+        dump: Path,
+        reproduce: str | None = None,
+        checkpoint: Path | None = None,
     ) -> None:
         """
         Args:
-            name: name of the loss, such as "l1", or "generator_gradient" or "discriminator_gradient".
+            name: name of the loss, such as "l1"; "generator_gradient" or "discriminator_gradient"; or "gradients".
             value: its value.
             stage: "net" or "gan".
             step: the failed step, counted from 1; it was not applied.
             dump: path returned by :func:`dump_failure`.
             reproduce: command that repeats the step; None: the message explains how to read the dump.
+            checkpoint: the newest checkpoint, all of whose values are finite; None if there is none.
         """
         self.name, self.value, self.stage, self.step, self.dump = name, value, stage, step, dump
+        self.checkpoint = checkpoint
         network = name.removesuffix("_gradient")
         subject = f"loss {name!r}" if network == name else f"gradient of the {network}"
+        if name == "gradients":
+            subject = "a gradient"
         how = reproduce or f"torch.load({str(dump)!r}, weights_only=True) has all its inputs"
         super().__init__(
-            f"{subject} is {value} in step {step} of stage {stage}; the weights are those before this step. "
-            f"The step is saved in {dump}; to reproduce it: {how}"
+            f"{subject} is {value} in step {step} of stage {stage}; the weights are those before this step; "
+            f"{_to_continue(checkpoint, stage)}. The step is saved in {dump}; to reproduce it: {how}"
+        )
+
+
+class NonFiniteStateError(RuntimeError):
+    """Weights or optimizer state became infinite or NaN though losses and gradients were finite; they are not saved."""
+
+    def __init__(self, part: str, *, stage: str, step: int, checkpoint: Path | None) -> None:
+        """
+        Args:
+            part: which part of the state, such as "weights of the generator".
+            stage: "net" or "gan".
+            step: optimizer steps of the stage so far.
+            checkpoint: the newest checkpoint, from before; None if there is none.
+        """
+        super().__init__(
+            f"{part} are not finite after step {step} of stage {stage} and are not saved; "
+            f"{_to_continue(checkpoint, stage)}"
         )
 
 

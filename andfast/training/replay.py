@@ -1,6 +1,6 @@
 """Repeat a failed step from its dump: ``python -m andfast.training.replay FILE``.
 
-Prints the losses of the step, and exits with status 1 if one of them is infinite or NaN again.
+Prints the losses of the step and its largest gradient, and exits with status 1 if one is infinite or NaN again.
 """
 
 import argparse
@@ -13,7 +13,7 @@ from andfast.config.files import load
 from andfast.config.machine import resolve_device
 from andfast.training.build import build_generator
 from andfast.training.distributed import ProcessGroup
-from andfast.training.failure import load_failure
+from andfast.training.failure import largest_gradient, load_failure
 from andfast.training.state import StageState
 from andfast.training.step import first_nonfinite
 
@@ -43,6 +43,8 @@ def replay(path: Path, device: str = "auto") -> dict[str, float]:
         network.load_state_dict(contents["weights"][name])
     state.done = failure["step"] - 1
     values = state.gradients([batch.to(torch_device) for batch in contents["batches"]])
+    if not state.scaler.is_enabled():
+        values["gradients"] = largest_gradient(state.trained().values())
     return {name: float(value) for name, value in values.items()}
 
 
@@ -58,7 +60,7 @@ def main() -> int:
         parser.exit(2, f"{parser.prog}: error: {error}\n")
     for name, value in values.items():
         print(f"{name:<16} {value:.8g}")
-    return 1 if first_nonfinite(values) else 0
+    return 1 if first_nonfinite(values) is not None else 0
 
 
 if __name__ == "__main__":

@@ -1,15 +1,17 @@
 """What the training loop writes: log entries, checkpoints, weights, and the dump of a failed step."""
 
 import logging
+import math
 from collections.abc import Mapping
+from pathlib import Path
 
 from andfast import __version__
 from andfast.config.files import dump
 from andfast.config.schema import TrainConfig
-from andfast.training.checkpoint import save_checkpoint
+from andfast.training.checkpoint import checkpoints, save_checkpoint
 from andfast.training.data import image_entries
 from andfast.training.distributed import ProcessGroup
-from andfast.training.failure import NonFiniteLossError, dump_failure
+from andfast.training.failure import NonFiniteLossError, NonFiniteStateError, dump_failure
 from andfast.training.metrics_log import MetricsLog
 from andfast.training.opening import OpenRun
 from andfast.training.resume import run_identity
@@ -53,12 +55,18 @@ class RunOutput:
         self._log.write(state.name, state.done, {f"validation_{name}": value for name, value in scores.items()})
         if warning := color_shift_warning(scores, f"validation after step {state.done} of stage {state.name}"):
             logger.warning("%s", warning)
-        if state.best is None or scores["psnr_rgb"] > state.best:
+        if not math.isnan(scores["psnr_rgb"]) and (state.best is None or scores["psnr_rgb"] > state.best):
             state.best = scores["psnr_rgb"]
             self.save_weights(state, best=True)
 
     def save(self, state: StageState) -> None:
-        """Save a checkpoint on rank 0 after all ranks have done the step."""
+        """Save a checkpoint on rank 0 after all ranks have done the step.
+
+        Raises:
+            NonFiniteStateError: the state has an infinite or NaN value, from which no run could be resumed.
+        """
+        if (part := state.nonfinite()) is not None:
+            raise NonFiniteStateError(part, stage=state.name, step=state.done, checkpoint=self._newest_checkpoint())
         self._group.barrier()
         self.save_alone(state)
 
@@ -93,7 +101,10 @@ class RunOutput:
         save_stage_weights(self._config.output, state.name, state.ema.module, metadata, best=best)
 
     def save_failure(self, state: StageState, failure: NonFiniteStepError) -> NonFiniteLossError:
-        """Dump the failed step on every rank, save the run as it was before it, and return the error to raise."""
+        """Dump the failed step on every rank, save the run as it was before it, and return the error to raise.
+
+        The run is not saved if it was not finite before the step either; its newest checkpoint is the last good one.
+        """
         step = state.done + 1
         path = dump_failure(
             self._config.output,
@@ -110,7 +121,8 @@ class RunOutput:
             },
             rank=self._group.rank,
         )
-        self.save(state)
+        if state.nonfinite() is None:
+            self.save(state)
         return NonFiniteLossError(
             failure.name,
             failure.values[failure.name],
@@ -118,7 +130,11 @@ class RunOutput:
             step=step,
             dump=path,
             reproduce=f"python -m andfast.training.replay {path}",
+            checkpoint=self._newest_checkpoint(),
         )
+
+    def _newest_checkpoint(self) -> Path | None:
+        return next(reversed(checkpoints(self._config.output)), None)
 
 
 def describe(values: Mapping[str, float], timing: Mapping[str, float]) -> str:

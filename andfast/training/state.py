@@ -178,6 +178,19 @@ class StageState:
         networks = {**self.trained(), "generator_ema": self.ema.module}
         return {name: network.state_dict() for name, network in networks.items()}
 
+    def nonfinite(self) -> str | None:
+        """The first part of the state with an infinite or NaN value, such as "weights of the generator"; or None."""
+        parts = {f"weights of the {name}": list(weights.values()) for name, weights in self.weights().items()}
+        for name, optimizer in self.optimizers.items():
+            parts[f"optimizer states of the {name}"] = [
+                value for state in optimizer.state.values() for value in state.values()
+            ]
+        for part, tensors in parts.items():
+            values = [tensor for tensor in tensors if tensor.is_floating_point() and tensor.numel()]
+            if values and not all(norm.isfinite() for norm in torch._foreach_norm(values, float("inf"))):
+                return part
+        return None
+
     def load(self, checkpoint: Checkpoint) -> None:
         """Continue from a checkpoint of this stage."""
         for name, network in {**self.trained(), "generator_ema": self.ema.module}.items():

@@ -1,7 +1,9 @@
-"""The configuration of a tiny run, and the environment it is started in."""
+"""Configurations of tiny runs, the environment they are started in, and a run in this process."""
 
 import os
 from pathlib import Path
+
+from andfast import train
 
 CONFIG = """
 stages: [net, gan]
@@ -25,6 +27,35 @@ validation: {hr: ["package:skimage/data"], include: [coffee.png], every: 4, crop
 log_every: 1
 checkpoint_every: 3
 """
+
+SMALLEST = """
+stages: [net]
+seed: 3
+device: cpu
+precision: fp32
+batch_size: 1
+ema_decay: 0.5
+generator: {features: 4, blocks: 1, growth: 4}
+degradation: {channels: 4}
+adversary: {steps: 1}
+loss: {perceptual: 0}
+net: {steps: 3, lr: 1.0e-3}
+data: {train: ["package:skimage/data"], include: [cell.png], patch_size: 16, workers: 0}
+validation: {hr: [], every: 1000, crops: 1, crop_size: 20, sheet: 0}
+tensorboard: false
+log_every: 1
+checkpoint_every: 1
+"""
+"""Runs in a second, in this process."""
+VALIDATED = ("--validation.hr=[package:skimage/data]", "--validation.include=[coffee.png]", "--validation.every=1")
+
+
+def train_here(folder: Path, *arguments: str) -> int:
+    """Run SMALLEST in FOLDER/run, in this process; return the exit code of the command."""
+    try:
+        return train.main([*write_config(folder, SMALLEST), "--output", str(folder / "run"), *arguments])
+    except SystemExit as end:
+        return int(end.code or 0)
 
 
 def environment() -> dict[str, str]:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from rerun import Rerun
 from safetensors.torch import load_file
-from tiny_runs import write_config
+from tiny_runs import SMALLEST, VALIDATED, write_config
 
 from andfast.config.command_line import parse_train
 from andfast.training import loop, state
@@ -27,8 +27,8 @@ def train(monkeypatch: pytest.MonkeyPatch) -> Train:
     monkeypatch.setattr(state, "CUDAGraphBackend", Rerun)
 
     def run(folder: Path, *arguments: str) -> None:
-        fixed = ["--output", str(folder / "run"), "--stages=[net]", "--data.workers=0", "--log_every=4"]
-        loop.run(*parse_train([*write_config(folder), *fixed, *arguments]))
+        fixed = ["--output", str(folder / "run"), "--net.steps=10", "--log_every=4", *VALIDATED]
+        loop.run(*parse_train([*write_config(folder, SMALLEST), *fixed, *arguments]))
 
     return run
 
