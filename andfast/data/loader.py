@@ -10,11 +10,12 @@ import contextlib
 import os
 import shutil
 import signal
+import threading
 import time
 import warnings
 import weakref
 from collections.abc import Callable, Iterator
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import Self
 
 import torch
@@ -23,6 +24,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 PREFETCH = 2  # batches prefetched by each worker
 SHARED_MEMORY = "/dev/shm"
+_IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+"""Signals that workers ignore: a training process answers them between steps, and then ends its workers."""
 
 
 class _GlobalBatches(Sampler[list[int]]):
@@ -44,8 +47,54 @@ class _GlobalBatches(Sampler[list[int]]):
             batch += 1
 
 
+class _WorkerWatch:
+    """Keeps the error that PyTorch's SIGCHLD handler raises for a dead worker until the next batch is requested.
+
+    The handler would raise it wherever the training step happens to be.
+
+    Attributes:
+        error: the error; None while all workers live.
+    """
+
+    def __init__(self) -> None:
+        self.error: RuntimeError | None = None
+        self._waiting = False
+        self._handler = None
+        if threading.current_thread() is threading.main_thread() and callable(signal.getsignal(signal.SIGCHLD)):
+            self._handler = signal.signal(signal.SIGCHLD, self._handle)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        assert callable(self._handler)
+        try:
+            self._handler(number, frame)
+        except RuntimeError as error:
+            self.error = error
+            if self._waiting:
+                raise
+
+    def next_of(self, iterator: Iterator[Tensor]) -> Tensor:
+        """The next batch; raises the error of a worker that has died."""
+        if self.error is not None:
+            raise self.error
+        self._waiting = True
+        try:
+            return next(iterator)
+        finally:
+            self._waiting = False
+
+    def close(self) -> None:
+        """Put PyTorch's handler back."""
+        if self._handler is not None and signal.getsignal(signal.SIGCHLD) == self._handle:
+            signal.signal(signal.SIGCHLD, self._handler)
+        self._handler = None
+
+
 class TrainingLoader:
-    """Infinite iterator over (B, 3, P, P) uint8 batches in channels-last memory; see :func:`training_loader`."""
+    """Infinite iterator over (B, 3, P, P) uint8 batches in channels-last memory; see :func:`training_loader`.
+
+    Raises:
+        RuntimeError: in ``next``, a worker has died.
+    """
 
     def __init__(self, make_loader: Callable[[], DataLoader[Tensor]]) -> None:
         self._iterator: Iterator[Tensor] | None = None
@@ -55,6 +104,7 @@ class TrainingLoader:
             warnings.filterwarnings("ignore", message="This DataLoader will create", category=UserWarning)
             warnings.filterwarnings("ignore", message=".*multi-threaded, use of fork", category=DeprecationWarning)
             self._iterator = iter(make_loader())
+        self._watch = _WorkerWatch()
         # Registered after DataLoader's own hook, so it runs first: workers are asked to stop instead of being killed.
         reference = weakref.ref(self)
         self._at_exit = lambda: reference() and reference().close()  # type: ignore[union-attr]
@@ -66,7 +116,7 @@ class TrainingLoader:
     def __next__(self) -> Tensor:
         if self._iterator is None:
             raise RuntimeError("the loader is closed")
-        return next(self._iterator)
+        return self._watch.next_of(self._iterator)
 
     def close(self) -> None:
         """Stop the workers; may be called more than once."""
@@ -74,6 +124,7 @@ class TrainingLoader:
         if iterator is None:
             return
         atexit.unregister(self._at_exit)
+        self._watch.close()
         shutdown = getattr(iterator, "_shutdown_workers", None)  # called by DataLoader's own __del__
         if shutdown is not None:
             shutdown()
@@ -99,8 +150,9 @@ def training_loader(
 ) -> TrainingLoader:
     """Create the infinite loader of a training stage.
 
-    Workers run single-threaded and ignore SIGINT and SIGTERM, so that the training process can finish its step; they
-    exit on ``close()`` or with the training process, however it ends. The global RNG state is left unchanged.
+    Workers run single-threaded and ignore SIGINT, SIGTERM, SIGHUP and SIGUSR1, so that the training process can finish
+    its step; they exit on ``close()`` or with the training process, however it ends. The global RNG state is left
+    unchanged.
 
     Args:
         dataset: ``dataset[g]`` is sample g, a (3, P, P) uint8 tensor.
@@ -143,7 +195,7 @@ def training_loader(
 
 def _start_worker(_: int) -> None:
     torch.set_num_threads(1)
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in _IGNORED:
         signal.signal(number, signal.SIG_IGN)
 
 

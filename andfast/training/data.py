@@ -154,8 +154,9 @@ def next_batches(batches: DevicePrefetcher, count: int) -> list[Tensor]:
         if "DataLoader worker" not in reason and "shared memory" not in reason:
             raise
         raise DataLoadingError(
-            f"a data worker died: {reason.partition('. ')[0]}. If it ran out of memory, lower data.workers (0 loads in "
-            "the main process); if out of shared memory (Bus error), enlarge /dev/shm (docker run --shm-size)"
+            f"a data worker died: {reason.partition('. ')[0].rstrip('.')}. If it ran out of memory, lower data.workers "
+            "(0 loads in the main process); if out of shared memory (Bus error), enlarge /dev/shm (docker run "
+            "--shm-size)"
         ) from error
 
 

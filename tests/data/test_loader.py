@@ -79,28 +79,45 @@ def test_global_rng_state_is_unchanged(dataset):
     assert torch.equal(torch.get_rng_state(), before)
 
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+
+
 class Report:
     """Samples that describe the worker: threads, ignored signals, process id."""
 
     def __getitem__(self, g):
-        ignored = [signal.getsignal(number) is signal.SIG_IGN for number in (signal.SIGINT, signal.SIGTERM)]
+        ignored = [signal.getsignal(number) is signal.SIG_IGN for number in SIGNALS]
         values = [torch.get_num_threads(), *ignored, os.getpid() % 65536 // 256, os.getpid() % 256]
-        return torch.tensor(values, dtype=torch.uint8).reshape(5, 1, 1)
+        return torch.tensor(values, dtype=torch.uint8).reshape(7, 1, 1)
 
 
 def test_workers_are_single_threaded_and_ignore_signals():
     with training_loader(Report(), batch_size=2, workers=2) as loader:
         first = next(loader)
-        assert first[0, :3].flatten().tolist() == [1, 1, 1]
+        assert first[0, :5].flatten().tolist() == [1, 1, 1, 1, 1]
         next(loader)  # from the second worker
         pids = [worker.pid for worker in loader._iterator._workers]
         for pid in pids:
-            os.kill(pid, signal.SIGINT)
-            os.kill(pid, signal.SIGTERM)
+            for number in SIGNALS:
+                os.kill(pid, number)
         for _ in range(10):
             next(loader)
         assert all(alive(pid) for pid in pids)
     assert not any(alive(pid) for pid in pids)
+
+
+def test_dead_worker_raises_at_the_next_batch_only():
+    """PyTorch's SIGCHLD handler would raise in whatever the training process is doing."""
+    with training_loader(Report(), batch_size=2, workers=2) as loader:
+        next(loader)
+        watched = loader._iterator._workers[0]
+        os.kill(watched.pid, signal.SIGKILL)
+        os.waitid(os.P_PID, watched.pid, os.WEXITED | os.WNOWAIT)  # it stays for PyTorch's handler to find
+        time.sleep(0.01)
+        assert "killed" in str(loader._watch.error)
+        with pytest.raises(RuntimeError, match=rf"worker \(pid {watched.pid}\) is killed by signal: Killed"):
+            next(loader)
+    assert signal.getsignal(signal.SIGCHLD) != loader._watch._handle
 
 
 def alive(pid):
