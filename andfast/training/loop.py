@@ -19,7 +19,13 @@ from andfast.training.metrics_log import MetricsLog
 from andfast.training.opening import OpenRun, open_run
 from andfast.training.ops import check_ops
 from andfast.training.rng import seed_everything
-from andfast.training.run_folder import delete_replaced, restore_replaced, weights_path, write_run_info
+from andfast.training.run_folder import (
+    check_still_there,
+    delete_replaced,
+    restore_replaced,
+    weights_path,
+    write_run_info,
+)
 from andfast.training.run_lock import locked_run
 from andfast.training.run_output import RunOutput
 from andfast.training.signals import GracefulStop, StopRequested
@@ -135,7 +141,8 @@ class Run:
             if state.best is None and self.validation is not None and best.is_file():
                 # A run from before PSNR in RGB chose the best weights.
                 generator = generator_from_weights(best, impl=self.config.ops).to(self.group.device)
-                state.best = validate(self.config, state.step.attack, generator, self.validation)["psnr_rgb"]
+                with self.stop.interrupting():
+                    state.best = validate(self.config, state.step.attack, generator, self.validation)["psnr_rgb"]
         vgg = state.step.objective.vgg
         if vgg is not None:
             logger.info("perceptual loss: VGG19 weights are %s", vgg.weights_note)
@@ -194,6 +201,7 @@ class Run:
         """
         stopped = False
         if self.validation is not None:
+            check_still_there(self.output)  # a sheet would create the folder again
             try:
                 with self.stop.interrupting():
                     scores = validate(
