@@ -28,11 +28,6 @@ if not INTERPRETED:
     def test_in_the_interpreter() -> None:
         triton_interpreter.run(__file__)
 
-    def test_runs_without_triton() -> None:
-        triton_interpreter.run_without_triton(
-            "x = [[torch.rand(2, 3)]]\nf.ascent_step(x, x, x, radii=[1.0], step_size=0.3)"
-        )
-
     def test_explicit_impl_reports_missing_device() -> None:
         x = [[torch.rand(2, 3)]]
         with pytest.raises(RuntimeError, match=r"impl='triton' of ascent_step .* CUDA devices.*'cpu'"):

@@ -41,12 +41,6 @@ if not INTERPRETED:
     def test_in_the_interpreter() -> None:
         triton_interpreter.run(__file__)
 
-    def test_runs_without_triton() -> None:
-        triton_interpreter.run_without_triton(
-            "f.degradation_block(torch.rand(1, 3, 4, 4), torch.rand(5, 3, 3, 3), 0.5)\n"
-            "import andfast.kernels.degradation_block.configs, andfast.kernels.degradation_block.saved"
-        )
-
     def test_explicit_impl_reports_missing_device() -> None:
         with pytest.raises(RuntimeError, match=r"impl='triton' of degradation_block .* CUDA devices.*'cpu'"):
             degradation_block(torch.rand(1, 3, 4, 4), torch.rand(5, 3, 3, 3), 0.5, impl="triton")

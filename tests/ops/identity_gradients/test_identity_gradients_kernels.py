@@ -27,15 +27,6 @@ if not INTERPRETED:
     def test_in_the_interpreter() -> None:
         triton_interpreter.run(__file__, "not nothing_required")
 
-    def test_runs_without_triton() -> None:
-        triton_interpreter.run_without_triton(
-            "from andfast.adversary import sample_identity\n"
-            "from andfast.nn import DegradationNetwork\n"
-            "theta = sample_identity(1, hr_size=8, channels=8)\n"
-            "theta.weights[0].requires_grad_()\n"
-            "DegradationNetwork().closed_form_first_step(torch.rand(1, 3, 8, 8), theta).sum().backward()"
-        )
-
     def test_auto_resolves_by_device_and_dtype(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(dispatch._TABLE[OP], "triton", dispatch.everywhere)
         assert dispatch.resolve(OP, "auto", "cuda", torch.float32) == "triton"

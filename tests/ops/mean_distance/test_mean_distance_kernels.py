@@ -29,11 +29,6 @@ if not INTERPRETED:
     def test_in_the_interpreter() -> None:
         triton_interpreter.run(__file__)
 
-    def test_runs_without_triton() -> None:
-        triton_interpreter.run_without_triton(
-            "f.mean_distance(torch.rand(2, 3, requires_grad=True), torch.rand(2, 3)).backward()"
-        )
-
     def test_float64_uses_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(dispatch._TABLE["mean_distance"], "triton", dispatch.everywhere)
         x, wide = torch.rand(2, 3), torch.rand(2, 3).double()
