@@ -98,9 +98,8 @@ if INTERPRETED:
         with pytest.raises(ValueError, match="an image of x must span"):
             kernels.correlation(huge, huge, replicate=True)
 
-    @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-    def test_opcheck(memory_format: torch.memory_format) -> None:
-        x, grad = (torch.randn(2, 3, 4, 6).contiguous(memory_format=memory_format) for _ in range(2))
+    def test_opcheck() -> None:
+        x, grad = (torch.randn(2, 3, 4, 6).contiguous(memory_format=torch.channels_last) for _ in range(2))
         before, after = torch.randn(2, 2, 3, 5), torch.randn(2, 2, 3, 5)
         arguments = (x, grad, before, after, [5, 1], torch.float32, [True, False], True, "zeros", "triton")
         torch.library.opcheck(torch.ops.andfast.identity_gradients.default, arguments)
