@@ -1,7 +1,7 @@
 """The adversary: identity networks, the ball around them, and the attack that searches it."""
 
-from andfast.adversary.attack import AdversarialBatch, Attack, AttackSettings, ReuseOptions
-from andfast.adversary.ball import GROUPS, Ball, project
+from andfast.adversary.attack import AdversarialBatch, Attack, AttackSettings, ReuseOptions, Start
+from andfast.adversary.ball import GROUPS, Ball, ConvolutionRadii, project
 from andfast.adversary.identity import sample_identity, seeded_generator
 from andfast.adversary.objective import Objective, Targets
 from andfast.adversary.pgd import Ascent, ascend
@@ -15,9 +15,11 @@ __all__ = [
     "Attack",
     "AttackSettings",
     "Ball",
+    "ConvolutionRadii",
     "Objective",
     "Preset",
     "ReuseOptions",
+    "Start",
     "Targets",
     "ascend",
     "project",

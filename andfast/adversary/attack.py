@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from andfast import checks
 from andfast.adversary.ball import Ball
 from andfast.adversary.identity import sample_identity
-from andfast.adversary.objective import Objective, Targets
+from andfast.adversary.objective import Objective, Targets, aligned
 from andfast.adversary.pgd import Ascent, ascend
 from andfast.adversary.presets import resized
 from andfast.functional import blur_pool
@@ -38,6 +39,9 @@ class AttackSettings:
         channels, noise, noise_dtype, slope: of F's parameters, see :func:`andfast.adversary.sample_identity`.
         images_per_network: number of images that share one F; 0 for one F per batch.
         chunk_size: number of images attacked per chunk, which bounds peak memory; 0 for the whole batch.
+        objective: "plain" for the loss itself, or "aligned" for that of SR aligned with HR in gain and offset, see
+            :func:`andfast.adversary.objective.aligned`.
+        image_radius: "fixed", or "uniform" for a factor per network on all radii, drawn uniformly from [0, 1).
         precision: "same" as the step's, or "fp8" in G's dense blocks, see :class:`andfast.nn.fp8_body.Fp8Body`.
     """
 
@@ -52,6 +56,12 @@ class AttackSettings:
     images_per_network: int = 1
     chunk_size: int = 0
     precision: str = "same"
+    objective: str = "plain"
+    image_radius: str = "fixed"
+
+    def __post_init__(self) -> None:
+        checks.one_of("objective", self.objective, ("plain", "aligned"))
+        checks.one_of("image_radius", self.image_radius, ("fixed", "uniform"))
 
     def chunks(self, images: int) -> list[range]:
         """Split a batch into consecutive chunks, as equal as whole networks allow."""
@@ -87,6 +97,18 @@ class ReuseOptions:
     discriminator_pass: bool = False
 
 
+class Start(NamedTuple):
+    """All that is random about an attack.
+
+    Attributes:
+        identity: networks, the center of the ball.
+        factors: (networks,), float32, of their radii, in [0, 1); None for 1.
+    """
+
+    identity: Theta
+    factors: Tensor | None = None
+
+
 class AdversarialBatch(NamedTuple):
     """LR that the attack degraded against G.
 
@@ -107,7 +129,7 @@ class AdversarialBatch(NamedTuple):
 class Attack:
     """Searches for the identity network's neighbour whose degradation G restores worst.
 
-    Nothing is random but :meth:`sample`, and the host never waits for the device, so :meth:`search` can be captured in
+    Nothing is random but :meth:`start`, and the host never waits for the device, so :meth:`search` can be captured in
     a CUDA graph.
 
     Attributes:
@@ -148,13 +170,9 @@ class Attack:
                 parts of what one process would draw for the whole batch.
         """
         settings = self.settings
-        per_network = settings.images_per_network or hr.shape[0]
-        chunk = range(hr.shape[0]) if chunk is None else chunk
-        networks = hr.shape[0] // per_network
-        first = chunk.start // per_network
-        index, count = shard
+        networks, batch = self._networks(hr, chunk, shard)
         return sample_identity(
-            chunk.stop // per_network - first,
+            networks,
             hr_size=(hr.shape[2], hr.shape[3]),
             scale=self.degradation.scale,
             channels=settings.channels,
@@ -164,17 +182,46 @@ class Attack:
             generator=generator,
             device=hr.device,
             dtype=hr.dtype,
-            batch=(index * networks + first, count * networks),
+            batch=batch,
         )
 
+    def start(
+        self,
+        hr: Tensor,
+        generator: torch.Generator | None,
+        *,
+        chunk: range | None = None,
+        shard: tuple[int, int] = (0, 1),
+    ) -> Start:
+        """Draw fresh identity networks for HR, and the factors of their radii after them.
+
+        Args:
+            hr, generator, chunk, shard: see :meth:`sample`.
+        """
+        identity = self.sample(hr, generator, chunk=chunk, shard=shard)
+        if self.settings.image_radius == "fixed":
+            return Start(identity)
+        networks, (first, total) = self._networks(hr, chunk, shard)
+        factors = torch.rand(total, generator=generator, device=hr.device)
+        return Start(identity, factors[first : first + networks])
+
+    def _networks(self, hr: Tensor, chunk: range | None, shard: tuple[int, int]) -> tuple[int, tuple[int, int]]:
+        """The number of networks of a chunk, and (offset, total) of its networks among those of the global batch."""
+        per_network = self.settings.images_per_network or hr.shape[0]
+        chunk = range(hr.shape[0]) if chunk is None else chunk
+        networks = hr.shape[0] // per_network
+        first = chunk.start // per_network
+        index, count = shard
+        return chunk.stop // per_network - first, (index * networks + first, count * networks)
+
     def search(
-        self, hr: Tensor, identity: Theta, callback: Callable[[Theta], None] | None = None
+        self, hr: Tensor, start: Start | Theta, callback: Callable[[Theta], None] | None = None
     ) -> tuple[Targets, Ascent]:
         """Ascend from identity networks to where frozen G restores worst, within the ball.
 
         Args:
             hr: (N, 3, H, W) in [0, 1].
-            identity: from :meth:`sample`.
+            start: from :meth:`start`, with factors in [0, 1]; or the identity networks alone, with factors of 1.
             callback: called with theta after each ascent step.
 
         Returns:
@@ -186,6 +233,7 @@ class Attack:
                 return loss(degrade(hr, theta))
 
             settings = self.settings
+            identity, factors = (start, None) if isinstance(start, Theta) else start
             closed_form = partial(objective, degrade=self.degradation.closed_form_first_step)
             return targets, ascend(
                 objective,
@@ -194,6 +242,7 @@ class Attack:
                 steps=settings.steps,
                 step_size=settings.step_size,
                 loss_scale=self.loss_scale,
+                factors=factors,
                 first=closed_form if self.reuse.closed_form_first_step else None,
                 callback=callback,
                 impl=self.degradation.impl,
@@ -209,6 +258,8 @@ class Attack:
 
             def loss(lr: Tensor) -> Tensor:
                 sr = restore(lr)
+                if self.settings.objective == "aligned":
+                    sr = aligned(sr, hr)
                 known = targets if self.reuse.hr_features else self.objective.targets(hr)
                 return self.objective.total(self.objective.terms(sr, known))
 

@@ -2,10 +2,9 @@
 
 import math
 from collections.abc import Callable, Collection
-from dataclasses import replace
 from typing import Final, NamedTuple
 
-from andfast.adversary.ball import GROUPS, Ball
+from andfast.adversary.ball import Ball
 
 _WIDEST: Final = 2.0**20  # factors above it, or below its inverse, are not tried
 
@@ -24,19 +23,18 @@ class Calibration(NamedTuple):
     tried: tuple[tuple[float, float], ...]
 
 
-def scaled(ball: Ball, factor: float, groups: Collection[str] = GROUPS) -> Ball:
-    """A ball with the radii of ``groups`` times ``factor``, and radius 0 for the other groups.
+def scaled(ball: Ball, factor: float, groups: Collection[str] | None = None) -> Ball:
+    """A ball with the radii of ``groups`` (None: all) times ``factor``, and radius 0 for the other groups.
 
     Raises:
         ValueError: ``groups`` is empty or has an unknown name.
     """
-    unknown = [name for name in groups if name not in GROUPS]
+    groups = ball.names if groups is None else groups
+    unknown = [name for name in groups if name not in ball.names]
     if unknown or not groups:
-        raise ValueError(f"groups must be among {', '.join(GROUPS)}, were {', '.join(unknown) or 'none'}")
-    convolution, noise, slope = (
-        radius * factor if name in groups else 0.0 for name, radius in zip(GROUPS, ball.radii, strict=True)
-    )
-    return replace(ball, convolution=convolution, noise=noise, slope=slope)
+        raise ValueError(f"groups must be among {', '.join(ball.names)}, were {', '.join(unknown) or 'none'}")
+    radii = zip(ball.names, ball.radii, strict=True)
+    return ball.with_radii({name: radius * factor if name in groups else 0.0 for name, radius in radii})
 
 
 def find_factor(

@@ -31,13 +31,14 @@ def ascend(
     steps: int = 5,
     step_size: float = 0.3,
     loss_scale: float = 1.0,
+    factors: Tensor | None = None,
     first: Callable[[Theta], Tensor] | None = None,
     callback: Callable[[Theta], None] | None = None,
     impl: str = "auto",
 ) -> Ascent:
     """Push identity networks up the objective, inside the ball, by ``steps`` projected gradient steps.
 
-    Each step normalises the gradient to unit length, per network and (unless the ball is joint) per group, goes
+    Each step normalises the gradient to unit length, per network and (unless the ball is joint) per group or part, goes
     ``step_size`` radii along it and projects. Gradients are taken with respect to theta only: freeze the parameters
     that the objective uses (see :func:`andfast.nn.frozen`), so that nothing is saved for gradients to them. The host
     never waits for the device. Theta keeps the identity's dtypes, which may differ between tensors: noises in a half
@@ -50,6 +51,7 @@ def ascend(
         steps: number of ascent steps K, 0 or more.
         step_size: length of a step as a fraction of the radius (paper: 6 of 20).
         loss_scale: factor on the objective against underflow of float16 gradients; the normalisation removes it.
+        factors: (N,), float32: a factor per network on all radii; None for 1.
         first: the objective of the first step alone, which may rely on theta being the identity.
         callback: called with theta after each step.
         impl: implementation of the step, see :func:`andfast.functional.ascent_step`.
@@ -66,7 +68,7 @@ def ascend(
     for number in range(steps):
         loss, gradient = _loss_and_gradient(objective if number or first is None else first, theta, loss_scale)
         losses.append(loss)
-        theta = ball.step(theta, gradient, identity, step_size, impl=impl)
+        theta = ball.step(theta, gradient, identity, step_size, factors=factors, impl=impl)
         del gradient  # as large as theta: free it before the next step
         if callback is not None:
             callback(theta)

@@ -6,28 +6,45 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Final
 
-from andfast.adversary.ball import Ball
+from andfast.adversary.ball import Ball, ConvolutionRadii
 
 REFERENCE_SIZE: Final = 256
 """HR height and width that the presets' radii are given for: the paper's patch size."""
+REFERENCE_CHANNELS: Final = 64
+"""Channels of F that the presets' radii are given for: the paper's."""
 
 
 @dataclass(frozen=True)
 class Preset:
-    """A ball for HR of 256x256, and its step size as a fraction of the radius."""
+    """A ball for HR of 256x256 and F of 64 channels, and its step size as a fraction of the radius.
+
+    Attributes:
+        ball, step_size: see :func:`andfast.adversary.ascend`.
+        image_radius: "fixed", or "uniform" for a factor per network on all radii, uniform in [0, 1).
+    """
 
     ball: Ball
     step_size: float
+    image_radius: str = "fixed"
 
-    def ball_for(self, height: int, width: int) -> Ball:
+    def ball_for(self, height: int, width: int, channels: int = REFERENCE_CHANNELS) -> Ball:
         """The ball of equal strength for another HR size; a joint ball is kept to the letter.
 
         At equal strength the L2 norm of noise maps grows with the square root of the number of pixels; the norms of
         kernels and slopes do not depend on the size.
+
+        Args:
+            height, width: of HR.
+            channels: of F. In a ball with parts the radii of noise and rest grow with their square root, as measured
+                (docs/method.md); others do not depend on them.
         """
         if self.ball.joint:
             return self.ball
-        return resized(self.ball, (REFERENCE_SIZE, REFERENCE_SIZE), (height, width))
+        ball = resized(self.ball, (REFERENCE_SIZE, REFERENCE_SIZE), (height, width))
+        if not isinstance(ball.convolution, ConvolutionRadii):
+            return ball
+        factor = math.sqrt(channels / REFERENCE_CHANNELS)
+        return ball.with_radii({"rest": ball.convolution.rest * factor, "noise": ball.noise * factor})
 
 
 def resized(ball: Ball, before: tuple[int, int], after: tuple[int, int]) -> Ball:
@@ -37,6 +54,12 @@ def resized(ball: Ball, before: tuple[int, int], after: tuple[int, int]) -> Ball
 
 PRESETS: Final[Mapping[str, Preset]] = MappingProxyType(
     {
+        # Without color and shift. Each part alone leaves LR at about 37 dB, slopes at 30 (docs/method.md).
+        "symmetric": Preset(
+            Ball(ConvolutionRadii(color=0.0, kernel=0.3, rest=0.03), noise=0.27, slope=0.032, zero_mean_noise=True),
+            step_size=0.3,
+            image_radius="uniform",
+        ),
         # Each group alone takes LR to 30 dB, or 25 dB, of the clean LR on photographs, with F of 64 channels at x4.
         "calibrated": Preset(Ball(convolution=0.0018, noise=0.65, slope=0.032), step_size=0.3),
         "strong": Preset(Ball(convolution=0.003, noise=1.2, slope=0.057), step_size=0.3),

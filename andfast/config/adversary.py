@@ -34,8 +34,9 @@ class AdversaryConfig:
     """Radius of strategy noise, in levels of 255: root mean square (l2) or largest value (linf); null: 8."""
     lr_noise_norm: Literal["l2", "linf"] | None = None
     """Norm of the ball of strategy noise; null: l2."""
-    preset: Literal["calibrated", "strong", "paper"] = "calibrated"
-    """calibrated: three balls of about 30 dB each; strong: of 25 dB; paper: the literal joint ball, 20."""
+    preset: Literal["symmetric", "calibrated", "strong", "paper"] = "calibrated"
+    """symmetric: balls without color and shift; calibrated: three balls of about 30 dB each; strong: of 25 dB; paper:
+    the literal joint ball, 20."""
     steps: int = DEFAULT_STEPS
     """Ascent steps per training step (paper: 5)."""
     precision: Literal["same", "fp8"] = "same"
@@ -44,13 +45,30 @@ class AdversaryConfig:
     step_size: float | None = None
     """Length of an ascent step as a fraction of the radius; null: the preset's, 0.3 (paper: 6 of 20)."""
     radius_convolution: float | None = None
-    """Radius of the convolutions' ball; null: the preset's; not with preset paper."""
+    """Radius of the convolutions' ball; null: the preset's; only with presets calibrated and strong."""
+    radius_color: float | None = None
+    """Radius of the sums of the convolutions' kernels; null: the preset's, 0; only with preset symmetric."""
+    radius_kernel: float | None = None
+    """Radius of one kernel per layer for all channels; null: the preset's; only with preset symmetric."""
+    radius_rest: float | None = None
+    """Radius of what remains of the convolutions; null: the preset's; only with preset symmetric."""
     radius_noise: float | None = None
     """Radius of the noises' ball; null: the preset's; not with preset paper."""
     radius_slope: float | None = None
     """Radius of the slopes' ball; null: the preset's; not with preset paper."""
     radius_joint: float | None = None
     """Radius of the joint ball; null: the preset's, 20; only with preset paper."""
+    symmetric_kernels: bool | None = None
+    """Keep the changes of kernel and rest point-symmetric, so that they shift no picture; null: true with preset
+    symmetric, the only one that has these parts."""
+    zero_mean_noise: bool | None = None
+    """Keep the mean of each noise map at zero; null: the preset's, true with preset symmetric, else false."""
+    image_radius: Literal["fixed", "uniform"] | None = None
+    """Radii per image: as they are, or times a factor that is uniform in (0, 1); null: the preset's, uniform with
+    preset symmetric, else fixed."""
+    objective: Literal["plain", "aligned"] = "plain"
+    """plain: the ascent maximizes G's loss; aligned: that of SR after the gain and offset per channel that fit HR best.
+    G trains on its plain loss."""
     chunk_size: int | None = None
     """Number of images attacked per chunk; bounds peak memory. 0: a whole micro batch; null: in stage net 24 images of
     256x256 and more of smaller ones, with the same result up to rounding; in stage gan a whole
@@ -96,29 +114,50 @@ class AdversaryConfig:
                 )
 
     def _validate_radii(self) -> None:
-        """Either a joint ball (preset paper), or one per group of parameters."""
-        separate = {
-            "adversary.radius_convolution": self.radius_convolution,
-            "adversary.radius_noise": self.radius_noise,
-            "adversary.radius_slope": self.radius_slope,
+        """Either a joint ball (preset paper), or one per group of parameters; symmetric has three of convolutions."""
+        convolution = ("color", "kernel", "rest") if self.preset == "symmetric" else ("convolution",)
+        allowed = tuple(f"radius_{name}" for name in (*convolution, "noise", "slope"))
+        radii: dict[str, float | None] = {
+            name: getattr(self, f"radius_{name}")
+            for name in ("convolution", "color", "kernel", "rest", "noise", "slope")
         }
-        for name, radius in separate.items():
-            check_number(name, radius, lambda radius: radius >= 0, "a number of at least 0 or null")
-        if all(radius == 0 for radius in separate.values()):
-            raise ValueError("adversary.radius_convolution, radius_noise or radius_slope must be above 0, all were 0")
+        for name, radius in radii.items():
+            must_be = "a number of at least 0 or null"
+            check_number(f"adversary.radius_{name}", radius, lambda radius: radius >= 0, must_be)
         check_positive("adversary.radius_joint", self.radius_joint, "a number above 0 or null")
         if self.preset != "paper" and self.radius_joint is not None:
             raise ValueError(
                 f"adversary.radius_joint must be null with adversary.preset {self.preset!r}, which has a "
                 f"ball for each group, was {self.radius_joint}; set adversary.preset to 'paper' or use "
-                "adversary.radius_convolution, radius_noise and radius_slope"
+                f"{_listed('adversary.' + allowed[0], *allowed[1:])}"
             )
-        for name, radius in separate.items():
-            if self.preset == "paper" and radius is not None:
+        for name, radius in radii.items():
+            if radius is not None and self.preset == "paper":
                 raise ValueError(
-                    f"{name} must be null with adversary.preset 'paper', which has one joint ball, was {radius}; "
-                    "use adversary.radius_joint"
+                    f"adversary.radius_{name} must be null with adversary.preset 'paper', which has one joint ball, "
+                    f"was {radius}; use adversary.radius_joint"
                 )
+            if radius is not None and f"radius_{name}" not in allowed:
+                raise ValueError(
+                    f"adversary.radius_{name} must be null with adversary.preset {self.preset!r}, was {radius}; use "
+                    f"{_listed('adversary.' + allowed[0], *allowed[1:])}"
+                )
+        zero_by_default = {"radius_color"}
+        if all(getattr(self, name) == 0 for name in allowed if name not in zero_by_default) and not self.radius_color:
+            raise ValueError(
+                f"{_listed('adversary.' + allowed[0], *allowed[1:], word='or')} must be above 0, all were 0"
+            )
+        if self.preset != "symmetric" and self.symmetric_kernels is not None:
+            raise ValueError(
+                f"adversary.symmetric_kernels must be null with adversary.preset {self.preset!r}, which has one ball "
+                f"for whole convolutions, was {str(self.symmetric_kernels).lower()}; set adversary.preset to "
+                "'symmetric'"
+            )
+
+
+def _listed(*names: str, word: str = "and") -> str:
+    """Names in words: "a, b and c"."""
+    return f"{', '.join(names[:-1])} {word} {names[-1]}"
 
 
 @dataclass

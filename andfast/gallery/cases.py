@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from andfast.adversary import GROUPS, Attack, Ball, project, seeded_generator
+from andfast.adversary import Attack, Ball, ConvolutionRadii, project, seeded_generator
 from andfast.adversary.calibration import Calibration, find_factor, scaled
 from andfast.losses import l1_loss
 from andfast.metrics.psnr import mean_psnr
@@ -24,7 +24,7 @@ class Case(NamedTuple):
 
     Attributes:
         section, name: where it stands in the gallery.
-        radii: of convolution, noise and slope at the photograph's size.
+        radii: of the ball, by name, at the photograph's size.
         lr: (3, H / scale, W / scale) in [0, 1].
         sr: what G makes of it, (3, H, W), not clamped.
         lr_psnr: dB over all channels against the clean LR.
@@ -35,7 +35,7 @@ class Case(NamedTuple):
 
     section: str
     name: str
-    radii: tuple[float, float, float]
+    radii: dict[str, float]
     lr: Tensor
     sr: Tensor
     lr_psnr: float
@@ -46,9 +46,7 @@ class Case(NamedTuple):
     def numbers(self) -> dict[str, Any]:
         """All but the pictures, for JSON."""
         values = self._asdict()
-        return {name: value for name, value in values.items() if name not in ("lr", "sr")} | {
-            "radii": dict(zip(GROUPS, self.radii, strict=True))
-        }
+        return {name: value for name, value in values.items() if name not in ("lr", "sr")}
 
 
 @dataclass(frozen=True)
@@ -78,6 +76,11 @@ class Degrader:
         """The attack's ball at the photograph's size."""
         return self.attack.settings.for_size(self.hr.shape[2], self.hr.shape[3]).ball
 
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """Names of the ball's radii that are above 0."""
+        return tuple(name for name, radius in zip(self.ball.names, self.ball.radii, strict=True) if radius > 0)
+
     def cases(self, factors: Sequence[float] = (0.25, 0.5, 2.0, 4.0)) -> Iterator[Case]:
         """All cases, one after the other: the identity network first, always of the same identity network.
 
@@ -91,7 +94,7 @@ class Degrader:
         yield self._case("ascent", "random", self.ball, self.random(identity), first.loss)
         for number, theta in enumerate(self.path(identity), start=1):
             yield self._case("ascent", f"step {number}", self.ball, theta, first.loss)
-        for group in GROUPS:
+        for group in self.groups:
             ball = scaled(self.ball, 1.0, [group])
             theta = self.search(identity, ball)
             yield self._case("one group alone", f"{group} only", ball, theta, first.loss)
@@ -106,7 +109,7 @@ class Degrader:
             torch.randn(tensor.shape, generator=generator, device=tensor.device, dtype=tensor.dtype)
             for tensor in identity.tensors()
         )
-        return project(self.ball.move(identity, direction, 1.0), identity, self.ball)
+        return project(self.ball.move(identity, direction, 1.0, identity=identity), identity, self.ball)
 
     def path(self, identity: Theta) -> list[Theta]:
         """Theta after each step of one ascent."""
@@ -122,7 +125,7 @@ class Degrader:
     def calibrate(
         self,
         target: float,
-        groups: Collection[str] = GROUPS,
+        groups: Collection[str] | None = None,
         *,
         tolerance: float = 0.1,
         report: Callable[[float, float], None] = lambda factor, lr_psnr: None,
@@ -131,7 +134,7 @@ class Degrader:
 
         Args:
             target: dB against the clean LR.
-            groups: whose radii count; the others are 0.
+            groups: names of the radii that count (None: all); the others are 0.
             tolerance: dB.
             report: called with every factor and its PSNR.
 
@@ -168,7 +171,7 @@ class Degrader:
         return Case(
             section,
             name,
-            ball.radii,
+            dict(zip(ball.names, ball.radii, strict=True)),
             lr[0].cpu(),
             sr[0].cpu(),
             float(mean_psnr(lr, clean)),
@@ -182,8 +185,14 @@ def configuration_lines(ball: Ball, patch_size: int) -> str:
     """The radii as the lines of a configuration; those of noise are for ``data.patch_size`` as it stands there."""
     if ball.joint:
         return f"adversary:\n  preset: paper\n  radius_joint: {ball.convolution:.4g}"
-    rows = [f"  radius_{group}: {radius:.4g}" for group, radius in zip(GROUPS, ball.radii, strict=True)]
-    return "\n".join(["adversary:", *rows, "data:", f"  patch_size: {patch_size}"])
+    split = isinstance(ball.convolution, ConvolutionRadii)
+    preset = ["  preset: symmetric"] if split else []
+    if isinstance(ball.convolution, ConvolutionRadii) and not ball.convolution.symmetric:
+        preset.append("  symmetric_kernels: false")
+    if ball.zero_mean_noise != split:
+        preset.append(f"  zero_mean_noise: {str(ball.zero_mean_noise).lower()}")
+    rows = [f"  radius_{name}: {radius:.4g}" for name, radius in zip(ball.names, ball.radii, strict=True)]
+    return "\n".join(["adversary:", *preset, *rows, "data:", f"  patch_size: {patch_size}"])
 
 
 def cut(hr: Tensor, size: int, multiple: int, at: tuple[int, int] | None = None) -> Tensor:

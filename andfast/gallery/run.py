@@ -12,7 +12,7 @@ import torch
 from tqdm import tqdm
 
 from andfast import __version__
-from andfast.adversary import GROUPS, Attack, Ball, Objective, ReuseOptions
+from andfast.adversary import Attack, Ball, Objective, ReuseOptions
 from andfast.config.command_line import read_command_line
 from andfast.config.machine import resolve_device
 from andfast.config.schema import TrainConfig
@@ -55,7 +55,7 @@ def run(options: argparse.Namespace, settings: Sequence[str]) -> str:
         "precision": options.precision,
         "device": str(degrader.hr.device),
         "adversary": {
-            "radii": dict(zip(GROUPS, adversary.ball.radii, strict=True)),
+            "radii": dict(zip(adversary.ball.names, adversary.ball.radii, strict=True)),
             "patch_size": adversary.patch_size,
             "joint": adversary.ball.joint,
             "steps": adversary.steps,
@@ -148,7 +148,7 @@ def _check_memory(needed: int, device: torch.device) -> None:
 
 
 def _with_progress(degrader: Degrader, options: argparse.Namespace) -> tqdm:
-    count = 2 + degrader.attack.settings.steps + len(GROUPS) + len(options.factors)
+    count = 2 + degrader.attack.settings.steps + len(degrader.groups) + len(options.factors)
     return tqdm(degrader.cases(options.factors), total=count, desc="gallery", unit="case", disable=options.quiet)
 
 
@@ -168,20 +168,21 @@ def _calibrate(degrader: Degrader, options: argparse.Namespace, text: list[str])
         record[name] = {
             "factor": calibration.factor,
             "lr_psnr": calibration.quality,
-            "radii": dict(zip(GROUPS, ball.radii, strict=True)),
+            "radii": dict(zip(ball.names, ball.radii, strict=True)),
             "patch_size": degrader.attack.settings.patch_size,
         }
         text.append(f"# {name}: LR PSNR {calibration.quality:.2f} dB at the radii times {calibration.factor:.4g}")
         return ball
 
-    text.append(configuration_lines(find("all groups together", GROUPS), degrader.attack.settings.patch_size))
+    text.append(configuration_lines(find("all groups together", before.names), degrader.attack.settings.patch_size))
     if options.each_group:
-        radii = {group: getattr(find(f"{group} alone", [group]), group) for group in GROUPS}
+        alone = {name: find(f"{name} alone", [name]) for name in degrader.groups}
+        radii = {name: dict(zip(ball.names, ball.radii, strict=True))[name] for name, ball in alone.items()}
         if before.joint:
             rows = ", ".join(f"{group} {radius:.4g}" for group, radius in radii.items())
             text.append(f"# radii alone, for the size of the photograph: {rows}; a joint ball takes them together only")
         else:
-            text.append(configuration_lines(replace(before, **radii), degrader.attack.settings.patch_size))
+            text.append(configuration_lines(before.with_radii(radii), degrader.attack.settings.patch_size))
     return record
 
 

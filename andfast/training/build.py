@@ -8,7 +8,7 @@ import torch
 import torch._dynamo
 from torch import Tensor, nn
 
-from andfast.adversary import GROUPS, PRESETS, Attack, AttackSettings, Ball, Objective, ReuseOptions
+from andfast.adversary import PRESETS, Attack, AttackSettings, Ball, ConvolutionRadii, Objective, ReuseOptions
 from andfast.adversary.strategies import (
     PGD,
     Bicubic,
@@ -106,14 +106,16 @@ def build_attack_settings(config: TrainConfig, stage: Stage) -> AttackSettings:
     settings = config.adversary
     preset = PRESETS[settings.preset]
     size = config.data.patch_size
-    ball = preset.ball_for(size, size)
+    ball = preset.ball_for(size, size, config.degradation.channels)
     if settings.radius_joint is not None:
-        factor = settings.radius_joint / ball.convolution
+        factor = settings.radius_joint / ball.radii[0]
         ball = Ball(settings.radius_joint, ball.noise * factor, ball.slope * factor, joint=True)
-    for group in GROUPS:
-        radius = getattr(settings, f"radius_{group}")
-        if radius is not None:
-            ball = replace(ball, **{group: radius})
+    given = {name: getattr(settings, f"radius_{name}") for name in ball.names}
+    ball = ball.with_radii({name: radius for name, radius in given.items() if radius is not None})
+    if settings.symmetric_kernels is not None and isinstance(ball.convolution, ConvolutionRadii):
+        ball = replace(ball, convolution=replace(ball.convolution, symmetric=settings.symmetric_kernels))
+    if settings.zero_mean_noise is not None:
+        ball = replace(ball, zero_mean_noise=settings.zero_mean_noise)
     chunk_size = settings.chunk_size
     if chunk_size is None:
         searches = settings.strategy in (*WITH_BALL, *WITH_ASCENT)
@@ -130,6 +132,8 @@ def build_attack_settings(config: TrainConfig, stage: Stage) -> AttackSettings:
         images_per_network=config.degradation.images_per_network,
         chunk_size=chunk_size,
         precision=settings.precision,
+        objective=settings.objective,
+        image_radius=preset.image_radius if settings.image_radius is None else settings.image_radius,
     )
 
 

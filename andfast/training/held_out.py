@@ -42,7 +42,7 @@ def attack_crops(
 ) -> tuple[Tensor, Tensor]:
     """Degrade ``hr`` by the run's attack on ``generator`` under L1.
 
-    Identity networks are the same in each call, radii are scaled to this size, and the objective is L1 in both stages,
+    Identity networks and factors of radii are the same in each call, radii are scaled to this size, and the objective is L1 in both stages,
     so that the stages' results are comparable.
 
     Args:
@@ -65,8 +65,8 @@ def attack_crops(
     adversarial, clean = [], []
     for number, part in enumerate(hr.split(batch_size)):
         images = part.to(device)
-        identity = attack.sample(images, seeded_generator(device, seed, 0, _SEED_STEP - number))
-        _, ascent = attack.search(images, identity)
+        start = attack.start(images, seeded_generator(device, seed, 0, _SEED_STEP - number))
+        _, ascent = attack.search(images, start)
         lr, clean_lr = attack.degrade(images, ascent.theta)
         adversarial.append(lr.cpu())
         clean.append(clean_lr.clamp(0, 1).cpu())

@@ -239,15 +239,15 @@ def test_move_has_step_size_length(
 @pytest.mark.parametrize("name", PRESETS)
 def test_zero_gradient_moves_nothing(name: str, dtype: torch.dtype) -> None:
     """Also where a radius squared over the smallest number of the type is infinite, as with radius 20."""
-    identity = sample_identity(2, hr_size=4, channels=3, dtype=dtype)
+    identity = sample_identity(2, hr_size=8, channels=3, dtype=dtype)
     nothing = identity.rebuild(torch.zeros_like(tensor) for tensor in identity.tensors())
     for ball in (PRESETS[name].ball, Ball(1e6, 1e6, 1e6)):
-        assert equal(ball.move(identity, nothing, 0.3), identity)
+        assert equal(ball.move(identity, nothing, 0.3, identity=identity), identity)
     # One network without a gradient does not stop the others.
     half = identity.rebuild(
-        torch.stack([torch.zeros_like(tensor[0]), torch.ones_like(tensor[1])]) for tensor in identity.tensors()
+        torch.stack([torch.zeros_like(tensor[0]), torch.rand_like(tensor[1])]) for tensor in identity.tensors()
     )
-    moved = PRESETS[name].ball.move(identity, half, 0.3)
+    moved = PRESETS[name].ball.move(identity, half, 0.3, identity=identity)
     for tensor, second in zip(moved.tensors(), identity.tensors(), strict=True):
         assert torch.equal(tensor[0], second[0])
         assert not torch.equal(tensor[1], second[1])
@@ -266,7 +266,10 @@ def test_float32_at_training_radii() -> None:
 
 
 def test_presets() -> None:
-    assert set(PRESETS) == {"calibrated", "strong", "paper"}
+    assert set(PRESETS) == {"symmetric", "calibrated", "strong", "paper"}
+    assert PRESETS["symmetric"].ball.names == ("color", "kernel", "rest", "noise", "slope")
+    assert PRESETS["symmetric"].ball.radii[0] == 0
+    assert {name for name, preset in PRESETS.items() if preset.image_radius == "uniform"} == {"symmetric"}
     paper = PRESETS["paper"]
     assert paper.ball == Ball(20.0, 2.0, 0.4, joint=True)
     assert paper.step_size == pytest.approx(6 / 20)
@@ -278,7 +281,7 @@ def test_presets() -> None:
 
 def test_presets_scale_with_size() -> None:
     """Maps of a quarter of the pixels have half the norm at equal strength; kernels and slopes are no maps."""
-    for name in ("calibrated", "strong"):
+    for name in ("symmetric", "calibrated", "strong"):
         ball = PRESETS[name].ball
         half = PRESETS[name].ball_for(128, 128)
         assert (half.convolution, half.slope) == (ball.convolution, ball.slope)
@@ -286,6 +289,9 @@ def test_presets_scale_with_size() -> None:
         assert PRESETS[name].ball_for(64, 256).noise == pytest.approx(ball.noise / 2)
         assert PRESETS[name].ball_for(512, 512).noise == pytest.approx(2 * ball.noise)
     assert PRESETS["paper"].ball_for(128, 128) == PRESETS["paper"].ball
+    ball, narrow = PRESETS["symmetric"].ball, PRESETS["symmetric"].ball_for(256, 256, channels=16)
+    assert narrow.radii == pytest.approx([r * f for r, f in zip(ball.radii, (1, 1, 0.5, 0.5, 1), strict=True)])
+    assert PRESETS["calibrated"].ball_for(256, 256, channels=16) == PRESETS["calibrated"].ball
     once = resized(Ball(1.0, 1.0, 1.0, joint=True), (10, 20), (20, 40))
     assert once == Ball(1.0, 2.0, 1.0, joint=True)
 

@@ -4,6 +4,7 @@ import functools
 import itertools
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from andfast.adversary import PRESETS, Ball, ascend, sample_identity
+from andfast.adversary import PRESETS, Ball, ConvolutionRadii, ascend, sample_identity
 from andfast.functional import blur_pool
 from andfast.nn import DegradationNetwork, RRDBNet, Theta, frozen
 
@@ -290,3 +291,24 @@ def test_presets_scale_with_size() -> None:
         assert quality[0] == pytest.approx(30, abs=5)
         # 30 dB against 25
         assert quality[0] - quality[1] == pytest.approx(5, abs=2)
+
+
+def test_parts_commute_with_the_closed_form_first_step() -> None:
+    """The step within parts is the same from gradients in closed form as from those of the convolutions."""
+    hr, start = photos(16)[:2].double(), identity(2, 16)
+    start = start.rebuild(tensor.double() for tensor in start.tensors())
+    ball = Ball(ConvolutionRadii(0.001, 0.3, 0.02), 0.05, 0.03, zero_mean_noise=True)
+    network = DegradationNetwork()
+    target = blur_pool(hr, 4) + 0.1 * torch.randn(2, 3, 4, 4, dtype=torch.float64)
+
+    def objective(theta: Theta, degrade: Any = network) -> Tensor:
+        return (degrade(hr, theta) - target).square().sum((1, 2, 3))
+
+    closed_form = partial(objective, degrade=network.closed_form_first_step)
+    factors = torch.tensor([0.4, 1.0])
+    options = {"ball": ball, "steps": 3, "factors": factors}
+    closed, plain = (ascend(objective, start, first=first, **options) for first in (closed_form, None))
+    for ours, expected in zip(closed.theta.tensors(), plain.theta.tensors(), strict=True):
+        torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-8)
+    assert closed.losses[-1] > closed.losses[0]
+    assert ball.overshoot(closed.theta, start, factors).max() <= 1 + 1e-6

@@ -11,7 +11,7 @@ from PIL import Image
 from rerun import Rerun
 from small_steps import crops, make
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_flatten
 
 from andfast.adversary import PRESETS, Attack, Ball, Objective
 from andfast.adversary.strategies import (
@@ -49,6 +49,11 @@ def step_of(name: Any, **options: Any) -> TrainingStep:
 
 def lr_of(made_by: Strategy, attack: Attack, hr: Tensor, seed: StepSeed = SEED) -> tuple[Tensor, Tensor]:
     return made_by.degrade(attack, hr, made_by.search(attack, hr, made_by.draw(attack, hr, seed))[1])
+
+
+def tree_leaves(tree: Any) -> list[Tensor]:
+    """Its tensors."""
+    return [leaf for leaf in tree_flatten(tree)[0] if isinstance(leaf, Tensor)]
 
 
 def assert_equal(a: Any, b: Any) -> None:
@@ -98,7 +103,8 @@ def test_draws_depend_on_the_step_alone(name: Name) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_shards_and_chunks_draw_parts_of_the_batch(name: Name) -> None:
-    built, attack, hr = strategy(name), make().attack, crops(4)
+    settings = {"ball": PRESETS["symmetric"].ball_for(32, 32), "image_radius": "uniform"}
+    built, attack, hr = strategy(name), make(settings=settings).attack, crops(4)
     whole = tree_leaves(built.draw(attack, hr, SEED))
     for parts in (
         [built.draw(attack, hr[:2], SEED, shard=(0, 2)), built.draw(attack, hr[2:], SEED, shard=(1, 2))],
@@ -113,9 +119,9 @@ def test_shards_and_chunks_draw_parts_of_the_batch(name: Name) -> None:
 def test_images_share_networks(name: Name) -> None:
     built, attack = strategy(name), make(settings={"images_per_network": 2}).attack
     draw = built.draw(attack, crops(4), SEED)
-    assert draw.weights[0].shape[0] == 2
+    assert draw.identity.weights[0].shape[0] == 2
     part = built.draw(attack, crops(4), SEED, chunk=range(2, 4))
-    torch.testing.assert_close(part.weights[3][0], draw.weights[3][1])
+    torch.testing.assert_close(part.identity.weights[3][0], draw.identity.weights[3][1])
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -203,7 +209,7 @@ def test_random_point_lies_on_the_boundary(ball: Ball) -> None:
     attack = replace(attack, settings=replace(attack.settings, ball=ball))
     identity = attack.sample(hr, SEED.generator(hr.device))
     for scale in (1.0, 3.0):
-        theta = RandomPoint(scale).draw(attack, hr, SEED)
+        theta = RandomPoint(scale).draw(attack, hr, SEED).identity
         used = ball.overshoot(theta, identity)
         torch.testing.assert_close(used, torch.full_like(used, scale), rtol=1e-3, atol=0)
 
@@ -227,7 +233,7 @@ def test_random_start_ascends_around_the_random_point() -> None:
     assert_equal(start, RandomPoint(4.0).draw(attack, hr, SEED))
     _, ascent = made_by.search(attack, hr, start)
     assert (ascent.losses.diff() > 0).all()
-    used = attack.settings.ball.norms(ascent.theta, start)
+    used = attack.settings.ball.norms(ascent.theta, start.identity)
     assert used.max() <= 1 + 1e-4
     assert used.max() > 0.5
 
@@ -235,7 +241,7 @@ def test_random_start_ascends_around_the_random_point() -> None:
 def test_style_shift_draws_xavier_kernels() -> None:
     """Of the variance 2 / (9 (Cin + Cout)); the pictures differ from the clean ones, as in the paper."""
     attack, hr = make(settings={"channels": 32}).attack, crops(4)
-    theta: Theta = StyleShift().draw(attack, hr, SEED)
+    theta: Theta = StyleShift().draw(attack, hr, SEED).identity
     for kernel in theta.weights:
         rows, columns = kernel.shape[1:3]
         assert kernel.std().item() == pytest.approx((2 / (9 * (rows + columns))) ** 0.5, rel=0.05)

@@ -12,7 +12,7 @@ import yaml
 from PIL import Image
 
 from andfast import degrade
-from andfast.adversary import GROUPS, PRESETS, Attack, AttackSettings, Ball, Objective
+from andfast.adversary import GROUPS, PRESETS, Attack, AttackSettings, Ball, ConvolutionRadii, Objective
 from andfast.adversary.calibration import find_factor, scaled
 from andfast.config.command_line import read_command_line
 from andfast.config.schema import TrainConfig
@@ -104,13 +104,24 @@ def test_calibrate_meets_the_target(degrader: Degrader) -> None:
     assert alone.slope > 0
 
 
-def test_configuration_lines_reproduce_the_ball() -> None:
-    ball = Ball(0.0012, 0.5, 0.025)
+@pytest.mark.parametrize(
+    "ball",
+    [
+        Ball(0.0012, 0.5, 0.025),
+        Ball(0.0012, 0.5, 0.025, zero_mean_noise=True),
+        Ball(ConvolutionRadii(0.001, 0.2, 0.01), 0.05, 0.02, zero_mean_noise=True),
+        Ball(ConvolutionRadii(0.0, 0.2, 0.01, symmetric=False), 0.05, 0.02),
+    ],
+)
+def test_configuration_lines_reproduce_the_ball(ball: Ball) -> None:
     settings = yaml.safe_load(configuration_lines(ball, 128))
     options = [f"--adversary.{name}={value}" for name, value in settings["adversary"].items()]
     options.append(f"--data.patch_size={settings['data']['patch_size']}")
     config, _ = read_command_line([*options, "--output=x", "--data.train=[.]"])
     assert build_attack_settings(config, "net").ball == ball
+
+
+def test_configuration_lines_reproduce_a_joint_ball() -> None:
     joint = replace(PRESETS["paper"].ball)
     settings = yaml.safe_load(configuration_lines(scaled(joint, 0.1), 256))["adversary"]
     options = [f"--adversary.{name}={value}" for name, value in settings.items()]
@@ -142,6 +153,22 @@ def test_cases(degrader: Degrader) -> None:
     assert record["random"].loss_gain < gains[2] / 3
     assert record["radii x 0.5"].loss_gain < gains[2] < record["radii x 2"].loss_gain
     assert all(0 < record[name].loss_gain < gains[2] for name in groups)
+
+
+def test_cases_of_a_ball_with_parts(degrader: Degrader) -> None:
+    """Parts of radius 0 have no case; the random perturbation is on the boundary of all others."""
+    ball = Ball(ConvolutionRadii(0.0, 0.2, 0.02), noise=0.1, slope=0.02, zero_mean_noise=True)
+    settings = replace(degrader.attack.settings, ball=ball, channels=16, image_radius="uniform")
+    degrader = replace(degrader, attack=replace(degrader.attack, settings=settings))
+    record = {entry.name: entry for entry in degrader.cases(factors=())}
+    names = ["kernel only", "rest only", "noise only", "slope only"]
+    assert list(record)[-4:] == names
+    assert set(record["kernel only"].numbers()["radii"]) == {"color", "kernel", "rest", "noise", "slope"}
+    assert all(0 < record[name].loss_gain < record["step 3"].loss_gain for name in names)
+    identity = degrader._identity(1)
+    used = degrader.ball.overshoot(degrader.random(identity), identity)
+    torch.testing.assert_close(used[1:], torch.ones_like(used[1:]), atol=1e-2, rtol=0)
+    assert (used[0] < 1e-3).all() or used[0].isinf().all()  # rounding of weights, over a radius of 0
 
 
 def test_path_is_the_attack_step_by_step(degrader: Degrader) -> None:

@@ -67,10 +67,8 @@ def make(
         d = VGGDiscriminator(size, features=4) if discriminator == "vgg" else UNetDiscriminator(features=4)
         vgg = PerceptualLoss({"conv1_2": 1.0}, weights="random") if perceptual else None
         objective = Objective(l1, 1.0, 0.1, vgg, d, GANLoss(gan))
-    attack_settings = AttackSettings(
-        PRESETS["calibrated"].ball_for(size, size),
-        **{"steps": steps, "patch_size": size, "channels": 8} | (settings or {}),
-    )
+    defaults = {"ball": PRESETS["calibrated"].ball_for(size, size), "steps": steps, "patch_size": size, "channels": 8}
+    attack_settings = AttackSettings(**defaults | (settings or {}))
     of_step = Attack(
         degradation or DegradationNetwork(), generator or tiny, objective, attack_settings, **(attack or {})
     )

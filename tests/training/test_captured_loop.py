@@ -72,9 +72,15 @@ def test_failure_dumps_the_failed_step(train: Train, tmp_path: Path, monkeypatch
         assert torch.equal(weight, expected[name]), name
 
 
-def test_stop_takes_effect_after_the_step(train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also after a step at which nothing is due; the resumed run is bit-identical to an uninterrupted one."""
-    options = ("--checkpoint_every=100", "--validation.every=100")
+@pytest.mark.parametrize("preset", ["calibrated", "symmetric"])
+def test_stop_takes_effect_after_the_step(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, preset: str
+) -> None:
+    """Also after a step at which nothing is due; the resumed run is bit-identical to an uninterrupted one.
+
+    Preset symmetric draws a factor of the radii per image.
+    """
+    options = ("--checkpoint_every=100", "--validation.every=100", f"--adversary.preset={preset}")
     train(tmp_path / "whole", *options)
     stops: list[GracefulStop] = []
     enter = GracefulStop.__enter__

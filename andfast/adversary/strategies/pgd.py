@@ -2,11 +2,10 @@
 
 from torch import Tensor
 
-from andfast.adversary.attack import Attack
+from andfast.adversary.attack import Attack, Start
 from andfast.adversary.objective import Targets
 from andfast.adversary.pgd import Ascent
 from andfast.adversary.strategies.strategy import StepSeed, Strategy
-from andfast.nn import Theta
 
 
 class PGD(Strategy):
@@ -16,11 +15,11 @@ class PGD(Strategy):
 
     def draw(
         self, attack: Attack, hr: Tensor, seed: StepSeed, *, chunk: range | None = None, shard: tuple[int, int] = (0, 1)
-    ) -> Theta:
-        """Fresh identity networks."""
-        return attack.sample(hr, seed.generator(hr.device), chunk=chunk, shard=shard)
+    ) -> Start:
+        """Fresh identity networks, and factors of their radii."""
+        return attack.start(hr, seed.generator(hr.device), chunk=chunk, shard=shard)
 
-    def search(self, attack: Attack, hr: Tensor, draw: Theta) -> tuple[Targets, Ascent]:
+    def search(self, attack: Attack, hr: Tensor, draw: Start) -> tuple[Targets, Ascent]:
         """Ascend from the drawn networks."""
         return attack.search(hr, draw)
 

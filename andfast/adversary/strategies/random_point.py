@@ -6,13 +6,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from andfast.adversary.attack import Attack
+from andfast.adversary.attack import Attack, Start
 from andfast.adversary.calibration import scaled
 from andfast.adversary.objective import Targets
 from andfast.adversary.pgd import Ascent
 from andfast.adversary.strategies.pgd import PGD
 from andfast.adversary.strategies.strategy import StepSeed, networks_in_global_batch
-from andfast.nn import Theta
 
 _DIRECTION = 1  # follows the step's numbers in the seed of a network's direction
 
@@ -39,9 +38,9 @@ class RandomPoint(PGD):
     @torch.no_grad()
     def draw(
         self, attack: Attack, hr: Tensor, seed: StepSeed, *, chunk: range | None = None, shard: tuple[int, int] = (0, 1)
-    ) -> Theta:
+    ) -> Start:
         """A random network around a fresh identity network each; as much memory as a whole theta."""
-        identity = super().draw(attack, hr, seed, chunk=chunk, shard=shard)
+        identity, factors = super().draw(attack, hr, seed, chunk=chunk, shard=shard)
         networks = networks_in_global_batch(attack, hr, chunk, shard)
         generators = [seed.generator(hr.device, _DIRECTION, network) for network in networks]
         direction = identity.rebuild(
@@ -51,11 +50,12 @@ class RandomPoint(PGD):
             for tensor in identity.tensors()
         )
         ball = scaled(attack.settings.ball, self.scale)
-        return ball.step(identity, direction, identity, 1.0, impl=attack.degradation.impl)
+        point = ball.step(identity, direction, identity, 1.0, factors=factors, impl=attack.degradation.impl)
+        return Start(point, factors)
 
-    def search(self, attack: Attack, hr: Tensor, draw: Theta) -> tuple[Targets, Ascent]:
+    def search(self, attack: Attack, hr: Tensor, draw: Start) -> tuple[Targets, Ascent]:
         """No search: the drawn networks."""
-        return attack.targets(hr), Ascent(draw, hr.new_empty(0))
+        return attack.targets(hr), Ascent(draw.identity, hr.new_empty(0))
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class PGDRandomStart(RandomPoint):
 
     ascends = True
 
-    def search(self, attack: Attack, hr: Tensor, draw: Theta) -> tuple[Targets, Ascent]:
+    def search(self, attack: Attack, hr: Tensor, draw: Start) -> tuple[Targets, Ascent]:
         """Ascend from the drawn networks, within the ball around them."""
         return without_closed_form(attack).search(hr, draw)
 

@@ -5,13 +5,12 @@ import math
 import torch
 from torch import Tensor
 
-from andfast.adversary.attack import Attack
+from andfast.adversary.attack import Attack, Start
 from andfast.adversary.objective import Targets
 from andfast.adversary.pgd import Ascent
 from andfast.adversary.strategies.pgd import PGD
 from andfast.adversary.strategies.random_point import without_closed_form
 from andfast.adversary.strategies.strategy import StepSeed, networks_in_global_batch
-from andfast.nn import Theta
 
 _KERNELS = 2  # follows the step's numbers in the seed of a network's kernels
 
@@ -28,9 +27,9 @@ class StyleShift(PGD):
     @torch.no_grad()
     def draw(
         self, attack: Attack, hr: Tensor, seed: StepSeed, *, chunk: range | None = None, shard: tuple[int, int] = (0, 1)
-    ) -> Theta:
+    ) -> Start:
         """Networks with random kernels."""
-        theta = super().draw(attack, hr, seed, chunk=chunk, shard=shard)
+        theta, factors = super().draw(attack, hr, seed, chunk=chunk, shard=shard)
         generators = [
             seed.generator(hr.device, _KERNELS, network)
             for network in networks_in_global_batch(attack, hr, chunk, shard)
@@ -39,9 +38,9 @@ class StyleShift(PGD):
             torch.stack([_xavier(kernel[0], generator) for generator in generators]) if generators else kernel
             for kernel in theta.weights
         )
-        return theta._replace(weights=kernels)
+        return Start(theta._replace(weights=kernels), factors)
 
-    def search(self, attack: Attack, hr: Tensor, draw: Theta) -> tuple[Targets, Ascent]:
+    def search(self, attack: Attack, hr: Tensor, draw: Start) -> tuple[Targets, Ascent]:
         """Ascend from the drawn networks."""
         return without_closed_form(attack).search(hr, draw)
 

@@ -7,6 +7,7 @@ import layouts
 import torch
 from torch import Tensor
 
+from andfast.functional.ascent_parts import KernelParts, Parts, ZeroMean, count
 from andfast.functional.ascent_step import ascent_step_reference
 
 Groups = list[list[Tensor]]
@@ -127,3 +128,51 @@ def _poison(g: random.Random, poison: str, groups: Groups) -> None:
     place = g.randrange(len(group))
     group[place] = group[place].contiguous().clone()  # it may be expanded
     group[place].view(-1)[0] = float("inf") if poison.endswith("infinite") else float("nan")
+
+
+def random_parts(seed: int, device: str = "cpu") -> Step:
+    """A step of groups with parts, in F's shapes: convolutions, noise maps and a plain group, in any order."""
+    g = random.Random(seed)
+    generator = torch.Generator().manual_seed(seed)
+    n = 0 if seed % 19 == 6 else g.choice([1, 2, 3])
+    kinds = g.choice([["kernels", "noise", "plain"], ["noise"], ["kernels"], ["plain", "kernels"], ["noise", "noise"]])
+    first = g.random() < 0.25
+    groups: tuple[Groups, Groups, Groups] = ([], [], [])
+    parts: list[Parts] = []
+    radii: list[float] = []
+    for kind in kinds:
+        part = {"kernels": KernelParts(g.random() < 0.6), "noise": ZeroMean(), "plain": None}[kind]
+        own = [g.choice([0.0, 1e-2, 0.3, 2.0, 40.0]) for _ in range(count(part))]
+        parts.append(part)
+        radii += own
+        rows: tuple[list[Tensor], ...] = ([], [], [])
+        channels = g.choice([1, 3, 4, 8, 13])
+        dtype = g.choice([torch.float32, torch.float32, torch.float16, torch.bfloat16])
+        for _ in range(g.randint(1, 4)):
+            if kind == "kernels":
+                shape = (n, g.choice([3, channels]), g.choice([3, channels]), 3, 3)
+                center = torch.zeros(shape)
+                center[..., 1, 1] = torch.randn(shape[:3], generator=generator)
+            elif kind == "noise":
+                shape = (n, channels, g.randint(1, 11), g.randint(1, 13))
+                center = torch.zeros((), dtype=dtype).expand(shape)
+                if g.random() < 0.2:
+                    center = torch.randn(shape, generator=generator).to(dtype)
+            else:
+                shape = (n, *_inner_shape(g))
+                center = torch.randn(shape, generator=generator)
+            center = center.to(device)
+            scale = g.choice([0.3, 1.0, 3.0]) * max(own) / max(1, torch.Size(shape[1:]).numel()) ** 0.5
+            value = center
+            if not first:
+                away = scale * torch.randn(shape, generator=generator).to(device)
+                value = _laid_out(g, (center.float() + away).to(center.dtype))
+            gradient = torch.randn(shape, generator=generator) + g.choice([0.0, 0.0, 3.0])
+            gradient = _laid_out(g, (gradient * 10 ** g.uniform(-4, 2)).to(device=device, dtype=center.dtype))
+            for row, tensor in zip(rows, (value, gradient, center), strict=True):
+                row.append(tensor)
+        for some, row in zip(groups, rows, strict=True):
+            some.append(row)
+    factors = torch.rand(n, generator=generator).to(device) if g.random() < 0.6 else None
+    options = {"radii": radii, "step_size": g.choice([0.3, 0.3, 1.0]), "joint": g.random() < 0.3}
+    return Step(*groups, options | {"parts": parts, "factors": factors}, "")
