@@ -110,8 +110,8 @@ def build_attack_settings(config: TrainConfig, stage: Stage) -> AttackSettings:
     if settings.radius_joint is not None:
         factor = settings.radius_joint / ball.radii[0]
         ball = Ball(settings.radius_joint, ball.noise * factor, ball.slope * factor, joint=True)
-    given = {name: getattr(settings, f"radius_{name}") for name in ball.names}
-    ball = ball.with_radii({name: radius for name, radius in given.items() if radius is not None})
+    radii = {name: getattr(settings, f"radius_{name}") for name in ball.names}
+    ball = ball.with_radii({name: radius for name, radius in radii.items() if radius is not None})
     if settings.symmetric_kernels is not None and isinstance(ball.convolution, ConvolutionRadii):
         ball = replace(ball, convolution=replace(ball.convolution, symmetric=settings.symmetric_kernels))
     if settings.zero_mean_noise is not None:

@@ -42,8 +42,8 @@ def attack_crops(
 ) -> tuple[Tensor, Tensor]:
     """Degrade ``hr`` by the run's attack on ``generator`` under L1.
 
-    Identity networks and factors of radii are the same in each call, radii are scaled to this size, and the objective is L1 in both stages,
-    so that the stages' results are comparable.
+    Identity networks and factors of radii are the same in each call, radii are scaled to this size, and the objective
+    is L1 in both stages, so that the stages' results are comparable.
 
     Args:
         attack: of a stage.
