@@ -59,8 +59,8 @@ def ascent_step(
 
     Args:
         values: current parameters, floating point; dtypes may differ between tensors.
-        gradients: of the objective to maximize, in the shapes of ``values``; dtypes may differ from those.
-        centers: of the ball, in the shapes of ``values``; an expanded scalar costs no memory traffic.
+        gradients: of the objective to maximize, with the shapes of ``values``; dtypes may differ.
+        centers: of the balls, with the shapes of ``values``; an expanded scalar costs no memory traffic.
         radii: L2 radius per part, 0 or more; 0 resets a part to its center. The values of a tensor are not checked, so
             that it may change between replays of a CUDA graph.
         step_size: step length as a fraction of the radius, 0 or more.
@@ -192,7 +192,7 @@ def split_gradients(gradients: Groups, centers: Groups, parts: Sequence[Parts]) 
             rows.append(group)
         else:
             wide = [gradient.to(_wide_dtype(gradient)) for gradient in group]
-            rows += zip(*(part.split(one, center) for one, center in zip(wide, start, strict=True)), strict=True)
+            rows += zip(*(part.split(x, center) for x, center in zip(wide, start, strict=True)), strict=True)
     return rows
 
 
