@@ -83,10 +83,10 @@ def find_images(
         root = resolve_source(source)
         for relative in [root.name] if root.is_file() else sorted(walk_files(root, SUFFIXES, unique=unique)):
             file = root if root.is_file() else root / relative
-            if include and not _matches(relative, include):
+            if include and not matches(relative, include):
                 continue
             real = os.path.realpath(file)
-            if not _matches(relative, exclude) and not (unique and real in seen):
+            if not matches(relative, exclude) and not (unique and real in seen):
                 seen.add(real)
                 files.append((relative, real if unique else os.path.abspath(file), real))
     count = Counter(relative for relative, _, _ in files)
@@ -123,6 +123,7 @@ def _raise(error: OSError) -> None:
     raise error
 
 
-def _matches(relative: str, patterns: Sequence[str]) -> bool:
+def matches(relative: str, patterns: Sequence[str]) -> bool:
+    """Whether a relative path or its file name matches one of the glob patterns."""
     name = PurePosixPath(relative).name
     return any(fnmatchcase(name, pattern) or fnmatchcase(relative, pattern) for pattern in patterns)

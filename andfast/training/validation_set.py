@@ -13,7 +13,7 @@ from torch import Tensor
 
 from andfast.config.schema import TrainConfig
 from andfast.data.images import SUFFIXES, UnusableImageError, decode
-from andfast.data.sources import find_images, resolve_source
+from andfast.data.sources import find_images, matches, resolve_source, walk_files
 from andfast.training.scoring import check_positive_ints
 
 logger = logging.getLogger(__name__)
@@ -93,8 +93,21 @@ class ValidationSet:
         return cls(tuple(crop_names), torch.stack(hr), None, scale)
 
     @classmethod
-    def from_pairs(cls, hr_folder: str | Path, lr_folder: str | Path, scale: int) -> "ValidationSet":
+    def from_pairs(
+        cls,
+        hr_folder: str | Path,
+        lr_folder: str | Path,
+        scale: int,
+        *,
+        include: Sequence[str] = (),
+        exclude: Sequence[str] = (),
+    ) -> "ValidationSet":
         """Read images of two folders, searched recursively and paired by relative path, suffix included.
+
+        Args:
+            hr_folder, lr_folder: the folders.
+            scale: HR size over LR size.
+            include, exclude: see :func:`andfast.data.sources.find_images`; other images need no counterpart.
 
         Raises:
             TypeError, ValueError: invalid scale; no images; or an image that has no counterpart, cannot be read, or has
@@ -102,13 +115,16 @@ class ValidationSet:
             FileNotFoundError: a folder does not exist.
         """
         check_positive_ints(scale=scale)
-        hr_names = _image_files("hr_folder", Path(hr_folder))
-        lr_names = _image_files("lr_folder", Path(lr_folder))
+        hr_names = _image_files("hr_folder", Path(hr_folder), include, exclude)
+        lr_names = _image_files("lr_folder", Path(lr_folder), include, exclude)
         for name in sorted(hr_names ^ lr_names):
             folder, counterpart = (hr_folder, lr_folder) if name in hr_names else (lr_folder, hr_folder)
             raise ValueError(f"images must be paired by name, but {name} is in {folder} and not in {counterpart}")
         if not hr_names:
-            raise ValueError(f"hr_folder must hold images ({', '.join(sorted(SUFFIXES))}), {hr_folder} holds none")
+            raise ValueError(
+                f"hr_folder must hold images ({', '.join(sorted(SUFFIXES))}) that match the patterns, if any; "
+                f"{hr_folder} holds none"
+            )
         names, hr, lr = tuple(sorted(hr_names)), [], []
         for name in names:
             high, low = _read(Path(hr_folder) / name), _read(Path(lr_folder) / name)
@@ -130,7 +146,13 @@ def load_validation_set(config: TrainConfig) -> ValidationSet:
     """
     settings = config.validation
     if settings.lr is not None:
-        return ValidationSet.from_pairs(resolve_source(settings.hr[0]), resolve_source(settings.lr), config.scale)
+        return ValidationSet.from_pairs(
+            resolve_source(settings.hr[0]),
+            resolve_source(settings.lr),
+            config.scale,
+            include=settings.include,
+            exclude=settings.exclude,
+        )
     images, names = [], []
     for file in find_images(settings.hr, include=settings.include, exclude=settings.exclude):
         try:
@@ -163,15 +185,12 @@ def _check_image(image: object, name: str, crop_size: int) -> None:
         )
 
 
-def _image_files(argument: str, folder: Path) -> set[str]:
-    """Relative paths of the images in a folder."""
+def _image_files(argument: str, folder: Path, include: Sequence[str], exclude: Sequence[str]) -> set[str]:
+    """Relative paths of the images in a folder that the patterns select."""
     if not folder.is_dir():
         raise FileNotFoundError(f"{argument} must be a folder, {folder} is not")
-    return {
-        path.relative_to(folder).as_posix()
-        for path in folder.rglob("*")
-        if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
-    }
+    names = walk_files(folder, SUFFIXES, unique=False)
+    return {name for name in names if (not include or matches(name, include)) and not matches(name, exclude)}
 
 
 def _read(path: Path) -> Tensor:

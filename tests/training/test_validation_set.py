@@ -6,7 +6,8 @@ import torch
 from PIL import Image
 from skimage import data
 
-from andfast.training.validation_set import ValidationSet
+from andfast.config.schema import TrainConfig, ValidationConfig
+from andfast.training.validation_set import ValidationSet, load_validation_set
 
 NAMES = ["astronaut", "chelsea", "coffee"]
 
@@ -103,6 +104,20 @@ def test_pairs_match_by_name(folders):
     assert [image.shape for image in validation.hr] == [(3, 120, 160)] * 3
     assert [image.shape for image in validation.lr] == [(3, 30, 40)] * 3
     np.testing.assert_array_equal(validation.hr[1].permute(1, 2, 0), images()[0][:120, :160])
+
+
+def test_patterns_select_pairs(folders, tmp_path):
+    """An image that they leave out needs no counterpart."""
+    hr, lr = folders
+    (lr / "a.png").unlink()
+    (lr / "linked").symlink_to(lr / "more")
+    (hr / "linked").symlink_to(hr / "more")
+    names = ValidationSet.from_pairs(hr, lr, 4, exclude=["a.*"]).names
+    assert names == ("b.png", "linked/c.bmp", "more/c.bmp")
+    hr_and_lr = ValidationConfig(hr=[str(hr)], lr=str(lr), include=["b.png", "more/*"], exclude=["*.bmp"])
+    assert load_validation_set(TrainConfig(output=tmp_path, validation=hr_and_lr)).names == ("b.png",)
+    with pytest.raises(ValueError, match=r"hr_folder must hold images .* that match the patterns, if any"):
+        ValidationSet.from_pairs(hr, lr, 4, include=["none.png"])
 
 
 def test_invalid_pairs_raise_by_name(folders):
