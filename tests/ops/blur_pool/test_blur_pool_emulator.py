@@ -25,7 +25,7 @@ from andfast.functional.blur_pool import binomial_taps
 ROOT = Path(__file__).resolve().parents[3]
 CODES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.float64: 3}
 COMPILER = os.environ.get("CXX", "c++").split()[-1]
-MULTIPROCESSORS = 132  # an H100's
+MULTIPROCESSORS = 132  # of an H100
 
 pytestmark = pytest.mark.skipif(shutil.which(COMPILER) is None, reason="needs a C++ compiler")
 
@@ -110,8 +110,8 @@ def transposed(grad, factor, taps):
     """The transposed map in float64."""
     n, c, h, w = grad.shape
     x = torch.zeros(n, c, h * factor, w * factor, dtype=torch.float64, requires_grad=True)
-    (found,) = torch.autograd.grad(definition(x, factor, taps), x, grad.double())
-    return found
+    (grad_x,) = torch.autograd.grad(definition(x, factor, taps), x, grad.double())
+    return grad_x
 
 
 def compare(library, shape, factor, dtype, memory_format, offsets=(0, 0), taps=None, **options):
@@ -123,9 +123,9 @@ def compare(library, shape, factor, dtype, memory_format, offsets=(0, 0), taps=N
         size = (n, c, h * factor, w * factor) if forward else shape
         x = shifted(size, dtype, memory_format, offsets[0]).copy_(torch.randn(size))
         options |= {"forward": forward, "memory_format": memory_format, "offset": offsets[1]}
-        found, run = emulate(library, x, factor, taps, **options)
+        result, run = emulate(library, x, factor, taps, **options)
         expected = definition(x, factor, taps) if forward else transposed(x, factor, taps)
-        assert error(found, expected) <= TOLERANCES[dtype], (shape, factor, dtype, memory_format, offsets, forward)
+        assert error(result, expected) <= TOLERANCES[dtype], (shape, factor, dtype, memory_format, offsets, forward)
         runs.append(run)
     return runs
 
@@ -146,7 +146,7 @@ def test_edge_case_shapes(library, factor):
         (1, 1, 3, 521),
         (30, 1, 2, 2),
     ]
-    # Last tiles of one column: the neighbouring tile holds the originals of the margin, but not the margin.
+    # Last tiles of one column: the neighboring tile holds the originals of the margin, but not the margin.
     shapes += [(1, 64, 2, 57), (1, 64, 1, 273)] if factor != 3 else []
     for dtype, memory_format, shape in itertools.product(HALVES_AND_SINGLE, FORMATS, shapes):
         compare(library, shape, factor, dtype, memory_format)
@@ -180,12 +180,12 @@ def test_any_filter(library, case, dtype):
         # Weights of both signs cancel: the bound is relative to the sum of absolute values.
         x = torch.randn(n, c, h, w).to(dtype).contiguous(memory_format=memory_format)
         options = {"memory_format": memory_format, "tiles": False}
-        found, _ = emulate(library, x, factor, taps, forward=True, **options)
+        result, _ = emulate(library, x, factor, taps, forward=True, **options)
         scale = sum(map(abs, taps)) ** 2 * x.double().abs().max()
-        assert (found.double() - definition(x, factor, taps)).abs().max() <= 2 * TOLERANCES[dtype] * scale
+        assert (result.double() - definition(x, factor, taps)).abs().max() <= 2 * TOLERANCES[dtype] * scale
         grad = torch.randn(n, c, h // factor, w // factor).to(dtype).contiguous(memory_format=memory_format)
-        found, _ = emulate(library, grad, factor, taps, forward=False, **options)
-        assert (found.double() - transposed(grad, factor, taps)).abs().max() <= 4 * TOLERANCES[dtype] * scale
+        result, _ = emulate(library, grad, factor, taps, forward=False, **options)
+        assert (result.double() - transposed(grad, factor, taps)).abs().max() <= 4 * TOLERANCES[dtype] * scale
 
 
 @pytest.mark.parametrize("memory_format", FORMATS, ids=str)
@@ -196,17 +196,17 @@ def test_infinity_does_not_spread(library, factor, memory_format):
         grad = torch.zeros(1, 8, 5, 6).contiguous(memory_format=memory_format)
         grad[0, 3][place] = torch.inf
         options = {"forward": False, "memory_format": memory_format}
-        found, _ = emulate(library, grad, factor, binomial_taps(factor), **options)
-        one, _ = emulate(library, grad.nan_to_num(posinf=1), factor, binomial_taps(factor), **options)
-        assert torch.equal(found.isinf(), one > 0)
-        assert not found.isnan().any()
+        result, _ = emulate(library, grad, factor, binomial_taps(factor), **options)
+        reached, _ = emulate(library, grad.nan_to_num(posinf=1), factor, binomial_taps(factor), **options)
+        assert torch.equal(result.isinf(), reached > 0)
+        assert not result.isnan().any()
         x = torch.zeros(1, 8, 5 * factor, 6 * factor).contiguous(memory_format=memory_format)
         x[0, 3][place] = torch.inf
         options["forward"] = True
-        found, _ = emulate(library, x, factor, binomial_taps(factor), **options)
-        one, _ = emulate(library, x.nan_to_num(posinf=1), factor, binomial_taps(factor), **options)
-        assert torch.equal(found.isinf(), one > 0)
-        assert not found.isnan().any()
+        result, _ = emulate(library, x, factor, binomial_taps(factor), **options)
+        reached, _ = emulate(library, x.nan_to_num(posinf=1), factor, binomial_taps(factor), **options)
+        assert torch.equal(result.isinf(), reached > 0)
+        assert not result.isnan().any()
 
 
 @pytest.mark.parametrize(

@@ -46,7 +46,7 @@ ALIGNED_CHANNELS = 8
 
 
 class Report(ctypes.Structure):
-    """What the emulator counts of one launch."""
+    """Counts of one launch in the emulator."""
 
     _fields_ = tuple(
         (name, ctypes.c_int64) for name in ("phases", "wavefronts", "copied_bytes", "products", "loads", "tiles")
@@ -74,7 +74,7 @@ def compiled(driver: str, headers: Path = SOURCES, *flags: str) -> ctypes.CDLL:
 
 @dataclasses.dataclass
 class Case:
-    """A problem by its numbers; tensors are drawn from the seed."""
+    """Sizes and options of a problem; tensors are drawn from the seed."""
 
     sources: tuple[int, ...]
     out: int
@@ -115,9 +115,9 @@ class Outcome(NamedTuple):
         return self.report.wavefronts - self.report.phases
 
     def problems(self) -> dict[str, object]:
-        """What is wrong with the run; empty if nothing is."""
-        all_of_them = {**self._asdict(), "conflicts": self.conflicts}
-        return {name: value for name, value in all_of_them.items() if name != "report" and value}
+        """Failed checks of the run; empty if all passed."""
+        fields = {**self._asdict(), "conflicts": self.conflicts}
+        return {name: value for name, value in fields.items() if name != "report" and value}
 
 
 def grids(case: Case) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -163,8 +163,8 @@ def run(case: Case, library: ctypes.CDLL) -> Outcome:
     shape = (case.images if case.per_image else 1, c_out, with_weights, 3, 3)
     # Whole numbers up to 15 over a power of two: sums of four are exact in bf16, so packing rounds nothing.
     weight = torch.randint(-15, 16, shape, generator=generator) / 2.0 ** round(math.log2(c_in**0.5 * 30))
-    given = weight.flip(3, 4).transpose(1, 2).contiguous() if case.transposed else weight
-    packed, parts = _packed(case, library, given)
+    source = weight.flip(3, 4).transpose(1, 2).contiguous() if case.transposed else weight
+    packed, parts = _packed(case, library, source)
 
     tensors: dict[str, Tensor] = {}
     if case.bias:
@@ -180,8 +180,8 @@ def run(case: Case, library: ctypes.CDLL) -> Outcome:
         tensors["signs"] = torch.zeros((case.images, *out_grid, sign_bytes), dtype=torch.uint8)
     strides = {"one": (0, 0), "image": (1, 0), "channel": (c_out, 1)}[case.slopes]
     if case.slopes != "one":
-        wanted = (case.images, 1 if case.slopes == "image" else c_out)
-        tensors["slopes"] = 0.5 + torch.randn(wanted, generator=generator)  # some below zero, some above one
+        slopes_shape = (case.images, 1 if case.slopes == "image" else c_out)
+        tensors["slopes"] = 0.5 + torch.randn(slopes_shape, generator=generator)  # some below zero, some above one
     for name in ("residual", "outer"):
         if getattr(case, name):
             tensors[name] = draw(*out_grid, c_out)

@@ -77,9 +77,9 @@ def test_dense_block_opcheck(frozen: bool) -> None:
     with torch.no_grad():
         out, saved = OPS.residual_dense_block(*arguments)
         needed = [not frozen] * 5
-        others = (0.2, 0.2, True, needed, needed, "cuda", x.detach())
+        options = (0.2, 0.2, True, needed, needed, "cuda", x.detach())
         torch.library.opcheck(
-            OPS.residual_dense_block_backward.default, (torch.randn_like(out), saved, freeze(weights), *others)
+            OPS.residual_dense_block_backward.default, (torch.randn_like(out), saved, freeze(weights), *options)
         )
 
 

@@ -3,10 +3,11 @@
 A run compares every output with the definition in float64 and fails on: accesses out of bounds or unaligned, shared
 memory that is read before its copy has arrived or overwritten while others read it, outputs that are not written
 exactly once, writes elsewhere, bank conflicts, warps that diverge, deadlocks. Not covered: the intrinsics' assembly
-itself and what nvcc makes of the code.
+and the code that nvcc generates.
 """
 
 import ctypes
+import dataclasses
 import random
 import shutil
 
@@ -71,12 +72,18 @@ def check(case: Case) -> None:
     assert not problems, (problems, case)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
 @pytest.mark.parametrize("name", LAYERS)
-def test_layers_of_g(name, dtype):
-    case = LAYERS[name]
-    case.dtype = dtype
-    check(case)
+def test_layers_of_g(name):
+    check(LAYERS[name])
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["growth 1 backward", "growth 2", "last of an RRDB", "conv_first", "conv_up", "conv_up backward", "conv_last"],
+)
+def test_layers_of_g_in_fp16(name):
+    """One layer per kernel and epilogue."""
+    check(dataclasses.replace(LAYERS[name], dtype=torch.float16))
 
 
 @pytest.mark.parametrize("name", BLOCKS)
@@ -136,13 +143,13 @@ def test_random_problems(seed):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("block", range(4))
+@pytest.mark.parametrize("block", range(3))
 def test_many_random_problems(block):
-    for seed in range(1000 + 40 * block, 1040 + 40 * block):
+    for seed in range(1000 + 20 * block, 1020 + 20 * block):
         check(random_case(seed))
 
 
-# ------------------------------------------------------------------------------- The emulator notices what is wrong
+# ------------------------------------------------------------------------------------------------- Injected bugs
 
 WIDE = Case((64, 128), 64, 40, 35, images=2, multiprocessors=1)
 MUTANTS = {
@@ -161,8 +168,6 @@ MUTANTS = {
         "epilogue.h", "pixel * p.out.pixel_stride + channel;", "pixel * p.out.pixel_stride + channel - 8;",
         Case((64, 32), 64, 9, 9, in_place=True), "stray",
     ),
-    "quads in the wrong order": ("epilogue.h", "const int channel = place.channel + 8 * q;",
-                                 "const int channel = place.channel + 8 * (q ^ 1);", WIDE, "wrong"),
 }  # fmt: skip
 
 
@@ -200,12 +205,12 @@ def test_counts_of_a_growth_convolution():
     report = run(case, compiled(DRIVER)).report
     assert report.tiles == 16
     assert report.products * 2048 == 64 * 64 * 96 * 32 * 9
-    rows = 17 + 18 + 18 + 17  # of the halos of four tiles that lie inside of the image
+    rows = 17 + 18 + 18 + 17  # of the halos of four tiles, inside the image
     assert report.copied_bytes == rows**2 * 96 * 2 + 16 * 96 * 32 * 9 * 2
 
 
 def test_weights_stay_in_shared_memory():
-    """With two chunks and shared weights each CTA copies its weights once, not once a tile."""
+    """With two chunks and shared weights each CTA copies its weights once, not once per tile."""
     case = Case((64,), 64, 64, 64, images=2, multiprocessors=2)
     report = run(case, compiled(DRIVER)).report
     halos = 2 * 66 * 70 * 64 * 2  # rows 33 + 33 of two tiles, columns 17 + 18 + 18 + 17 of four

@@ -1,4 +1,4 @@
-"""Whether an operand of wgmma may begin at any row of a swizzled tile: what the convolution to 64 outputs rests on.
+"""Whether an operand of wgmma may begin at any row of a swizzled tile, as the convolution to 64 outputs assumes.
 
 The emulator assumes it (the swizzle is an exclusive or of address bits, base offset 0, as the PTX ISA's text has it),
 and only a GPU can confirm it: ``pytest -m gpu tests/ops/convolution/test_shifted_operand.py`` does in some seconds,
@@ -51,12 +51,12 @@ def sizes() -> tuple[int, int]:
 def test_emulator_agrees_with_the_definition():
     rows, shifts = sizes()
     pixels, weights = operands(rows)
-    given = [aligned(*x.shape, dtype=torch.bfloat16).copy_(swizzled(x)) for x in (pixels, weights)]
+    inputs = [aligned(*x.shape, dtype=torch.bfloat16).copy_(swizzled(x)) for x in (pixels, weights)]
     out = aligned(shifts, OUTPUTS, PIXELS, dtype=torch.float32).fill_(torch.nan)
     writes = torch.zeros(out.numel() * 2, dtype=torch.uint8)
     library = compiled("run_wgmma.cpp")
     library.multiply_shifted.restype = ctypes.c_char_p
-    error = library.multiply_shifted(*(ctypes.c_void_p(x.data_ptr()) for x in (*given, out, writes)))
+    error = library.multiply_shifted(*(ctypes.c_void_p(x.data_ptr()) for x in (*inputs, out, writes)))
     assert error is None, error
     assert (writes == 1).all()
     assert torch.equal(out, expected(pixels, weights, shifts))
@@ -75,7 +75,7 @@ def built(tmp_path_factory):
         [*command, str(FOLDER / "shifted_operand.cu"), "-o", str(library)], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert "wgmma" not in done.stderr, done.stderr  # no warning that products are serialised
+    assert "wgmma" not in done.stderr, done.stderr  # no warning that products are serialized
     return library
 
 
@@ -91,14 +91,14 @@ def test_builds(built):
 def test_operands_begin_at_any_row(built):
     rows, shifts = sizes()
     pixels, weights = operands(rows)
-    given = [swizzled(x).bfloat16().cuda() for x in (pixels, weights)]
+    inputs = [swizzled(x).bfloat16().cuda() for x in (pixels, weights)]
     reference = expected(pixels, weights, shifts)
     library = ctypes.CDLL(str(built))
 
     def wrong(with_base_offset: bool) -> list[int]:
         out = torch.full((shifts, OUTPUTS, PIXELS), torch.nan, device="cuda")
         torch.cuda.synchronize()
-        pointers = [ctypes.c_void_p(x.data_ptr()) for x in (*given, out)]
+        pointers = [ctypes.c_void_p(x.data_ptr()) for x in (*inputs, out)]
         error = library.multiply_shifted(*pointers, ctypes.c_bool(with_base_offset))
         assert error == 0, f"CUDA error {error}"
         return (out.cpu() != reference).flatten(1).any(1).nonzero().flatten().tolist()

@@ -12,9 +12,9 @@ KERNELS = {"wgmma_rows": (4, 168, {24}), "wgmma_taps": (6, 96, {18, 8})}
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_kernels_do_not_spill(kernel):
     variants, registers, _ = KERNELS[kernel]
-    found = [usage for (arch, name), usage in built_for("sm_90a").items() if arch == "sm_90a" and kernel in name]
-    assert len(found) == variants
-    assert {(usage.registers, usage.stack, usage.local) for usage in found} == {(registers, 0, 0)}
+    kernels = [usage for (arch, name), usage in built_for("sm_90a").items() if arch == "sm_90a" and kernel in name]
+    assert len(kernels) == variants
+    assert {(usage.registers, usage.stack, usage.local) for usage in kernels} == {(registers, 0, 0)}
 
 
 @pytest.mark.parametrize("kernel", KERNELS)

@@ -1,9 +1,9 @@
 """The sm_90a convolution kernels (TMA, wgmma), run on the CPU by the emulator: the kernels' own code, thread by thread.
 
-Beside what test_convolution_emulator.py lists, a run fails on: products that read a stage which a copy may overwrite,
-accumulators that are touched while a product is in flight, barriers with wrong counts, copies to places that the
-swizzle does not fit, registers that the CTA does not have, global memory that is read before the previous kernel is
-complete. Copies complete as late as they may, at once, or at random times.
+Besides the checks of test_convolution_emulator.py, a run fails on: products that read a stage which a copy may
+overwrite, accumulators that are touched while a product is in flight, barriers with wrong counts, copies to places
+that the swizzle does not fit, registers that the CTA does not have, global memory that is read before the previous
+kernel is complete. Copies complete as late as they may, at once, or at random times.
 """
 
 import ctypes
@@ -89,7 +89,7 @@ def test_sizes_of_growth(height, width):
     check(Case((40, 32), 32, height, width, images=2, multiprocessors=1))
 
 
-def test_even_widths_by_the_kernel_for_odd_ones():
+def test_kernel_for_odd_widths_runs_even_widths():
     library = compiled(DRIVER)
     library.set_without_pairs(ctypes.c_bool(True))
     try:
@@ -140,30 +140,26 @@ def test_random_problems(seed):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("block", range(4))
+@pytest.mark.parametrize("block", range(3))
 def test_many_random_problems(block):
-    for seed in range(1000 + 30 * block, 1030 + 30 * block):
+    for seed in range(1000 + 20 * block, 1020 + 20 * block):
         check(random_case(seed), seed % 3, strict=seed % 2 == 0)
 
 
-# ----------------------------------------------------------------------------------- The emulator notices what is wrong
+# ------------------------------------------------------------------------------------------------- Injected bugs
 
 GROW = Case((64, 32), 32, 17, 66, multiprocessors=1)
 WIDE = Case((64, 128), 64, 33, 17, multiprocessors=1, residual=True, activation=GRADIENT_BY_VALUES)
 UP = Case((64,), 64, 17, 17, resampling=UPSAMPLE, multiprocessors=1)
 DOWN = Case((64,), 64, 33, 17, resampling=UPSAMPLE_ADJOINT, multiprocessors=1)
 P, R, T = "sm90_pipeline.cuh", "sm90_rows.cuh", "sm90_taps.cuh"
-L = "sm90_layout.h"
 # name: file, (before, after) of each change, case
 MUTANTS = {
     # stages and barriers
     "a stage is released too early, rows": (R, [("wgmma_wait<1>();", "")], GROW),
-    "a stage is released too early, taps": (T, [("wgmma_wait<1>();", "")], WIDE),
     "stages are released after the first phase": (T, [("if (column_parity == 0) return;", "")], UP),
     "sums are read in flight, rows": (R, [("wgmma_wait<0>();", "wgmma_wait<1>();")], GROW),
-    "sums are read in flight, taps": (T, [("wgmma_wait<0>();", "wgmma_wait<1>();")], WIDE),
     "no fence before the products": (R, [("  wgmma_fence();\n", "")], GROW),
-    "one warp's arrival too few": (P, [("ring.empty(s), consumer_warps)", "ring.empty(s), consumer_warps - 1)")], GROW),
     "one warp speaks for its warpgroup": (
         P, [("ring.empty(s), consumer_warps)", "ring.empty(s), consumer_warps / 4)")], GROW,
         (R, [("if (lane == 0) mbarrier_arrive(ring.empty", "if (threadIdx.x % 128 == 0) mbarrier_arrive(ring.empty")]),
@@ -172,32 +168,25 @@ MUTANTS = {
     "consumers do not wait": (R, [("mbarrier_wait(ring.full(ring.stage), ring.parity);", "")], GROW),
     "parity never changes": (P, [("parity ^= 1;", "")], WIDE),
     "fewer bytes are expected": (P, [("full, pixel_bytes +", "full, pixel_bytes - 64 +")], GROW),
-    "weights are not expected": (P, [("(bring_weights ? weight_bytes : 0)", "0")], WIDE),
     "barriers are not fenced": (P, [("    mbarrier_init_fence();\n", "")], GROW),
-    "nobody lets the second half begin": (R, [("mbarrier_arrive(ring.order());", "")], GROW),
-    "weights are never brought": (P, [("!plan.resident || t == range.first", "!plan.resident")], GROW),
+    "the second half is never released": (R, [("mbarrier_arrive(ring.order());", "")], GROW),
     "the previous kernel is not waited for": (T, [("  wait_for_previous_kernel();\n", "")], WIDE),
     "more registers than there are": (R, [("take_registers<240>", "take_registers<248>")], GROW),
     # places
     "tiles begin a row too low": (R, [("tile.row * Rows::kHeight - 1", "tile.row * Rows::kHeight")], GROW),
-    "tiles begin a column too far right": (T, [("tile.column * T::kWidth - 1", "tile.column * T::kWidth")], WIDE),
     "taps are transposed": (
         T, [("tap / kSide * T::kPitch + tap % kSide", "tap % kSide * T::kPitch + tap / kSide")], WIDE,
     ),
     "the group's stride is off": (T, [("T::kPitch * kRowBytes);", "(T::kPitch - 2) * kRowBytes);")], WIDE),
     "weights are not swizzled": ("sm90_launch.h", [("kUnitChannels ^ (row >> 1 & 3)", "kUnitChannels")], GROW),
-    "weights in plain order": (L, [("return 8 * (r % 8 / 2) + 2 * (r / 8) + r % 2;", "return r;")], GROW),
     "two tiles write a column": (R, [("tile.column > 0 ? 1 : 0", "0")], GROW),
-    "no tile writes a column": (R, [("Rows::kColumns - 1 : p.width", "Rows::kColumns - 2 : p.width")], GROW),
     "rows below the image are written": (R, [("y >= p.height ? 0 : ", "")], GROW),
     "the wrong lane gives the column before": (R, [("g == 7 ? wrapped", "g == 6 ? wrapped")], GROW),
     "lanes of a pair keep the other row": (T, [("value[v] = odd ? received", "value[v] = !odd ? received")], WIDE),
-    "halves of sums are exchanged": (T, [("high << 16 | (low & 0xFFFFu)", "low << 16 | (high & 0xFFFFu)")], WIDE),
     "signs of another pixel": (T, [("positive[i / 4] >> (8 * (i % 4))", "positive[i / 4] >> (8 * (i % 2))")], WIDE),
     "the residual of another pixel": (T, [("first + (i + 1) * step, channel", "first + i * step, channel")], WIDE),
     "a phase of another row": (T, [("phase / 2) * p.width * kStep", "phase % 2) * p.width * kStep")], UP),
     "windows of the wrong parity": ("mma_tile.h", [("? phase : 1 - phase", "? phase : phase")], DOWN),
-    "parities of rows and columns exchanged": (T, [("phase % 2 * pixel_stride", "phase / 2 * pixel_stride")], DOWN),
 }  # fmt: skip
 FAST = ("one warp speaks for its warpgroup", "stages are released after the first phase", "the group's stride is off")
 
@@ -262,7 +251,7 @@ def test_plans_of_g(sources, out, resampling):
         ((64,), 3, NO_RESAMPLING, False),
     ],
 )
-def test_what_is_supported(sources, out, resampling, supported):
+def test_supported_shapes(sources, out, resampling, supported):
     library = compiled(DRIVER)
     library.supports_shape.restype = ctypes.c_bool
     shape = shape_of(torch.float16, sources, out, resampling, False)

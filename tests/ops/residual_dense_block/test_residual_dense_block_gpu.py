@@ -66,8 +66,8 @@ def test_on_a_gpu(
     arguments = make(dtype, 2, *sizes)
     grad = torch.randn_like(arguments[0])
     actual, again, right = run(arguments, grad, frozen), run(arguments, grad, frozen), exact(arguments, grad)
-    for tensor, other, expected, name in zip(actual, again, right, NAMES, strict=False):
-        assert torch.equal(tensor, other), name
+    for tensor, repeated, expected, name in zip(actual, again, right, NAMES, strict=False):
+        assert torch.equal(tensor, repeated), name
         assert_near(tensor, expected, TOLERANCES[dtype], f"{name}, {sizes}, frozen {frozen}, {warps} warps")
 
 

@@ -91,13 +91,13 @@ def test_saved_tensors_of_fake_tensors(
         x = x.bfloat16().to(memory_format=memory_format).requires_grad_()
         weights = [tensor.bfloat16().requires_grad_(not frozen) for tensor in weights]
         out = residual_dense_block(x, weights, [tensor.bfloat16() for tensor in biases], impl="triton")
-        others = [tensor for tensor in kept.values() if all(tensor is not weight for weight in weights)]
+        saved = [tensor for tensor in kept.values() if all(tensor is not weight for weight in weights)]
         assert out.is_contiguous(memory_format=memory_format)
         pixels = 48 * 64 * 64
         if frozen:
-            assert [(tensor.dtype, tensor.nbytes) for tensor in others] == [(torch.uint8, 16 * pixels)]
+            assert [(tensor.dtype, tensor.nbytes) for tensor in saved] == [(torch.uint8, 16 * pixels)]
         else:
-            assert {tensor.nbytes for tensor in others} == {2 * 128 * pixels, x.nbytes}
-            assert any(tensor is x for tensor in others)
+            assert {tensor.nbytes for tensor in saved} == {2 * 128 * pixels, x.nbytes}
+            assert any(tensor is x for tensor in saved)
         (grad,) = torch.autograd.grad(out, x, out)
         assert (grad.shape, grad.dtype) == (x.shape, x.dtype)

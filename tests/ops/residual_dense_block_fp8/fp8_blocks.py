@@ -28,8 +28,8 @@ def rounded_weight(weight: Tensor, outputs: int) -> Tensor:
 
     Factors are float32, as in the op.
     """
-    others = [dim for dim in range(4) if dim != outputs]
-    factor = weight.float().abs().amax(others, keepdim=True) / 448
+    reduced = [dim for dim in range(4) if dim != outputs]
+    factor = weight.float().abs().amax(reduced, keepdim=True) / 448
     factor = torch.where(factor == 0, 1 / 448, factor)
     return rounded(weight.float() / factor, torch.float8_e4m3fn) * factor.double()
 

@@ -98,10 +98,10 @@ def test_quantizes_stacked_blocks() -> None:
     stacked = [[torch.stack(same) for same in zip(*kind, strict=True)] for kind in zip(*results, strict=True)]
     together = quantize_weights(*stacked)
     for index, (weights, biases) in enumerate(results):
-        for several, alone in zip(together.block(index), quantize_weights(weights, biases), strict=True):
-            for tensor, other in zip(several, alone, strict=True):
+        for actual, expected in zip(together.block(index), quantize_weights(weights, biases), strict=True):
+            for tensor, exact in zip(actual, expected, strict=True):
                 assert tensor.is_contiguous()
-                assert torch.equal(tensor, other)
+                assert torch.equal(tensor, exact)
     with pytest.raises(ValueError, match=r"weights must be those of one block, had kernels of shape \(3, 9, 3, 5\)"):
         block(results[0][0][0].new_zeros(1, 5, 2, 2), together)
 

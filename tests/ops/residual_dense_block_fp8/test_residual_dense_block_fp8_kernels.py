@@ -21,7 +21,7 @@ from andfast.functional.residual_dense_block_fp8 import NAME, forward_op, quanti
 from andfast.kernels.common.config import KernelConfig
 from andfast.kernels.residual_dense_block_fp8.configs import OUTPUT_BLOCKS, REDUCTION_BLOCKS, TABLE
 
-CASES = 24
+CASES = 16
 
 pytestmark = triton_interpreter.quiet
 

@@ -93,11 +93,11 @@ def test_weight_gradient_is_transpose_of_kernel(factor: int) -> None:
 @pytest.mark.parametrize("needs", list(itertools.product((False, True), repeat=3))[1:])
 @pytest.mark.parametrize("factor", FACTORS)
 def test_subsets_of_gradients(needs: tuple[bool, ...], factor: int) -> None:
-    given = [tensor if need else tensor.detach() for tensor, need in zip(make(), needs, strict=True)]
-    arguments = [tensor for tensor in given if tensor.requires_grad]
+    tensors = [tensor if need else tensor.detach() for tensor, need in zip(make(), needs, strict=True)]
+    arguments = [tensor for tensor in tensors if tensor.requires_grad]
     with FlopCounterMode(display=False) as counter:
-        actual = upsampled_convolution(*given, factor=factor)
-    expected = upsampled_convolution_reference(*given, factor=factor)
+        actual = upsampled_convolution(*tensors, factor=factor)
+    expected = upsampled_convolution_reference(*tensors, factor=factor)
     operations = 2 * 9 * 4 * 11 * actual[:, 0].numel()
     assert counter.get_total_flops() == operations
     grad = torch.randn_like(actual)
@@ -112,17 +112,17 @@ class Largest(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.found: dict[torch.dtype, int] = {}
+        self.sizes: dict[torch.dtype, int] = {}
 
     def __torch_dispatch__(self, func: object, types: object, args: tuple = (), kwargs: dict | None = None) -> object:
         out = func(*args, **(kwargs or {}))  # type: ignore[operator]
         for tensor in out if isinstance(out, tuple | list) else [out]:
             if isinstance(tensor, Tensor):
-                self.found[tensor.dtype] = max(self.found.get(tensor.dtype, 0), tensor.numel())
+                self.sizes[tensor.dtype] = max(self.sizes.get(tensor.dtype, 0), tensor.numel())
         return out
 
 
-def test_upsampled_map_is_not_materialised() -> None:
+def test_upsampled_map_is_not_materialized() -> None:
     """Not inside the op either: with more input than output channels it would be the largest tensor."""
     x, weight, bias = (tensor.detach() for tensor in make(1, 16, 4, 8, 8))
     forward, backward = (op._init_fn for op in (forward_op, backward_op))
@@ -132,7 +132,7 @@ def test_upsampled_map_is_not_materialised() -> None:
             needed = [True, all_needed, all_needed]
             backward(torch.randn_like(out), saved, x, weight, 2, 0.2, needed, False, "reference")
     kernel = 16 * 16 * 4
-    assert largest.found[torch.float64] == max(out.numel(), kernel) < 4 * x.numel()
+    assert largest.sizes[torch.float64] == max(out.numel(), kernel) < 4 * x.numel()
     assert signs.numel() == out.numel() // 4  # bytes of 8 signs, of which half have no channel here
 
 
@@ -177,4 +177,4 @@ def test_gradcheck(frozen: bool, factor: int) -> None:
     x, *parameters = make(2, 2, 3, 3, 4)
     if frozen:
         parameters = [tensor.detach() for tensor in parameters]
-    torch.autograd.gradcheck(lambda *given: upsampled_convolution(*given, factor=factor), (x, *parameters))
+    torch.autograd.gradcheck(lambda *tensors: upsampled_convolution(*tensors, factor=factor), (x, *parameters))

@@ -71,9 +71,9 @@ def test_on_a_gpu(
     for slope in (SLOPE, 1.0):
         actual, again = (run(arguments, grad, frozen, factor, slope) for _ in range(2))
         right = exact(arguments, grad, factor, slope)
-        for tensor, other, expected, name in zip(actual, again, right, NAMES, strict=False):
+        for tensor, repeated, expected, name in zip(actual, again, right, NAMES, strict=False):
             if name != "weight":  # PyTorch's gradient to weight is not deterministic
-                assert torch.equal(tensor, other), name
+                assert torch.equal(tensor, repeated), name
             assert_near(
                 tensor, expected, TOLERANCES[dtype], f"{name}, {sizes}, x{factor}, frozen {frozen}, slope {slope}"
             )

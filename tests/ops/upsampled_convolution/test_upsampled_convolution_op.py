@@ -41,8 +41,10 @@ def test_opcheck(factor: int, frozen: bool, memory_format: torch.memory_format) 
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")  # Inductor's own
-@pytest.mark.parametrize("frozen", [False, True])
-@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("backend", "frozen"),
+    [("aot_eager", False), ("aot_eager", True), pytest.param("inductor", True, marks=pytest.mark.slow)],
+)
 def test_compiles_to_one_graph(backend: str, frozen: bool) -> None:
     x, weight, bias = make(2, 4, 4, dtype=torch.float32)
     if frozen:
@@ -62,8 +64,8 @@ def test_compiles_to_one_graph(backend: str, frozen: bool) -> None:
 def test_compiles_for_dynamic_shapes() -> None:
     compiled = torch.compile(upsampled_convolution, fullgraph=True, backend="aot_eager", dynamic=True)
     for n, height, width in ((2, 5, 7), (3, 4, 9)):
-        given = make(n, 4, 3, height, width)
-        assert_same((compiled(*given),), (upsampled_convolution_reference(*given),))
+        arguments = make(n, 4, 3, height, width)
+        assert_same((compiled(*arguments),), (upsampled_convolution_reference(*arguments),))
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 1e-2), (torch.float16, 1e-2)])
@@ -86,8 +88,8 @@ def test_precision(dtype: torch.dtype, tolerance: float, memory_format: torch.me
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_autocast(dtype: torch.dtype) -> None:
-    given = make(dtype=torch.float32)
-    assert_follows_autocast(upsampled_convolution, upsampled_convolution_reference, given, dtype)
+    arguments = make(dtype=torch.float32)
+    assert_follows_autocast(upsampled_convolution, upsampled_convolution_reference, arguments, dtype)
 
 
 def test_output_memory_format() -> None:
@@ -120,9 +122,10 @@ def test_differentiable_once() -> None:
 
 @pytest.mark.parametrize("keep_signs", [False, True])
 def test_gradients_from_signs_and_result_agree(keep_signs: bool) -> None:
-    given = make()
-    out, _ = forward_op(*given, 2, 0.2, keep_signs, "reference")
-    assert_same(torch.autograd.grad(out.sum(), given), torch.autograd.grad(upsampled_convolution(*given).sum(), given))
+    arguments = make()
+    out, _ = forward_op(*arguments, 2, 0.2, keep_signs, "reference")
+    expected = upsampled_convolution(*arguments)
+    assert_same(torch.autograd.grad(out.sum(), arguments), torch.autograd.grad(expected.sum(), arguments))
 
 
 def test_modified_result_raises_in_backward() -> None:
@@ -133,19 +136,19 @@ def test_modified_result_raises_in_backward() -> None:
 
 
 def test_does_not_modify_arguments() -> None:
-    given = make()
-    before = [tensor.detach().clone() for tensor in given]
-    upsampled_convolution(*given).sum().backward()
-    assert all(torch.equal(tensor, old) for tensor, old in zip(given, before, strict=True))
+    arguments = make()
+    before = [tensor.detach().clone() for tensor in arguments]
+    upsampled_convolution(*arguments).sum().backward()
+    assert all(torch.equal(tensor, old) for tensor, old in zip(arguments, before, strict=True))
 
 
 def test_impl() -> None:
-    given = make()
-    assert torch.equal(upsampled_convolution(*given), upsampled_convolution(*given, impl="reference"))
+    arguments = make()
+    assert torch.equal(upsampled_convolution(*arguments), upsampled_convolution(*arguments, impl="reference"))
     with pytest.raises(RuntimeError, match=r"impl='triton' of upsampled_convolution"):
-        upsampled_convolution(*given, impl="triton")
+        upsampled_convolution(*arguments, impl="triton")
     with pytest.raises(ValueError, match=r"impl must be one of .*, was 'fastest'"):
-        upsampled_convolution(*given, impl="fastest")
+        upsampled_convolution(*arguments, impl="fastest")
     assert op_from_package is upsampled_convolution
 
 
