@@ -1,12 +1,12 @@
 """Kernel variants that the residual dense block's launchers can request."""
 
-import itertools
-from typing import Any, Final, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any, Final
 
 from triton.compiler import ASTSource
 
-from ..common.compilation import image_kernel_options, image_kernel_source
-from ..common.config import PRECISIONS, KernelConfig
+from ..common.compilation import image_kernel_source
+from ..common.variants import DTYPES, TableVariant, table_variants
 from .configs import CHANNEL_BLOCKS, OUTPUT_BLOCKS, TABLE
 from .convolution import _convolution_kernel
 from .grad_weight import _grad_weight_kernel
@@ -18,25 +18,21 @@ KERNELS: Final = (
 TYPES: Final = {"bits_ptr": "*u8", "gw_ptr": "*fp32", "slope": "fp32", "a_scale": "fp32", "out_scale": "fp32"}
 
 
-class Variant(NamedTuple):
-    """One kernel with a configuration of the table."""
+@dataclass(frozen=True)
+class Variant(TableVariant):
+    """One of :data:`KERNELS` with a configuration of the table."""
 
-    architecture: str
-    kernel: str
-    """Of :data:`KERNELS`."""
-    precision: str
-    dtype: str
+    table = TABLE
+
     block: int
     """Channels per step of a convolution's reduction; input and output channels of a weight gradient's block."""
-    layout: str = "aligned"
-    """"aligned", "odd" or "general", see :func:`~..common.compilation.image_kernel_source`."""
 
     def name(self) -> str:
         return f"{self.architecture} {self.kernel} {self.precision} {self.dtype} {self.block} {self.layout}"
 
     def source(self) -> ASTSource:
-        config = self._config()
-        constants: dict[str, Any] = {"PRECISION": "tf32" if self.precision == "half" else self.precision}
+        config = self.config
+        constants: dict[str, Any] = {"PRECISION": self.dot_precision}
         if self.kernel.startswith("grad_weight"):
             function = _grad_weight_kernel
             constants.update(BLOCK_H=config.block_h, BLOCK_W=config.block_w, BLOCK_IN=self.block, BLOCK_OUT=self.block)
@@ -53,30 +49,15 @@ class Variant(NamedTuple):
             layout=self.layout,
         )
 
-    def options(self) -> dict[str, int]:
-        return image_kernel_options(self._config(), self.layout)
-
-    def register_ceiling(self) -> int:
-        return self.options()["maxnreg"]
-
-    def _config(self) -> KernelConfig:
-        return TABLE[self.architecture][self.kernel, self.precision]
-
 
 def variants(architecture: str) -> list[Variant]:
     """All variants for an architecture of the table."""
-    if architecture not in TABLE:
-        return []
-    return [
-        variant
-        for kernel, precision in itertools.product(KERNELS, PRECISIONS)
-        for variant in _variants(architecture, kernel, precision)
-    ]
+    return table_variants(TABLE, architecture, KERNELS, _variants)
 
 
 def _variants(architecture: str, kernel: str, precision: str) -> list[Variant]:
     limit = TABLE[architecture][kernel, precision].block_k
-    dtypes = ("bf16", "fp16") if precision == "half" else ("fp32",)
+    dtypes = DTYPES[precision]
     of_weights = kernel.startswith("grad_weight")
     blocks = [block for block in CHANNEL_BLOCKS if (block == limit if of_weights else block <= limit)]
     aligned = [Variant(architecture, kernel, precision, dtypes[0], block) for block in blocks]
@@ -86,8 +67,8 @@ def _variants(architecture: str, kernel: str, precision: str) -> list[Variant]:
         layouts = ("odd",)
     elif kernel == f"convolution_{OUTPUT_BLOCKS[0]}":
         layouts = ("odd", "general")
-    rare = [aligned[0]._replace(layout=layout) for layout in layouts]
-    return [*aligned, *rare, *(aligned[-1]._replace(dtype=dtype) for dtype in dtypes[1:])]
+    rare = [replace(aligned[0], layout=layout) for layout in layouts]
+    return [*aligned, *rare, *(replace(aligned[-1], dtype=dtype) for dtype in dtypes[1:])]
 
 
 def representatives(architecture: str) -> list[Variant]:

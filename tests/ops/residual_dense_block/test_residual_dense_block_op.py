@@ -4,9 +4,7 @@ import pytest
 import torch
 from convolution_checks import (
     FORMATS,
-    assert_follows_autocast,
     assert_known_without_data,
-    assert_output_follows_the_input,
     assert_same,
     error,
     results_in,
@@ -14,7 +12,6 @@ from convolution_checks import (
 from dense_blocks import flat, freeze, make
 from torch import Tensor
 
-from andfast.functional import residual_dense_block as op_from_package
 from andfast.functional.residual_dense_block import backward_op, forward_op, residual_dense_block
 from andfast.functional.residual_dense_block_reference import residual_dense_block_reference
 
@@ -61,13 +58,6 @@ def test_compiles_to_one_graph(backend: str, frozen: bool) -> None:
     assert_same(torch.autograd.grad(actual.sum(), arguments), torch.autograd.grad(expected.sum(), arguments), 1e-5)
 
 
-def test_compiles_for_dynamic_shapes() -> None:
-    compiled = torch.compile(residual_dense_block, fullgraph=True, backend="aot_eager", dynamic=True)
-    for n, height, width in ((2, 5, 7), (3, 4, 9)):
-        x, weights, biases = make(n, 4, 3, height, width)
-        assert_same((compiled(x, weights, biases),), (residual_dense_block_reference(x, weights, biases),))
-
-
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 1e-2), (torch.float16, 1e-2)])
 @pytest.mark.parametrize("memory_format", FORMATS)
 def test_precision(dtype: torch.dtype, tolerance: float, memory_format: torch.memory_format) -> None:
@@ -87,14 +77,6 @@ def test_precision(dtype: torch.dtype, tolerance: float, memory_format: torch.me
         assert error(tensor, exact) < max(tolerance, 1.3 * error(eager, exact))
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_autocast(dtype: torch.dtype) -> None:
-    x, weights, biases = make(dtype=torch.float32)
-    assert_follows_autocast(
-        flat(residual_dense_block), flat(residual_dense_block_reference), [x, *weights, *biases], dtype
-    )
-
-
 def test_autocast_compiles() -> None:
     x, weights, biases = make(dtype=torch.float32)
 
@@ -104,13 +86,6 @@ def test_autocast_compiles() -> None:
 
     actual = torch.compile(under_autocast, fullgraph=True, backend="aot_eager")(x)
     assert torch.equal(actual, under_autocast(x))
-
-
-def test_output_memory_format() -> None:
-    _, weights, biases = make(2, 4, 3)
-    assert_output_follows_the_input(
-        lambda x: residual_dense_block(x, weights, biases), lambda x: residual_dense_block_reference(x, weights, biases)
-    )
 
 
 @pytest.mark.parametrize("memory_format", FORMATS)
@@ -127,36 +102,11 @@ def test_meta_and_fake_tensors(frozen: bool, memory_format: torch.memory_format)
     assert_known_without_data(run)
 
 
-def test_differentiable_once() -> None:
-    x, weights, biases = make()
-    (grad,) = torch.autograd.grad(residual_dense_block(x, weights, biases).square().sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError, match="residual_dense_block_backward"):
-        grad.sum().backward()
-
-
 def test_weight_gradients_need_keep_features() -> None:
     x, weights, biases = make()
     out, _ = forward_op(x, weights, biases, 0.2, 0.2, False, "reference")
     with pytest.raises(RuntimeError, match="keep_features=True"):
         out.sum().backward()
-
-
-def test_does_not_modify_arguments() -> None:
-    x, weights, biases = make()
-    before = [tensor.detach().clone() for tensor in (x, *weights, *biases)]
-    residual_dense_block(x, weights, biases).sum().backward()
-    assert all(torch.equal(tensor, old) for tensor, old in zip((x, *weights, *biases), before, strict=True))
-
-
-def test_impl() -> None:
-    x, weights, biases = make()
-    reference = residual_dense_block(x, weights, biases, impl="reference")
-    assert_same((residual_dense_block(x, weights, biases),), (reference,))
-    with pytest.raises(RuntimeError, match=r"impl='triton' .*residual_dense_block"):
-        residual_dense_block(x, weights, biases, impl="triton")
-    with pytest.raises(ValueError, match=r"impl must be one of .*, was 'fastest'"):
-        residual_dense_block(x, weights, biases, impl="fastest")
-    assert op_from_package is residual_dense_block
 
 
 def replaced(tensors: list[Tensor], k: int, value: object) -> list:

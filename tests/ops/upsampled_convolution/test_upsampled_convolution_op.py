@@ -1,4 +1,4 @@
-"""upsampled_convolution as a registered op: opcheck, torch.compile, autocast, dtypes, fake tensors and errors."""
+"""upsampled_convolution as a registered op: opcheck, torch.compile, dtypes, fake tensors and errors."""
 
 from collections.abc import Callable
 from functools import partial
@@ -7,9 +7,7 @@ import pytest
 import torch
 from convolution_checks import (
     FORMATS,
-    assert_follows_autocast,
     assert_known_without_data,
-    assert_output_follows_the_input,
     assert_same,
     error,
     results_in,
@@ -17,7 +15,6 @@ from convolution_checks import (
 from torch import Tensor
 from upsampled_cases import FACTORS, make
 
-from andfast.functional import upsampled_convolution as op_from_package
 from andfast.functional.upsampled_convolution import backward_op, forward_op, upsampled_convolution
 from andfast.functional.upsampled_convolution_reference import upsampled_convolution_reference
 
@@ -61,13 +58,6 @@ def test_compiles_to_one_graph(backend: str, frozen: bool) -> None:
     assert_same(torch.autograd.grad(actual.sum(), arguments), torch.autograd.grad(expected.sum(), arguments), 1e-5)
 
 
-def test_compiles_for_dynamic_shapes() -> None:
-    compiled = torch.compile(upsampled_convolution, fullgraph=True, backend="aot_eager", dynamic=True)
-    for n, height, width in ((2, 5, 7), (3, 4, 9)):
-        arguments = make(n, 4, 3, height, width)
-        assert_same((compiled(*arguments),), (upsampled_convolution_reference(*arguments),))
-
-
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 1e-2), (torch.float16, 1e-2)])
 @pytest.mark.parametrize("memory_format", FORMATS)
 @pytest.mark.parametrize("factor", FACTORS)
@@ -86,19 +76,6 @@ def test_precision(dtype: torch.dtype, tolerance: float, memory_format: torch.me
         assert error(tensor, exact) < tolerance
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_autocast(dtype: torch.dtype) -> None:
-    arguments = make(dtype=torch.float32)
-    assert_follows_autocast(upsampled_convolution, upsampled_convolution_reference, arguments, dtype)
-
-
-def test_output_memory_format() -> None:
-    _, weight, bias = make(2, 4, 3)
-    assert_output_follows_the_input(
-        lambda x: upsampled_convolution(x, weight, bias), lambda x: upsampled_convolution_reference(x, weight, bias)
-    )
-
-
 @pytest.mark.parametrize("memory_format", FORMATS)
 @pytest.mark.parametrize("frozen", [False, True])
 @pytest.mark.parametrize("factor", FACTORS)
@@ -111,13 +88,6 @@ def test_meta_and_fake_tensors(factor: int, frozen: bool, memory_format: torch.m
         return [out, *torch.autograd.grad(out.sum(), arguments)]
 
     assert_known_without_data(run)
-
-
-def test_differentiable_once() -> None:
-    x, weight, bias = make()
-    (grad,) = torch.autograd.grad(upsampled_convolution(x, weight, bias).square().sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError, match="upsampled_convolution_backward"):
-        grad.sum().backward()
 
 
 @pytest.mark.parametrize("keep_signs", [False, True])
@@ -133,23 +103,6 @@ def test_modified_result_raises_in_backward() -> None:
     out.mul_(-1)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         out.sum().backward()
-
-
-def test_does_not_modify_arguments() -> None:
-    arguments = make()
-    before = [tensor.detach().clone() for tensor in arguments]
-    upsampled_convolution(*arguments).sum().backward()
-    assert all(torch.equal(tensor, old) for tensor, old in zip(arguments, before, strict=True))
-
-
-def test_impl() -> None:
-    arguments = make()
-    assert torch.equal(upsampled_convolution(*arguments), upsampled_convolution(*arguments, impl="reference"))
-    with pytest.raises(RuntimeError, match=r"impl='triton' of upsampled_convolution"):
-        upsampled_convolution(*arguments, impl="triton")
-    with pytest.raises(ValueError, match=r"impl must be one of .*, was 'fastest'"):
-        upsampled_convolution(*arguments, impl="fastest")
-    assert op_from_package is upsampled_convolution
 
 
 @pytest.mark.parametrize(
