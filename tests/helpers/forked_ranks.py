@@ -61,7 +61,7 @@ class Ranks:
             os._exit(status)
 
     def text(self, rank: int) -> str:
-        """What a rank has printed."""
+        """Output of a rank so far."""
         return (self._folder / f"{rank}.txt").read_text()
 
     def wait_for(self, path: Path, seconds: float = 120.0) -> None:
