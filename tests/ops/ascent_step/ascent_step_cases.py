@@ -171,8 +171,8 @@ def random_parts(seed: int, device: str = "cpu") -> Step:
             gradient = _laid_out(g, (gradient * 10 ** g.uniform(-4, 2)).to(device=device, dtype=center.dtype))
             for row, tensor in zip(rows, (value, gradient, center), strict=True):
                 row.append(tensor)
-        for some, row in zip(groups, rows, strict=True):
-            some.append(row)
+        for group, row in zip(groups, rows, strict=True):
+            group.append(row)
     factors = torch.rand(n, generator=generator).to(device) if g.random() < 0.6 else None
     options = {"radii": radii, "step_size": g.choice([0.3, 0.3, 1.0]), "joint": g.random() < 0.3}
     return Step(*groups, options | {"parts": parts, "factors": factors}, "")

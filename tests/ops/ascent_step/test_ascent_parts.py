@@ -32,14 +32,14 @@ def close(a: Tensor, b: Tensor) -> None:
 @pytest.mark.parametrize("parts", KERNELS)
 @given(shape=SHAPES, seed=st.integers(0, 99))
 def test_kernel_parts_are_orthogonal_projections(parts: KernelParts, shape: tuple[int, int, int], seed: int) -> None:
-    d, other, center = (drawn((*shape, 3, 3), 3 * seed + number) for number in range(3))
-    split, split_other = parts.split(d, center), parts.split(other, center)
+    d, reference, center = (drawn((*shape, 3, 3), 3 * seed + number) for number in range(3))
+    split, split_other = parts.split(d, center), parts.split(reference, center)
     assert len(split) == 3
     for index, part in enumerate(split):
         again = parts.split(part, center)
         for second in range(3):
             close(again[second], part if second == index else torch.zeros_like(part))  # idempotent, orthogonal
-        close(dot(part, other), dot(d, split_other[index]))  # self-adjoint
+        close(dot(part, reference), dot(d, split_other[index]))  # self-adjoint
     close(sum(split), (d + d.flip(-2, -1)) / 2 if parts.symmetric else d)
 
 
@@ -78,11 +78,11 @@ def test_a_blur_of_all_channels_is_all_kernel() -> None:
 
 @given(st.integers(1, 3), st.integers(1, 4), st.integers(1, 7), st.integers(1, 7), st.integers(0, 99))
 def test_zero_mean_is_an_orthogonal_projection(n: int, c: int, height: int, width: int, seed: int) -> None:
-    d, other = drawn((n, c, height, width), seed), drawn((n, c, height, width), seed + 100)
-    (part,), (part_other,) = ZeroMean().split(d, d), ZeroMean().split(other, d)
+    d, reference = drawn((n, c, height, width), seed), drawn((n, c, height, width), seed + 100)
+    (part,), (part_other,) = ZeroMean().split(d, d), ZeroMean().split(reference, d)
     close(part.sum((2, 3)), torch.zeros(n, c, dtype=torch.float64))
     close(ZeroMean().split(part, d)[0], part)
-    close(dot(part, other), dot(d, part_other))
+    close(dot(part, reference), dot(d, part_other))
     close(part + d.mean((2, 3), keepdim=True), d)
 
 
@@ -127,9 +127,9 @@ def directly(step: Step) -> list[list[Tensor]]:
 def test_the_step_against_a_direct_implementation(seed: int) -> None:
     step = random_parts(seed)
     for ours, expected, starts in zip(exact(step), directly(step), step.centers, strict=True):
-        for tensor, other, center in zip(ours, expected, starts, strict=True):
-            farthest = (other - center.double()).abs().max().item() if other.numel() else 0.0
-            torch.testing.assert_close(tensor, other, rtol=1e-9, atol=1e-6 * farthest)  # factors are float32
+        for tensor, reference, center in zip(ours, expected, starts, strict=True):
+            farthest = (reference - center.double()).abs().max().item() if reference.numel() else 0.0
+            torch.testing.assert_close(tensor, reference, rtol=1e-9, atol=1e-6 * farthest)  # factors are float32
 
 
 def test_the_result_stays_in_its_parts_and_balls() -> None:
@@ -147,16 +147,16 @@ def test_the_result_stays_in_its_parts_and_balls() -> None:
 def test_radii_in_a_tensor_are_the_same_as_numbers() -> None:
     step = random_parts(7)
     options = step.options | {"radii": torch.tensor(step.options["radii"])}
-    ours, expected = (ascent_step(*step[:3], **some) for some in (options, step.options))
-    for group, other in zip(ours, expected, strict=True):
-        for tensor, reference in zip(group, other, strict=True):
+    ours, expected = (ascent_step(*step[:3], **choice) for choice in (options, step.options))
+    for group, references in zip(ours, expected, strict=True):
+        for tensor, reference in zip(group, references, strict=True):
             torch.testing.assert_close(tensor, reference, rtol=1e-5, atol=1e-7)
 
 
 def arguments(**changed: Any) -> dict[str, Any]:
     tensors = [[torch.rand(2, 3, 4, 3, 3)], [torch.rand(2, 3, 4, 4)]]
-    given: dict[str, Any] = {"values": tensors, "gradients": tensors, "centers": tensors, "step_size": 0.3}
-    return given | {"radii": [1.0] * 4, "parts": [KernelParts(), ZeroMean()]} | changed
+    options: dict[str, Any] = {"values": tensors, "gradients": tensors, "centers": tensors, "step_size": 0.3}
+    return options | {"radii": [1.0] * 4, "parts": [KernelParts(), ZeroMean()]} | changed
 
 
 @pytest.mark.parametrize(
@@ -181,6 +181,6 @@ def arguments(**changed: Any) -> dict[str, Any]:
     ],
 )
 def test_errors(changed: dict[str, Any], error: type[Exception], message: str) -> None:
-    given = arguments(**changed)
+    options = arguments(**changed)
     with pytest.raises(error, match=message):
-        ascent_step(given.pop("values"), given.pop("gradients"), given.pop("centers"), **given)
+        ascent_step(options.pop("values"), options.pop("gradients"), options.pop("centers"), **options)
