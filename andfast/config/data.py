@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal
 
 from andfast.config.errors import choices_text
 from andfast.config.rules import check_at_least, check_multiple
@@ -14,6 +14,8 @@ VGG_DISCRIMINATOR_SIZES: Final = (128, 256)
 _UNET_FACTOR: Final = 8  # three halvings, each undone by a doubling
 _GENERATOR_FACTOR: Final = 4  # x2 unshuffles LR by 2, so HR must divide by 4 at either scale
 _SSIM_WINDOW: Final = 11
+_NIQE_BLOCK: Final = 96
+_LPIPS_SIZE: Final = 31
 
 
 @dataclass
@@ -78,6 +80,13 @@ class ValidationConfig:
     """Side of these crops in HR pixels."""
     crop_border: int | None = None
     """HR pixels cut off each side before PSNR and SSIM; null: the scale, as is customary."""
+    best_by: Literal["psnr", "niqe", "lpips"] | None = None
+    """Score that chooses the best weights: psnr (RGB), niqe or lpips; null: psnr in stage net, niqe in stage gan,
+    unless crops are too small for it."""
+    niqe_parameters: Path | None = None
+    """NIQE's pristine model (.npz or the authors' .mat); null: fitted to training photographs."""
+    lpips_weights: Path | None = None
+    """torchvision's AlexNet weights for best_by lpips; null: torch.hub's cache, or downloaded."""
     sheet: int = 6
     """Rows of the sample sheet; 0: no sheet."""
 
@@ -98,6 +107,41 @@ class ValidationConfig:
                 f"validation.crop_size must be at least {_SSIM_WINDOW + 2 * border} (SSIM's window and the "
                 f"border of {border} on each side), was {self.crop_size}"
             )
+        self._validate_best_by(config)
+
+    def _validate_best_by(self, config: "TrainConfig") -> None:
+        if self.best_by is not None and not self.hr:
+            raise ValueError(f"validation.best_by must be null without validation.hr, was {self.best_by!r}")
+        if self.niqe_parameters is not None and self.best_by not in (None, "niqe"):
+            raise ValueError(
+                f"validation.niqe_parameters must be null with validation.best_by {self.best_by!r}, "
+                f"was {str(self.niqe_parameters)!r}"
+            )
+        if self.lpips_weights is not None and self.best_by != "lpips":
+            shown = "null" if self.best_by is None else repr(self.best_by)
+            raise ValueError(
+                f"validation.lpips_weights must be null with validation.best_by {shown}, "
+                f"was {str(self.lpips_weights)!r}"
+            )
+        if self.best_by == "niqe" and self.lr is None and not self.holds_niqe_blocks(config.scale):
+            raise ValueError(
+                f"validation.crop_size must be at least {self.min_crop_size_for_niqe(config.scale)} with "
+                f"validation.best_by 'niqe' (two blocks of {_NIQE_BLOCK} and the border), was {self.crop_size}"
+            )
+        smallest = _LPIPS_SIZE + 2 * self.border(config.scale)
+        if self.best_by == "lpips" and self.lr is None and self.crop_size < smallest:
+            raise ValueError(
+                f"validation.crop_size must be at least {smallest} with validation.best_by 'lpips', "
+                f"was {self.crop_size}"
+            )
+
+    def holds_niqe_blocks(self, scale: int) -> bool:
+        """Whether crops hold two blocks of NIQE, for which it is defined."""
+        return self.crop_size >= self.min_crop_size_for_niqe(scale)
+
+    def min_crop_size_for_niqe(self, scale: int) -> int:
+        """Smallest square crop that holds two blocks of NIQE within its border."""
+        return 2 * _NIQE_BLOCK + 2 * self.border(scale)
 
     def border(self, scale: int) -> int:
         """HR pixels to cut off each side: ``crop_border``, or by default the scale."""

@@ -7,7 +7,7 @@ from typing import Final
 from andfast.config.files import tree
 from andfast.config.names import leaves
 from andfast.config.renames import original_name
-from andfast.config.schema import TrainConfig
+from andfast.config.schema import STAGES, Stage, TrainConfig
 
 FREE_ON_RESUME: Final = (
     "output", "device", "channels_last", "compile", "cuda_graph", "reuse.closed_form_first_step", "reuse.hr_features",
@@ -15,8 +15,14 @@ FREE_ON_RESUME: Final = (
     "tensorboard", "checkpoint_every", "keep_checkpoints",
 )  # fmt: skip
 """Settings, or groups of them, that may change on resume: they do not change what is computed."""
-CHANGEABLE_ON_RESUME: Final = ("net.lr", "gan.lr")
-"""Settings that change the steps to come and may change on resume; the run's record and log name the change."""
+CHANGEABLE_ON_RESUME: Final = tuple(
+    f"{stage}.{name}"
+    for stage in STAGES
+    for name in ("lr", "lr_schedule", "lr_milestones", "lr_gamma", "lr_warmup", "steps")
+)
+"""Settings that change the steps to come and may change on resume; the run's record and log name the change.
+
+A stage's steps do so with a cosine schedule only, which ends with them."""
 _DIGESTED: Final = (
     "accumulate", "adversary.images_at_once", "adversary.precision", "adversary.preset", "adversary.radius_convolution",
     "adversary.radius_joint", "adversary.radius_noise", "adversary.radius_slope", "adversary.step_size",
@@ -45,12 +51,12 @@ def digest(config: TrainConfig) -> str:
 
 
 def differences(earlier: TrainConfig, now: TrainConfig) -> dict[str, tuple[object, object]]:
-    """Settings outside :data:`FREE_ON_RESUME` that differ: dotted name to (earlier value, value now)."""
+    """Settings that differ and change the result: dotted name to (earlier value, value now)."""
     before, after = _settings(earlier), _settings(now)
     return {
         name: (before.get(name), after.get(name))
         for name in {**before, **after}
-        if not _is_free(name) and before.get(name) != after.get(name)
+        if not (_is_free(name) and not _sets_cosine(name, earlier, now)) and before.get(name) != after.get(name)
     }
 
 
@@ -63,6 +69,12 @@ def _settings(config: TrainConfig) -> dict[str, object]:
     """All settings by dotted name; defaults that depend on other settings are resolved, so that older runs resume."""
     noise_dtype = config.degradation.stored_noise_dtype(config.precision)
     return leaves(tree(config)) | {"degradation.noise_dtype": noise_dtype}
+
+
+def _sets_cosine(name: str, *configs: TrainConfig) -> bool:
+    """Whether a setting is the number of steps of a stage with a cosine schedule."""
+    stages: dict[str, Stage] = {f"{stage}.steps": stage for stage in STAGES}
+    return name in stages and any(config.stage(stages[name]).lr_schedule == "cosine" for config in configs)
 
 
 def _is_free(name: str) -> bool:

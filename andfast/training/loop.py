@@ -73,6 +73,7 @@ class Run:
         self.output = config.output
         self.checkpoint, self.images = opened.checkpoint, opened.images
         self.validation, self.summary = opened.validation, opened.summary
+        self.selections = opened.selections
         self.opened = opened
         self.started = options.resume
         """Whether a step was done, after which a run that was set aside is deleted."""
@@ -137,12 +138,16 @@ class Run:
         state = StageState(self.config, stage, generator, self.group)
         if here and self.checkpoint is not None:
             state.load(self.checkpoint)
+        if self.validation is not None:
+            selection = self.selections[stage]
+            if state.best_by != selection.metric:
+                state.best, state.best_by = None, selection.metric
             best = weights_path(self.output, stage, best=True)
-            if state.best is None and self.validation is not None and best.is_file():
-                # A run from before PSNR in RGB chose the best weights.
+            if here and state.best is None and best.is_file():  # another score chose the best weights
                 generator = generator_from_weights(best, impl=self.config.ops).to(self.group.device)
                 with self.stop.interrupting():
-                    state.best = validate(self.config, state.step.attack, generator, self.validation)["psnr_rgb"]
+                    scores = validate(self.config, state.step.attack, generator, self.validation, selection=selection)
+                state.best = scores[selection.metric] if selection.improves(scores[selection.metric], None) else None
         vgg = state.step.objective.vgg
         if vgg is not None:
             logger.info("perceptual loss: VGG19 weights are %s", vgg.weights_note)
@@ -209,13 +214,14 @@ class Run:
                         state.step.attack,
                         state.ema.module,
                         self.validation,
+                        selection=self.selections[state.name],
                         sheet=self.output / "samples" / f"{state.name}-{state.done:08d}.png",
                         heading=f"Validation after step {state.done} of stage {state.name}. PSNR-Y against HR.",
                     )
             except StopRequested:
                 stopped = True
             else:
-                files.log_scores(state, scores)
+                files.log_scores(state, scores, self.selections[state.name])
         return self.group.any(stopped)
 
     def _end_stage(self, state: StageState, files: RunOutput, log: MetricsLog) -> None:

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import torch
 
 from andfast.config.resume import described
-from andfast.config.schema import RunOptions, TrainConfig
+from andfast.config.schema import RunOptions, Stage, TrainConfig
+from andfast.config.stages import position
 from andfast.data.store import PackedImages
 from andfast.training.build import check_weights
 from andfast.training.checkpoint import Checkpoint, clean_up, latest, load_checkpoint
@@ -25,6 +26,7 @@ from andfast.training.run_folder import (
     read_run_id,
     recover_run,
 )
+from andfast.training.selection import Selection, build_selection
 from andfast.training.signals import GracefulStop
 from andfast.training.summary import Summary
 from andfast.training.validation_set import ValidationSet, load_validation_set
@@ -41,6 +43,7 @@ class OpenRun:
         checkpoint: the newest checkpoint of a resumed run; None if no step was saved yet.
         images: packed training images.
         validation: held-out images on rank 0; None on other ranks and without ``validation.hr``.
+        selections: how each stage chooses its best weights; empty without validation images.
         summary: results of the stages finished so far.
     """
 
@@ -48,6 +51,7 @@ class OpenRun:
     checkpoint: Checkpoint | None
     images: PackedImages
     validation: ValidationSet | None
+    selections: dict[Stage, Selection]
     summary: Summary
 
 
@@ -86,6 +90,7 @@ def open_run(config: TrainConfig, options: RunOptions, group: ProcessGroup, stop
     torch.backends.cudnn.benchmark = group.device.type == "cuda"  # crops have one size
     skipped: list[str] = []
     validation: ValidationSet | None = None
+    selections: dict[Stage, Selection] = {}
     with group.main_first(), stop.interrupting():
         if not group.is_main:
             images = open_packed_images(config)
@@ -96,6 +101,12 @@ def open_run(config: TrainConfig, options: RunOptions, group: ProcessGroup, stop
                 images, skipped = pack_training_images(config)
             else:
                 images = resume_training_images(config, checkpoint.state)
+            if validation is not None:
+                selections = {
+                    stage: build_selection(config, stage, validation, images)
+                    for stage in config.stages
+                    if checkpoint is None or position(stage, 0) >= position(checkpoint.stage, 0)
+                }
     summary.ops = ops_used(config, group.device)
     with group.main_first():
         if group.is_main:
@@ -107,7 +118,7 @@ def open_run(config: TrainConfig, options: RunOptions, group: ProcessGroup, stop
                 mark_run(config.output, run_id, record)
             if checkpoint is None:
                 write_image_record(config.output, images, skipped)
-    return OpenRun(run_id, checkpoint, images, validation, summary)
+    return OpenRun(run_id, checkpoint, images, validation, selections, summary)
 
 
 def _log_resumed(checkpoint: Checkpoint, config: TrainConfig, options: RunOptions, changes: Changes) -> None:

@@ -1,7 +1,6 @@
 """What the training loop writes: log entries, checkpoints, weights, and the dump of a failed step."""
 
 import logging
-import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from andfast.training.metrics_log import MetricsLog
 from andfast.training.opening import OpenRun
 from andfast.training.resume import run_identity
 from andfast.training.run_folder import check_still_there, save_stage_weights
+from andfast.training.selection import Selection
 from andfast.training.state import StageState
 from andfast.training.step_runner import NonFiniteStepError
 from andfast.training.validation import color_shift_warning
@@ -47,16 +47,17 @@ class RunOutput:
             "data_wait": state.waited / state.seconds,
             **{f"seconds_{name}": spent / steps for name, spent in phases.items()},
         }
+        values = {**values, "lr": state.last_learning_rate}
         self._log.write(state.name, state.done, values, timing)
         return describe(values, timing)
 
-    def log_scores(self, state: StageState, scores: Mapping[str, float]) -> None:
-        """Log validation scores of the EMA, and save its weights if they are the best so far."""
+    def log_scores(self, state: StageState, scores: Mapping[str, float], selection: Selection) -> None:
+        """Log validation scores of the EMA, and save its weights if they are the best so far by ``selection``."""
         self._log.write(state.name, state.done, {f"validation_{name}": value for name, value in scores.items()})
         if warning := color_shift_warning(scores, f"validation after step {state.done} of stage {state.name}"):
             logger.warning("%s", warning)
-        if not math.isnan(scores["psnr_rgb"]) and (state.best is None or scores["psnr_rgb"] > state.best):
-            state.best = scores["psnr_rgb"]
+        if selection.improves(scores[selection.metric], state.best):
+            state.best = scores[selection.metric]
             self.save_weights(state, best=True)
 
     def save(self, state: StageState) -> None:
@@ -138,7 +139,7 @@ class RunOutput:
 
 
 def describe(values: Mapping[str, float], timing: Mapping[str, float]) -> str:
-    """A logged step in short: "loss 0.0512, 38.1 img/s, ascent 78%, LR 24.1 dB, gain +0.0123"."""
+    """A logged step in short: "loss 0.0512, 38.1 img/s, ascent 78%, LR 24.1 dB, gain +0.0123, lr 0.0001"."""
     parts = [
         f"loss {values['loss']:.4f}",
         f"{timing['images_per_second']:.1f} img/s",
@@ -147,4 +148,5 @@ def describe(values: Mapping[str, float], timing: Mapping[str, float]) -> str:
     ]
     if "loss_gain" in values:
         parts.append(f"gain {values['loss_gain']:+.4f}")
+    parts.append(f"lr {values['lr']:.3g}")
     return ", ".join(parts)

@@ -16,6 +16,8 @@ from andfast.training.ema import EMA
 from andfast.training.latch import Latch
 from andfast.training.profiling import StepTimer
 from andfast.training.rng import restore_rng_state, rng_state
+from andfast.training.schedule import is_constant, learning_rate
+from andfast.training.selection import PSNR
 from andfast.training.step import TrainingStep
 
 
@@ -34,7 +36,8 @@ class StageState:
         step: the training step, with the networks.
         ema: exponential moving average of G's weights; equal to them with a decay of 0.
         timer: times the phases of the steps.
-        best: best validation PSNR (RGB, dB) of the stage so far; None before the first validation.
+        best: best validation score of the stage so far; None before the first validation.
+        best_by: name of that score.
         validation_due: whether a stop came before the validation of the last step.
         done: number of optimizer steps taken.
         seconds, waited: wall-clock time of these steps, and the part of it spent waiting for data.
@@ -50,10 +53,11 @@ class StageState:
         shard: tuple[int, int] | None = None,
         backend: Backend | None = None,
     ) -> None:
-        settings = config.net if stage == "net" else config.gan
-        self.name = stage
+        settings = config.stage(stage)
+        self.name, self._settings = stage, settings
         self.done = 0
         self.best: float | None = None
+        self.best_by = PSNR
         self.validation_due = False
         self.seconds = 0.0
         self.waited = 0.0
@@ -76,10 +80,12 @@ class StageState:
         )
         self.ema = EMA(self.step.generator, config.ema_decay)
         self._adam = {"fused": cuda or backend is not None, "capturable": cuda and backend is not None}
-        self.optimizers = {
-            name: torch.optim.Adam(network.parameters(), lr=settings.lr, betas=settings.betas, **self._adam)
-            for name, network in self.trained().items()
-        }
+        self.optimizers = {}
+        for name, network in self.trained().items():
+            lr: float | Tensor = settings.lr
+            if backend is not None and not is_constant(settings):
+                lr = torch.tensor(lr, device=group.device)  # a captured step reads it again at each replay
+            self.optimizers[name] = torch.optim.Adam(network.parameters(), lr=lr, betas=settings.betas, **self._adam)
         self._captured: CapturedStep | None = None
 
     @property
@@ -103,6 +109,7 @@ class StageState:
                 name=f"stage {self.name}: CUDA graph of the step",
                 required=self._required,
             )
+        self._set_learning_rate()
         self._captured.take(batches, self.done)
         self.done += 1
 
@@ -136,6 +143,7 @@ class StageState:
 
     def update(self) -> None:
         """Apply the gradients."""
+        self._set_learning_rate()
         with self.timer.span("optimizer"):
             for optimizer in self.optimizers.values():
                 self.scaler.step(optimizer)
@@ -143,6 +151,20 @@ class StageState:
         with self.timer.span("ema"):
             self.ema.update(self.step.generator)
         self.done += 1
+
+    @property
+    def last_learning_rate(self) -> float:
+        """The learning rate of the last step, or of the first one before it."""
+        return learning_rate(self.name, self._settings, max(self.done - 1, 0))
+
+    def _set_learning_rate(self) -> None:
+        rate = learning_rate(self.name, self._settings, self.done)
+        for optimizer in self.optimizers.values():
+            for group in optimizer.param_groups:
+                if isinstance(group["lr"], Tensor):
+                    group["lr"].fill_(rate)
+                else:
+                    group["lr"] = rate
 
     def since_last_log(self) -> tuple[int, float]:
         """Steps and seconds since the last call, in this process; at least one step."""
@@ -164,10 +186,11 @@ class StageState:
     def state(self) -> dict[str, Any]:
         """The state that a checkpoint stores besides the weights."""
         return {
-            "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
+            "optimizers": {name: _optimizer_state(optimizer) for name, optimizer in self.optimizers.items()},
             "scaler": self.scaler.state_dict(),
             "rng": rng_state(),
-            "best_psnr_rgb": self.best,
+            "best_score": self.best,
+            "best_by": self.best_by,
             "validation_due": self.validation_due,
             "seconds": self.seconds,
             "waited": self.waited,
@@ -204,9 +227,16 @@ class StageState:
                 group["lr"] = rate
         self.scaler.load_state_dict(checkpoint.state["scaler"])
         restore_rng_state(checkpoint.state["rng"])
-        self.best = checkpoint.state.get("best_psnr_rgb")
+        self.best = checkpoint.state.get("best_score", checkpoint.state.get("best_psnr_rgb"))
+        self.best_by = checkpoint.state.get("best_by", PSNR)
         self.validation_due = checkpoint.state.get("validation_due", False)
         self.seconds = checkpoint.state["seconds"]
         self.waited = checkpoint.state["waited"]
         self.done = checkpoint.step
         self._logged = (self.done, self.seconds)
+
+
+def _optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """State of an optimizer with its learning rates as numbers."""
+    state = optimizer.state_dict()
+    return {**state, "param_groups": [{**group, "lr": float(group["lr"])} for group in state["param_groups"]]}

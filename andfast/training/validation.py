@@ -14,6 +14,7 @@ from andfast.drawing import sample_sheet
 from andfast.metrics import MAX_COLOR_SHIFT
 from andfast.training.held_out import attack_crops, held_out_crops, input_images
 from andfast.training.scoring import Images, bicubic, restore, score, values
+from andfast.training.selection import Selection
 from andfast.training.validation_set import ValidationSet
 
 logger = logging.getLogger(__name__)
@@ -36,13 +37,14 @@ def validate(
     generator: nn.Module,
     validation: ValidationSet,
     *,
+    selection: Selection | None = None,
     sheet: Path | None = None,
     heading: str = "",
 ) -> dict[str, float]:
     """Score ``generator`` on pairs or on clean LR; write a sheet if ``sheet`` is set and validation.sheet is above 0.
 
     Returns:
-        The means of :func:`andfast.training.scoring.values`.
+        The means of :func:`andfast.training.scoring.values`, and the score by which ``selection`` chooses.
     """
     settings = config.validation
     border = settings.border(config.scale)
@@ -58,7 +60,8 @@ def validate(
             crop_border=border,
             heading=heading,
         )
-    return score(sr, hr, crop_border=border)
+    scores = score(sr, hr, crop_border=border)
+    return scores if selection is None else scores | selection.score(sr, hr, crop_border=border)
 
 
 def held_out_quality(

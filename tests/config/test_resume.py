@@ -10,7 +10,7 @@ from andfast.config.command_line import read_command_line
 from andfast.config.files import dump, load
 from andfast.config.names import setting_types
 from andfast.config.renames import RENAMED
-from andfast.config.resume import differences, digest
+from andfast.config.resume import CHANGEABLE_ON_RESUME, differences, digest
 from andfast.training.build import NOISE_DTYPES, build_attack_settings
 
 
@@ -26,6 +26,22 @@ def test_digest_and_differences_ignore_free_settings() -> None:
         "loss.perceptual_layers": (config.loss.perceptual_layers, {"conv5_4": 1.0}),
         "net.lr": (1e-4, 1.0),
     }
+
+
+def test_steps_are_free_unless_the_schedule_ends_with_them() -> None:
+    """A cosine schedule ends at the last step, so that another number of steps changes the rates to come."""
+    constant, cosine = config_of("--net.steps=10"), config_of("--net.steps=10", "--net.lr_schedule=cosine")
+    assert differences(constant, config_of("--net.steps=20")) == {}
+    changed = differences(cosine, config_of("--net.steps=20", "--net.lr_schedule=cosine", "--gan.steps=3"))
+    assert changed == {"net.steps": (10, 20)}
+    assert set(changed) | set(differences(constant, cosine)) <= set(CHANGEABLE_ON_RESUME)
+
+
+def test_digest_is_that_of_version_0_1() -> None:
+    """Settings that were added later leave it as it was, unless they are set."""
+    config = config_of("--seed=3")
+    assert digest(config) == "c03bede6b3e182b358b2a0f9b5b880185cbbc3f7b3cbc507bd1108076066bfdd"
+    assert digest(config_of("--seed=3", "--adversary.strategy=random")) != digest(config)
 
 
 @pytest.mark.parametrize(

@@ -134,6 +134,47 @@ PARTS = ("kernel", "rest", "noise", "slope")
             ["--adversary.strategy=random", "--adversary.precision=fp8"],
             "adversary.precision must be 'same', its default, with adversary.strategy 'random', which has no ascent",
         ),
+        (
+            ["--net.lr_milestones=[5]"],
+            "net.lr_milestones must be null with net.lr_schedule 'constant', was [5]; set net.lr_schedule to",
+        ),
+        (
+            ["--gan.lr_schedule=cosine", "--gan.lr_gamma=0.5"],
+            "gan.lr_gamma must be null with gan.lr_schedule 'cosine', was 0.5",
+        ),
+        (
+            ["--net.lr_schedule=milestones", "--net.lr_milestones=[5, 3]"],
+            "net.lr_milestones must be steps in increasing order, the first at least 1, was [5, 3]",
+        ),
+        (["--net.lr_schedule=milestones", "--net.lr_milestones=[]"], "net.lr_milestones must be steps in increasing"),
+        (["--net.lr_schedule=milestones", "--net.lr_milestones=[0, 2]"], "net.lr_milestones must be steps in"),
+        (
+            ["--net.lr_schedule=milestones", "--net.lr_gamma=2"],
+            "net.lr_gamma must be above 0 and at most 1, or null, was 2.0",
+        ),
+        (["--gan.lr_warmup=-1"], "gan.lr_warmup must be at least 0, was -1"),
+        (
+            ["--net.lr_schedule=cosine", "--net.steps=10", "--net.lr_warmup=10"],
+            "net.lr_warmup must be below net.steps, 10, with net.lr_schedule 'cosine', was 10",
+        ),
+        (["--net.lr_schedule=cosin"], "net.lr_schedule must be 'constant', 'milestones' or 'cosine', was 'cosin'"),
+        (["--validation.best_by=niqe"], "validation.best_by must be null without validation.hr, was 'niqe'"),
+        (
+            ["--validation.hr=[a]", "--validation.best_by=niqe", "--validation.crop_size=196"],
+            "validation.crop_size must be at least 200 with validation.best_by 'niqe' (two blocks of 96",
+        ),
+        (
+            ["--validation.hr=[a]", "--validation.best_by=lpips", "--validation.crop_size=36"],
+            "validation.crop_size must be at least 39 with validation.best_by 'lpips', was 36",
+        ),
+        (
+            ["--validation.hr=[a]", "--validation.best_by=psnr", "--validation.niqe_parameters=a.npz"],
+            "validation.niqe_parameters must be null with validation.best_by 'psnr', was 'a.npz'",
+        ),
+        (
+            ["--validation.hr=[a]", "--validation.lpips_weights=a.pth"],
+            "validation.lpips_weights must be null with validation.best_by null, was 'a.pth'",
+        ),
         (["--adversary.strategy=nose"], "adversary.strategy must be 'pgd', 'none', 'bicubic', 'noise', 'random'"),
         (["--adversary.precision=fp4"], "adversary.precision must be 'same' or 'fp8', was 'fp4'"),
         (

@@ -35,7 +35,8 @@ def rounds_alike(made_with: dict[str, Any]) -> bool:
 
 def metrics(run: Path) -> list[dict[str, Any]]:
     return [
-        {key: value for key, value in line.items() if key != "timing"} for line in read_metrics(run / "metrics.jsonl")
+        {key: value for key, value in line.items() if key not in ("timing", "lr")}  # lr is logged since 0.2
+        for line in read_metrics(run / "metrics.jsonl")
     ]
 
 
