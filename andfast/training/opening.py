@@ -26,7 +26,7 @@ from andfast.training.run_folder import (
     read_run_id,
     recover_run,
 )
-from andfast.training.selection import Selection, build_selection
+from andfast.training.selection import Selection, build_selection, check_selection
 from andfast.training.signals import GracefulStop
 from andfast.training.summary import Summary
 from andfast.training.validation_set import ValidationSet, load_validation_set
@@ -86,6 +86,8 @@ def open_run(config: TrainConfig, options: RunOptions, group: ProcessGroup, stop
                 summary = Summary.of(checkpoint.state, config.output / "summary.json")
                 _log_resumed(checkpoint, config, options, changes)
         check_weights(config)
+        if group.is_main:
+            check_selection(config)
     seed_everything(config.seed)
     torch.backends.cudnn.benchmark = group.device.type == "cuda"  # crops have one size
     skipped: list[str] = []

@@ -76,16 +76,8 @@ def build_selection(config: TrainConfig, stage: Stage, validation: ValidationSet
             best_by = "psnr"
     if best_by == "psnr":
         return Selection()
-    if best_by == "lpips":
-        try:
-            return Selection("lpips", lpips=LPIPS(weights=settings.lpips_weights))
-        except ModuleNotFoundError as error:
-            raise ValueError(f"validation.best_by must be 'psnr' or 'niqe' here, was 'lpips': {error}") from error
-    if settings.niqe_parameters is not None:
-        try:
-            return Selection("niqe", niqe=NIQE(settings.niqe_parameters))
-        except ModuleNotFoundError as error:
-            raise ValueError(f"validation.niqe_parameters must be a .npz file here: {error}") from error
+    if (selection := _from_files(config)) is not None:
+        return selection
     try:
         parameters = fit_niqe(_photographs(images), source="the training photographs")
     except ValueError as error:
@@ -98,6 +90,31 @@ def build_selection(config: TrainConfig, stage: Stage, validation: ValidationSet
         return Selection()
     logger.info("stage %s: NIQE, fitted to the training photographs, chooses the best weights", stage)
     return Selection("niqe", niqe=NIQE(parameters))
+
+
+def check_selection(config: TrainConfig) -> None:
+    """Check the files of NIQE and LPIPS before a run begins.
+
+    Raises:
+        FileNotFoundError, ValueError: weights or parameters of the metric are missing or damaged.
+    """
+    _from_files(config)
+
+
+def _from_files(config: TrainConfig) -> Selection | None:
+    """The selection by a metric whose weights or parameters are in files; None if there is none."""
+    settings = config.validation
+    if settings.best_by == "lpips":
+        try:
+            return Selection("lpips", lpips=LPIPS(weights=settings.lpips_weights))
+        except ModuleNotFoundError as error:
+            raise ValueError(f"validation.best_by must be 'psnr' or 'niqe' here, was 'lpips': {error}") from error
+    if settings.niqe_parameters is not None:
+        try:
+            return Selection("niqe", niqe=NIQE(settings.niqe_parameters))
+        except ModuleNotFoundError as error:
+            raise ValueError(f"validation.niqe_parameters must be a .npz file here: {error}") from error
+    return None
 
 
 def _photographs(images: PackedImages) -> Iterator[Tensor]:

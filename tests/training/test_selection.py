@@ -111,6 +111,15 @@ def test_lpips(monkeypatch: pytest.MonkeyPatch) -> None:
         build("net", [], best_by="lpips")
 
 
+def test_missing_parameters_are_an_error_before_the_run_folder_exists(tmp_path: Path) -> None:
+    arguments = [*write_config(tmp_path), "--output", str(tmp_path / "run"), "--validation.crop_size=200"]
+    missing = tmp_path / "none.npz"
+    config, options = parse_train([*arguments, "--validation.best_by=niqe", f"--validation.niqe_parameters={missing}"])
+    with pytest.raises(FileNotFoundError, match=r"none\.npz"):
+        loop.run(config, options)
+    assert not (tmp_path / "run" / "data").exists()
+
+
 def test_better_is_higher_for_psnr_only() -> None:
     assert Selection().improves(30.0, None)
     assert Selection().improves(30.0, 29.0)
