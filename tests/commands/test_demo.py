@@ -41,5 +41,7 @@ def test_demo_names_the_extra_it_lacks(arguments, monkeypatch, capsys):
 @pytest.mark.slow
 def test_demo_runs_in_an_empty_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert demo.main(["--steps", "1"]) == 0
+    small = ["--batch_size=1", "--data.patch_size=32", "--validation.crops=2", "--validation.crop_size=64"]
+    small += ["--validation.sheet=1", "--generator.features=8", "--adversary.steps=1"]
+    assert demo.main(["--steps", "1", *small]) == 0
     assert (tmp_path / "runs" / "demo" / "weights" / "andgan.safetensors").is_file()
