@@ -59,6 +59,14 @@ def one_of(name: str, value: str, allowed: Sequence[str]) -> None:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, was {value!r}")
 
 
+def positive_int(name: str, value: object) -> None:
+    """Raise unless ``value`` is an integer of at least 1."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an integer, was {value!r}")
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1, was {value}")
+
+
 def not_negative(name: str, value: object) -> None:
     """Raise unless ``value`` is a finite number of at least 0."""
     if not isinstance(value, int | float):

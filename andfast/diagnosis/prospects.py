@@ -7,9 +7,9 @@ from typing import Final
 
 import torch
 
-from andfast.config.command_line import read_command_line
 from andfast.config.errors import ConfigError
 from andfast.config.machine import resolve_device
+from andfast.config.parsing import parse_arguments
 from andfast.config.schema import TrainConfig
 from andfast.data.sources import find_images
 from andfast.diagnosis.machine import Diagnosis, cached, gigabytes, host_memory, reachable, weights_url
@@ -26,11 +26,11 @@ def configuration(report: Diagnosis, arguments: list[str]) -> TrainConfig | None
     """Read a configuration like training does; the output folder defaults to the current folder."""
     try:
         try:
-            return read_command_line(arguments)[0]
+            return parse_arguments(arguments)[0]
         except ConfigError as error:
             if not str(error).startswith(_NO_OUTPUT):
                 raise
-            return read_command_line([*arguments, "--output=."])[0]
+            return parse_arguments([*arguments, "--output=."])[0]
     except ConfigError as error:
         report.problem("Configuration", str(error))
         return None

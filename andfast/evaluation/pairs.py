@@ -5,14 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
 from andfast.data.images import UnusableImageError, decode
 from andfast.evaluation.layouts import PairFiles
 from andfast.metrics import luma
-from andfast.resize import bicubic_downscale
+from andfast.resize import bicubic_downscale, bicubic_upscale
 
 SHIFT_ACCURACY = 0.1
 """Error of the shift estimate, in HR pixels."""
@@ -88,15 +87,6 @@ def downscale(image: Tensor, scale: int) -> Tensor:
     return (small[0].clamp(0, 1) * 255).round().to(torch.uint8)
 
 
-def _upscale(image: Tensor, scale: int) -> Tensor:
-    """Bicubic upscaling of (3, H, W) uint8 to (3, H * scale, W * scale), fp32 in [0, 1]."""
-    # antialias=True only selects a = -0.5 here; without it PyTorch's cubic has a = -0.75.
-    large = F.interpolate(
-        image[None].float() / 255, scale_factor=float(scale), mode="bicubic", align_corners=False, antialias=True
-    )
-    return large[0].clamp(0, 1)
-
-
 def estimate_shift(pair: Pair, scale: int) -> tuple[float, float] | None:
     """Shift (down, right) of LR's content relative to HR's, in HR pixels; None if it cannot be determined.
 
@@ -109,7 +99,7 @@ def estimate_shift(pair: Pair, scale: int) -> tuple[float, float] | None:
     hr = pair.hr[:, top : top + tall, left : left + wide]
     lr = pair.lr[:, top // scale : (top + tall) // scale, left // scale : (left + wide) // scale]
     a = luma(hr[None])[0, 0].numpy()
-    b = luma(_upscale(lr, scale)[None])[0, 0].numpy()
+    b = luma(bicubic_upscale(lr[None], scale).clamp(0, 1))[0, 0].numpy()
     window = np.hanning(tall + 2)[1:-1, None] * np.hanning(wide + 2)[None, 1:-1]
     if min(a.std(), b.std()) < 0.5:
         return None

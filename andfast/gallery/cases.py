@@ -9,6 +9,7 @@ from torch import Tensor
 
 from andfast.adversary import Attack, Ball, ConvolutionRadii, project, seeded_generator
 from andfast.adversary.calibration import Calibration, find_factor, scaled
+from andfast.inference.padding import restore_padded
 from andfast.losses import l1_loss
 from andfast.metrics.psnr import mean_psnr
 from andfast.nn import Theta
@@ -26,9 +27,9 @@ class Case(NamedTuple):
         section, name: where it stands in the gallery.
         radii: of the ball, by name, at the photograph's size.
         lr: (3, H / scale, W / scale) in [0, 1].
-        sr: what G makes of it, (3, H, W), not clamped.
+        sr: G's output for LR padded by replication, (3, H, W), not clamped.
         lr_psnr: dB over all channels against the clean LR.
-        loss: L1 of G on it.
+        loss: L1 of SR.
         loss_gain: over the loss on the identity network's LR.
         sr_psnr_y: dB on Y of SR, as 8 bits, against HR.
     """
@@ -163,7 +164,8 @@ class Degrader:
     def _case(self, section: str, name: str, ball: Ball, theta: Theta, clean_loss: float | None) -> Case:
         lr, clean = self.attack.degrade(self.hr, theta)
         with self.attack.autocast_context(lr):
-            sr = self.attack.generator(lr).float()
+            multiple = getattr(self.attack.generator, "unshuffle", 1)
+            sr = restore_padded(self.attack.generator, lr, multiple=multiple).float()
         loss = float(l1_loss(sr, self.hr))
         scale = self.attack.degradation.scale
         border = scale if min(self.hr.shape[2:]) > 2 * scale + 11 else 0

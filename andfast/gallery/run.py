@@ -13,8 +13,8 @@ from tqdm import tqdm
 
 from andfast import __version__
 from andfast.adversary import Attack, Ball, Objective, ReuseOptions
-from andfast.config.command_line import read_command_line
 from andfast.config.machine import resolve_device
+from andfast.config.parsing import parse_arguments
 from andfast.config.schema import TrainConfig
 from andfast.data.images import UnusableImageError, decode
 from andfast.diagnosis.machine import gigabytes, host_memory
@@ -107,9 +107,9 @@ def _generator(weights: Path | None) -> tuple[RRDBNet, str]:
 def _configuration(options: argparse.Namespace, settings: Sequence[str], scale: int) -> TrainConfig:
     """The settings of F and the adversary; the run's own, such as its photographs, are not looked at."""
     source = ["--config", options.config] if options.config else ["--data.train=[.]", "--precision=fp32"]
-    config = read_command_line([*source, *settings, "--output=."])[0]
+    config = parse_arguments([*source, *settings, "--output=."])[0]
     if options.config and config.scale != scale:
-        raise ValueError(f"scale must be that of the weights, {scale}, was {config.scale} in {options.config}")
+        raise ValueError(f"scale must equal that of the weights, {scale}, was {config.scale} in {options.config}")
     return config
 
 

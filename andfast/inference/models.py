@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Final
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from andfast.inference.padding import ALL_SIDES, MARGIN, Sides, restore_padded
 from andfast.nn.rrdbnet import RRDBNet
 from andfast.nn.weights import UnknownArchitectureError, generator_from_weights, read_state
+from andfast.resize import bicubic_upscale
 
 BICUBIC: Final = "bicubic"
 PRECISIONS: Final = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -180,13 +180,11 @@ def find_device(device: str | torch.device) -> torch.device:
 
 
 def _bicubic(scale: int, device: torch.device) -> Restorer:
-    def upscale(x: Tensor) -> Tensor:
-        # When upscaling, antialias=True only selects a = -0.5; PyTorch's default cubic has a = -0.75.
-        return F.interpolate(x, scale_factor=float(scale), mode="bicubic", align_corners=False, antialias=True)
-
     if device.type == "mps":  # antialias is not implemented on MPS
         device = torch.device("cpu")
-    return Restorer(BICUBIC, upscale, architecture=BICUBIC, scale=scale, device=device, margin=0)
+    return Restorer(
+        BICUBIC, lambda x: bicubic_upscale(x, scale), architecture=BICUBIC, scale=scale, device=device, margin=0
+    )
 
 
 def _from_spandrel(path: Path, device: torch.device, dtype: torch.dtype, reason: UnknownArchitectureError) -> Restorer:

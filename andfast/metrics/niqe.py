@@ -18,6 +18,7 @@ from torch import Tensor
 from andfast import checks
 from andfast.metrics.color import PEAK, YRange, luma
 from andfast.metrics.niqe_parameters import FEATURES, NIQEParameters, read_niqe_parameters
+from andfast.resize import cubic
 
 BLOCK = 96
 """Block size in pixels at the first scale; 48 at the second."""
@@ -145,10 +146,7 @@ def _local_mean(y: Tensor) -> Tensor:
 
 def _halve(y: Tensor) -> Tensor:
     """Downscale by 2 like MATLAB's imresize: cubic with a = -0.5 stretched to 8 taps, mirrored edges."""
-    distance = (torch.arange(8, dtype=torch.float64) - 3.5).abs() / 2
-    near = 1.5 * distance**3 - 2.5 * distance**2 + 1
-    far = -0.5 * distance**3 + 2.5 * distance**2 - 4 * distance + 2
-    taps = torch.where(distance <= 1, near, far)
+    taps = cubic((torch.arange(8, dtype=torch.float64) - 3.5).abs() / 2)
     taps = taps / taps.sum()
     for axis in (-2, -1):
         first, last = y.narrow(axis, 0, 3).flip(axis), y.narrow(axis, -3, 3).flip(axis)

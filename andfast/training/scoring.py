@@ -9,12 +9,12 @@ import math
 from collections.abc import Iterator, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from andfast import checks
 from andfast.inference.padding import restore_padded
 from andfast.metrics import color_shift, psnr_rgb, psnr_y, ssim_y
+from andfast.resize import bicubic_upscale
 
 Images = Tensor | Sequence[Tensor]
 """A batch (N, 3, H, W) or a sequence of (3, H, W) images of any sizes; uint8, or floating point in [0, 1]."""
@@ -32,7 +32,7 @@ def restore(generator: nn.Module, lr: Images, *, batch: int = 8) -> list[Tensor]
         lr: the images.
         batch: images per batch; only consecutive images of equal size share one.
     """
-    check_positive_ints(batch=batch)
+    checks.positive_int("batch", batch)
     parameter = next(generator.parameters(), None)
     modes = [(module, module.training) for module in generator.modules()]
     outputs: list[Tensor] = []
@@ -89,18 +89,8 @@ def quantize(images: Tensor) -> Tensor:
 
 
 def bicubic(lr: Tensor, scale: int) -> Tensor:
-    """Upscale (N, 3, H, W) to (N, 3, H * scale, W * scale) by bicubic interpolation; fp32, clamped to [0, 1].
-
-    Keys' cubic with a = -0.5 and pixel centers aligned, which equals Pillow's BICUBIC and MATLAB's imresize inside the
-    image, up to Pillow's rounding to 8 bits.
-    """
-    checks.tensor("lr", lr)
-    check_positive_ints(scale=scale)
-    if lr.dim() != 4:
-        raise ValueError(f"lr must have shape (N, C, H, W), was {checks.shape(lr)}")
-    x = lr.float() / 255 if lr.dtype == torch.uint8 else lr.float()
-    # When enlarging, antialias=True only selects a = -0.5; PyTorch's default is a = -0.75.
-    return F.interpolate(x, scale_factor=float(scale), mode="bicubic", align_corners=False, antialias=True).clamp(0, 1)
+    """Upscale (N, 3, H, W) by :func:`andfast.resize.bicubic_upscale`, clamped to [0, 1]."""
+    return bicubic_upscale(lr, scale).clamp(0, 1)
 
 
 def _batches(images: Images, size: int) -> Iterator[Tensor]:
@@ -119,16 +109,3 @@ def _pairs(sr: Images, hr: Images) -> Iterator[tuple[Tensor, Tensor]]:
     if len(sr) != len(hr) or not len(hr):
         raise ValueError(f"sr and hr must have the same number of images, at least 1, was {len(sr)} and {len(hr)}")
     return zip(sr, hr, strict=True)
-
-
-def check_positive_ints(**values: object) -> None:
-    """Check arguments given by name.
-
-    Raises:
-        TypeError, ValueError: a value is not an integer of at least 1.
-    """
-    for name, value in values.items():
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise TypeError(f"{name} must be an integer, was {value!r}")
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, was {value}")

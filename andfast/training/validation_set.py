@@ -11,10 +11,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from andfast import checks
 from andfast.config.schema import TrainConfig
 from andfast.data.images import SUFFIXES, UnusableImageError, decode
 from andfast.data.sources import find_images, matches, resolve_source, walk_files
-from andfast.training.scoring import check_positive_ints
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +66,8 @@ class ValidationSet:
         Raises:
             TypeError, ValueError: an invalid argument, or an image smaller than a crop; the message names it.
         """
-        check_positive_ints(crop_size=crop_size, crops=crops, scale=scale)
+        for argument, value in {"crop_size": crop_size, "crops": crops, "scale": scale}.items():
+            checks.positive_int(argument, value)
         if crop_size % scale:
             raise ValueError(f"crop_size must be a multiple of scale, {scale}, was {crop_size}")
         if not images or len(images) != len(names):
@@ -114,7 +115,7 @@ class ValidationSet:
                 an HR size other than scale times its LR size; the message names it.
             FileNotFoundError: a folder does not exist.
         """
-        check_positive_ints(scale=scale)
+        checks.positive_int("scale", scale)
         hr_names = _image_files("hr_folder", Path(hr_folder), include, exclude)
         lr_names = _image_files("lr_folder", Path(lr_folder), include, exclude)
         for name in sorted(hr_names ^ lr_names):

@@ -14,7 +14,7 @@ from PIL import Image
 from andfast import degrade
 from andfast.adversary import GROUPS, PRESETS, Attack, AttackSettings, Ball, ConvolutionRadii, Objective
 from andfast.adversary.calibration import find_factor, scaled
-from andfast.config.command_line import read_command_line
+from andfast.config.parsing import parse_arguments
 from andfast.config.schema import TrainConfig
 from andfast.gallery import run
 from andfast.gallery.cases import Degrader, configuration_lines, cut
@@ -117,7 +117,7 @@ def test_configuration_lines_reproduce_the_ball(ball: Ball) -> None:
     settings = yaml.safe_load(configuration_lines(ball, 128))
     options = [f"--adversary.{name}={value}" for name, value in settings["adversary"].items()]
     options.append(f"--data.patch_size={settings['data']['patch_size']}")
-    config, _ = read_command_line([*options, "--output=x", "--data.train=[.]"])
+    config, _ = parse_arguments([*options, "--output=x", "--data.train=[.]"])
     assert build_attack_settings(config, "net").ball == ball
 
 
@@ -125,7 +125,7 @@ def test_configuration_lines_reproduce_a_joint_ball() -> None:
     joint = replace(PRESETS["paper"].ball)
     settings = yaml.safe_load(configuration_lines(scaled(joint, 0.1), 256))["adversary"]
     options = [f"--adversary.{name}={value}" for name, value in settings.items()]
-    config, _ = read_command_line([*options, "--output=x", "--data.train=[.]"])
+    config, _ = parse_arguments([*options, "--output=x", "--data.train=[.]"])
     assert build_attack_settings(config, "net").ball.radii == pytest.approx([2.0, 0.2, 0.04])
 
 
@@ -341,4 +341,4 @@ def test_rejects_scale_that_does_not_fit(photo: Path, weights: Path, tmp_path: P
 
 
 def test_default_configuration_is_valid() -> None:
-    assert isinstance(read_command_line(["--data.train=[.]", "--precision=fp32", "--output=."])[0], TrainConfig)
+    assert isinstance(parse_arguments(["--data.train=[.]", "--precision=fp32", "--output=."])[0], TrainConfig)

@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors.torch import save as to_safetensors
 
 from andfast import degrade, doctor, export
-from andfast.config.command_line import read_command_line
+from andfast.config.parsing import parse_arguments
 from andfast.diagnosis import machine
 from andfast.gallery import cases, run
 from andfast.nn import RRDBNet
@@ -127,8 +127,8 @@ def test_weights_of_other_kinds(tmp_path: Path, capsys: pytest.CaptureFixture[st
 @pytest.mark.slow
 def test_damaged_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cases.Degrader, "cases", lambda self, factors: iter(()))  # only the input is tested
-    config = read_command_line(["--data.train=[.]", "--precision=fp32", "--output=."])
-    monkeypatch.setattr(run, "read_command_line", lambda _: config)  # reading it takes most of the time
+    config = parse_arguments(["--data.train=[.]", "--precision=fp32", "--output=."])
+    monkeypatch.setattr(run, "parse_arguments", lambda _: config)  # reading it takes most of the time
     generator = random.Random(2)
     picture = Image.effect_mandelbrot((40, 36), (-2, -1.5, 1, 1.5), 50).convert("RGB")
     good = []

@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 from command_lines import BASE, config_of, error_of, write_settings
 
-from andfast.config.command_line import parse_train, read_command_line
+from andfast.config.command_line import parse_train
 from andfast.config.errors import ConfigError
 from andfast.config.files import dump
 from andfast.config.losses import VGG_LAYERS
 from andfast.config.names import setting_types
+from andfast.config.parsing import parse_arguments
 from andfast.config.schema import LossConfig, RunOptions, TrainConfig
 
 
@@ -38,8 +39,8 @@ def test_defaults_are_from_the_paper() -> None:
 
 def test_command_line_overrides_file_overrides_default(tmp_path: Path) -> None:
     path = write_settings(tmp_path, "output: from_file\nseed: 3\nnet: {lr: 1e-3}\ndata: {train: [a, b]}\n")
-    before, _ = read_command_line(["--seed", "4", "--config", path, "--output", "there"])
-    after, _ = read_command_line(["--config", path, "--output=there", "--seed=4"])
+    before, _ = parse_arguments(["--seed", "4", "--config", path, "--output", "there"])
+    after, _ = parse_arguments(["--config", path, "--output=there", "--seed=4"])
     assert before == after
     assert (before.seed, before.net.lr, before.data.train, before.output) == (
         4,
@@ -47,7 +48,7 @@ def test_command_line_overrides_file_overrides_default(tmp_path: Path) -> None:
         ["a", "b"],
         Path("there"),
     )
-    assert read_command_line(["--config", path])[0].output == Path("from_file")
+    assert parse_arguments(["--config", path])[0].output == Path("from_file")
 
 
 def test_mapping_in_a_file_replaces_the_default_and_an_option_adds(tmp_path: Path) -> None:
@@ -63,20 +64,20 @@ def test_plus_appends_to_a_list() -> None:
 
 
 def test_run_options() -> None:
-    assert read_command_line(BASE)[1] == RunOptions(resume=False, steps=None, overwrite=False)
-    assert read_command_line([*BASE, "--overwrite", "--steps", "7"])[1] == RunOptions(steps=7, overwrite=True)
+    assert parse_arguments(BASE)[1] == RunOptions(resume=False, steps=None, overwrite=False)
+    assert parse_arguments([*BASE, "--overwrite", "--steps", "7"])[1] == RunOptions(steps=7, overwrite=True)
 
 
 def test_resume_reads_the_config_of_the_run(tmp_path: Path) -> None:
     first = config_of("--seed", "9", "--output", str(tmp_path))
     (tmp_path / "config.yaml").write_text(dump(first))
-    again, options = read_command_line(["--resume", "--output", str(tmp_path)])
+    again, options = parse_arguments(["--resume", "--output", str(tmp_path)])
     assert again == first
     assert options.resume
     moved = tmp_path / "moved"
     moved.mkdir()
     (moved / "config.yaml").write_text(dump(first))
-    assert read_command_line(["--output", str(moved), "--resume"])[0].output == moved
+    assert parse_arguments(["--output", str(moved), "--resume"])[0].output == moved
 
 
 def test_help_lists_every_setting(
@@ -144,9 +145,9 @@ def test_invalid_command_line_raises(arguments: list[str], texts: list[str]) -> 
 
 def test_output_and_images_are_required() -> None:
     with pytest.raises(ConfigError, match=r"^--output must be given"):
-        read_command_line([])
+        parse_arguments([])
     with pytest.raises(ConfigError, match=r"data\.train must name at least one folder with photographs, was \[\]"):
-        read_command_line(["--output", "x"])
+        parse_arguments(["--output", "x"])
 
 
 def test_error_is_one_line_on_stderr_with_status_2(capsys: pytest.CaptureFixture[str]) -> None:
@@ -185,11 +186,11 @@ def test_errors_do_not_import_torch() -> None:
     ],
 )
 def test_paths_are_texts_whatever_yaml_reads_in_them(text: str, paths: list[str]) -> None:
-    config, _ = read_command_line([f"--data.train={text}", "--output=x", "--precision=fp32"])
+    config, _ = parse_arguments([f"--data.train={text}", "--output=x", "--precision=fp32"])
     assert config.data.train == paths
 
 
 def test_paths_of_a_file_may_be_numbers(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("data: {train: [2024, photos]}\n")
-    config, _ = read_command_line(["--config", str(tmp_path / "config.yaml"), "--output=x", "--precision=fp32"])
+    config, _ = parse_arguments(["--config", str(tmp_path / "config.yaml"), "--output=x", "--precision=fp32"])
     assert config.data.train == ["2024", "photos"]

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from command_lines import config_of, error_of, write_settings
 
-from andfast.config.command_line import read_command_line
 from andfast.config.files import dump, load
 from andfast.config.names import setting_types
+from andfast.config.parsing import parse_arguments
 from andfast.config.renames import RENAMED
 from andfast.config.resume import CHANGEABLE_ON_RESUME, differences, digest
 from andfast.training.build import NOISE_DTYPES, build_attack_settings
@@ -77,7 +77,7 @@ def test_resume_translates_old_names(tmp_path: Path) -> None:
         assert new in text
         text = text.replace(new, old)
     (tmp_path / "config.yaml").write_text(text)
-    resumed, _ = read_command_line(["--output", str(tmp_path), "--resume"])
+    resumed, _ = parse_arguments(["--output", str(tmp_path), "--resume"])
     assert resumed == load(tmp_path / "config.yaml") == dataclasses.replace(config, output=tmp_path)
 
 

@@ -8,7 +8,7 @@ import torch
 from small_steps import crops
 
 from andfast.config.adversary import AdversaryConfig
-from andfast.config.command_line import read_command_line
+from andfast.config.parsing import parse_arguments
 from andfast.config.schema import DegradationConfig, DiscriminatorConfig, GeneratorConfig, TrainConfig
 from andfast.training.build import build_generator, build_strategy
 from andfast.training.distributed import ProcessGroup
@@ -33,7 +33,7 @@ def config_of(base: str, row: Path) -> TrainConfig:
     arguments = ["--config", str(CONFIGS / f"{base}.yaml"), "--adversary", str(row), "--output", "x", "--device=cpu"]
     if base.startswith("andgan"):
         arguments += ["--stages=[net, gan]", "--init_weights=null"]
-    return read_command_line(arguments)[0]
+    return parse_arguments(arguments)[0]
 
 
 def test_every_row_is_there() -> None:

@@ -4,21 +4,21 @@ from pathlib import Path
 
 import pytest
 
-from andfast.config.command_line import read_command_line
 from andfast.config.errors import ConfigError
+from andfast.config.parsing import parse_arguments
 from andfast.config.schema import TrainConfig
 
 BASE = ["--output", "runs/x", "--data.train", "[photos]"]
 
 
 def config_of(*arguments: str) -> TrainConfig:
-    return read_command_line([*BASE, *arguments])[0]
+    return parse_arguments([*BASE, *arguments])[0]
 
 
 def error_of(*arguments: str) -> str:
     """The one-line message of an invalid command line."""
     with pytest.raises(ConfigError) as caught:
-        read_command_line([*BASE, *arguments])
+        parse_arguments([*BASE, *arguments])
     message = str(caught.value)
     assert "\n" not in message
     return message
