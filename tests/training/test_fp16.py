@@ -29,15 +29,14 @@ CONFIG = TrainConfig(
     precision="fp16",  # rejected on a CPU by the command line because it is slow; the arithmetic is the same
     generator=GeneratorConfig(features=8, blocks=1, growth=4),
     degradation=DegradationConfig(channels=16),
-    discriminator=DiscriminatorConfig(kind="vgg", features=4),
     loss=LossConfig(vgg_weights="random", perceptual_layers={"conv1_2": 0.1}),
 )
 
 
-def state(stage: Any, **changes: Any) -> StageState:
+def state(stage: Any, kind: Any = "unet", **changes: Any) -> StageState:
     torch.manual_seed(0)
-    config = replace(CONFIG, **changes)
-    config = replace(config, data=replace(config.data, patch_size=128))
+    config = replace(CONFIG, discriminator=DiscriminatorConfig(kind=kind, features=4), **changes)
+    config = replace(config, data=replace(config.data, patch_size=128 if kind == "vgg" else 32))
     return StageState(config, stage, build_generator(config), CPU)
 
 
@@ -46,16 +45,16 @@ def weights(stage_state: StageState) -> list[Tensor]:
 
 
 def step(stage_state: StageState) -> dict[str, Tensor]:
-    values = stage_state.gradients([crops(2, 128)])
+    values = stage_state.gradients([crops(2, stage_state.step.attack.settings.patch_size)])
     stage_state.update()
     return values
 
 
-@pytest.mark.parametrize("shared", [False, True])
-def test_stage_gan_trains_as_in_fp32(shared: bool) -> None:
+@pytest.mark.parametrize(("kind", "shared"), [("vgg", True), ("unet", False)])
+def test_stage_gan_trains_as_in_fp32(kind: str, shared: bool) -> None:
     """Losses within fp16's precision and aligned gradients, with D's pass reused and without."""
     reuse = ReuseConfig(discriminator_pass=shared)
-    half, single = state("gan", reuse=reuse), state("gan", reuse=reuse, precision="fp32")
+    half, single = state("gan", kind, reuse=reuse), state("gan", kind, reuse=reuse, precision="fp32")
     assert half.scaler.is_enabled()
     half.scaler.scale(torch.ones(1))  # creates the scale
     half.scaler.update(2.0**8)  # at the default of 2**16 the second step overflows here
@@ -96,7 +95,7 @@ def test_attack_does_not_use_the_loss_scale() -> None:
     step(first)
     step(second)
     second.scaler.update(2.0**4)
-    batch = first.step.adversarial_batch(crops(2, 128), 1)
+    batch = first.step.adversarial_batch(crops(2, 32), 1)
     assert (batch.lr - batch.clean).abs().max() > 0
     second.step.generator.load_state_dict(first.step.generator.state_dict())
-    assert torch.equal(batch.lr, second.step.adversarial_batch(crops(2, 128), 1).lr)
+    assert torch.equal(batch.lr, second.step.adversarial_batch(crops(2, 32), 1).lr)
