@@ -16,12 +16,12 @@ def fetch(url: str, *, needed: str, instead: str, progress: bool = True) -> Path
 
     Args:
         url: URL of a file whose name ends in ``-CHECKSUM``, as torchvision's do.
-        needed: Start of the error message: what needs which weights.
-        instead: End of the error message: what the user can do otherwise.
-        progress: Show a progress bar.
+        needed: start of the error message, which names the feature and the weights that it needs.
+        instead: end of the error message, with an alternative.
+        progress: whether to show a progress bar.
 
     Raises:
-        FileNotFoundError: The download failed; the message says which file to put where.
+        FileNotFoundError: the download failed; the message says which file to put where.
     """
     file = cached(url)
     if not file.is_file():

@@ -1,15 +1,14 @@
-"""Launches, bytes and peak memory of a training step by phase, counted from the code on tensors without contents.
+"""Launches, bytes and peak memory of a training step by phase, counted on fake tensors.
 
     python -m benchmarks.step_launches                    the paper's size: batch 48, HR 256, 23 blocks, bf16
     python -m benchmarks.step_launches --batch 8 --json
 
-Needs no GPU: andfast's ops count as they run on one, in Triton, the dense block as well. A launch is an operation that
-PyTorch dispatches and that is no view and no allocation. andfast's ops count as one each, whatever they launch
-(docs/kernels says what), a step of the ascent as its kernels, a chain of dense blocks as its blocks. "GB moved" are
-the bytes of the tensors that an operation reads and writes, without what an expanded tensor repeats; the inside of an
-op is not seen, so for andfast's ops they are the fused floor plus what is kept for the backward pass.
-"casts" are conversions between dtypes. "peak GB" are alive at once, without weights, optimizers and what is allocated
-inside of an op.
+Needs no GPU: andfast's ops, including the dense block, count as their Triton implementations. A launch is an operation
+that PyTorch dispatches, except views and allocations. Each of andfast's ops counts as one launch (docs/kernels lists
+their kernels), an ascent step as its kernels, a chain of dense blocks as its blocks. "GB moved" are bytes of tensors
+that operations read and write, without repeats of expanded tensors; the inside of an op is not counted, so for
+andfast's ops this is the fused floor plus what backward keeps. "casts" are conversions between dtypes. "peak GB" is the
+memory alive at once, without weights, optimizers, and allocations inside ops.
 """
 
 import argparse
@@ -94,21 +93,21 @@ class Launches(TorchDispatchMode):
     def __init__(self, phases: Phases) -> None:
         super().__init__()
         self.phases = phases
-        self.found: dict[str, dict[str, int]] = {}
+        self.rows: dict[str, dict[str, int]] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         name = func.overloadpacket.__name__
-        returns = [one.alias_info for one in func._schema.returns]
-        view = any(one is not None and not one.is_write for one in returns)
+        aliases = [returned.alias_info for returned in func._schema.returns]
+        view = any(alias is not None and not alias.is_write for alias in aliases)
         if view or name in NO_LAUNCH or func.namespace in ("prim", "profiler"):
             return out
-        row = self.found.setdefault(self.phases.now, dict(ROW))
+        row = self.rows.setdefault(self.phases.now, dict(ROW))
         row["launches"] += 1
         row["casts"] += name in ("_to_copy", "_foreach_copy_")
         row["andfast"] += func.namespace == "andfast"
-        read = sum(_bytes(one) for one in tree_iter((args, kwargs)) if isinstance(one, Tensor))
-        row["bytes"] += read + sum(_bytes(one) for one in tree_iter(out) if isinstance(one, Tensor))
+        read = sum(_bytes(leaf) for leaf in tree_iter((args, kwargs)) if isinstance(leaf, Tensor))
+        row["bytes"] += read + sum(_bytes(leaf) for leaf in tree_iter(out) if isinstance(leaf, Tensor))
         if name in CHAINS:
             x, blocks, per_group = args[0], args[4], args[5]
             sums = blocks // per_group if per_group else 0  # of the outer residuals
@@ -118,8 +117,8 @@ class Launches(TorchDispatchMode):
         return out
 
     def ascent_step(self, batches: list[Batch]) -> None:
-        """The kernels that one step of the ascent launches: two passes over theta, and one small one between."""
-        row = self.found.setdefault(self.phases.now, dict(ROW))
+        """Count the kernels of one ascent step: two passes over theta, and a small kernel in between."""
+        row = self.rows.setdefault(self.phases.now, dict(ROW))
         parts = [part for batch in batches for part in batch.split()]
         row["launches"] += 2 * len(parts) + 1
         row["andfast"] += 2 * len(parts) + 1
@@ -129,7 +128,7 @@ class Launches(TorchDispatchMode):
 
 
 def _bytes(x: Tensor) -> int:
-    """Bytes in memory that a tensor's elements take, repeats counted once."""
+    """Bytes of a tensor's elements in memory; repeats of expanded dimensions count once."""
     elements = 1
     for length, stride in zip(x.shape, x.stride(), strict=True):
         elements *= 1 if stride == 0 else length
@@ -139,7 +138,7 @@ def _bytes(x: Tensor) -> int:
 def count(variant: str, kind: str, stage: str, size: Size = FULL, reuse: ReuseOptions | None = None) -> dict[str, Any]:
     """Launches, casts, andfast's ops and bytes of a step by phase; ``variant`` is a name of VARIANTS."""
     phases = Phases()
-    chosen = next(one for one in VARIANTS if one.name == variant)
+    chosen = next(candidate for candidate in VARIANTS if candidate.name == variant)
     with torch.device("meta"):
         step = Step(replace(chosen, compiled=False, graph=False), size, stage, "meta", timer=phases, reuse=reuse)
     owner = step.naive or step.ours
@@ -152,9 +151,9 @@ def count(variant: str, kind: str, stage: str, size: Size = FULL, reuse: ReuseOp
         launches = Launches(phases)
         with as_on_a_gpu(launches.ascent_step), phases.live, launches:
             step.gradients(kind)
-    for name, row in launches.found.items():
+    for name, row in launches.rows.items():
         row["peak"] = phases.live.peaks.get(name, 0)
-    return launches.found
+    return launches.rows
 
 
 def main() -> None:
@@ -162,8 +161,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batch", type=int, default=FULL.batch)
     parser.add_argument("--json", action="store_true")
-    given = parser.parse_args()
-    size = replace(FULL, batch=given.batch)
+    arguments = parser.parse_args()
+    size = replace(FULL, batch=arguments.batch)
     rows = []
     for stage in ("net", "gan"):
         for name, variant, kind, reuse in (
@@ -176,8 +175,8 @@ def main() -> None:
         ):
             for phase, row in count(variant, kind, stage, size, reuse).items():
                 rows.append({"stage": stage, "step": name, "phase": phase, **row})
-    if given.json:
-        print(json.dumps({"batch": given.batch, "torch": torch.__version__, "rows": rows}, indent=1))
+    if arguments.json:
+        print(json.dumps({"batch": arguments.batch, "torch": torch.__version__, "rows": rows}, indent=1))
         return
     print("| stage | step | phase | launches | of them casts | andfast's ops | GB moved | peak GB |")
     print("|---|---|---|---|---|---|---|---|")

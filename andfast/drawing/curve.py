@@ -42,7 +42,9 @@ def loss_curve(metrics_path: str | Path, path: str | Path) -> None:
         from matplotlib.figure import Figure  # noqa: PLC0415
         from matplotlib.ticker import MaxNLocator, StrMethodFormatter  # noqa: PLC0415
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(f'the loss curve needs matplotlib, pip install "andfast[demo]" ({error})') from error
+        raise ModuleNotFoundError(
+            f'the loss curve requires matplotlib: pip install "andfast[demo]" ({error})'
+        ) from error
 
     figure = Figure(figsize=(1.2 + 5.4 * len(stages), 6.4), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)

@@ -40,7 +40,7 @@ class Theta(NamedTuple):
         return type(self)(*(tuple(next(tensors) for _ in group) for group in self))
 
     def each_image(self, images: int) -> Self:
-        """Theta with one network per image; each of N networks is repeated for images / N consecutive images.
+        """Expand theta to one network per image by repeating each of its N networks for images / N consecutive images.
 
         Raises:
             ValueError: ``images`` is not a multiple of the number of networks.

@@ -19,7 +19,7 @@ from benchmarks.tuning.candidates import in_parallel
 
 
 def compile_one(variant: KernelVariant) -> tuple[str, Resources | None, str | None]:
-    """The variant's name, its resources, and why it cannot be used, if so."""
+    """Return the variant's name, its resources, and the reason if it cannot be used."""
     try:
         used = resources(compile_variant(variant))
     except Exception as error:  # a failure must not hide the other results
@@ -31,12 +31,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="benchmarks.gpu_check.compile_kernels", description=__doc__.splitlines()[0])
     parser.add_argument("--architecture", choices=TABLE, default=max(TABLE))
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--seconds", type=float, default=float("inf"), help="what is not compiled then is left out")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="time limit; later kernels are skipped")
     parser.add_argument("--match", default="", help="only kernels with this in their name")
-    given = parser.parse_args(arguments)
-    variants = [variant for variant in all_variants(given.architecture) if given.match in variant.name()]
+    options = parser.parse_args(arguments)
+    variants = [variant for variant in all_variants(options.architecture) if options.match in variant.name()]
     bad = done = 0
-    for name, used, why in in_parallel(compile_one, variants, time.monotonic() + given.seconds, given.processes):
+    for name, used, why in in_parallel(compile_one, variants, time.monotonic() + options.seconds, options.processes):
         done += 1
         print(f"{name}: {why or 'fits'} {used or ''}", flush=True)
         bad += why is not None

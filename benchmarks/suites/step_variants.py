@@ -1,7 +1,7 @@
-"""The variants of a training step that benchmarks/suites/test_step.py times, and the sizes that it times them at.
+"""Variants and sizes of the training step that benchmarks/suites/test_step.py times.
 
 Each variant gives the gradients of a plain ESRGAN step and of an AND step, from the same weights, on the same images.
-The first three are plain PyTorch (naive.py), from what one writes first to the best that torch.compile makes of it.
+Baselines 1 to 3 are plain PyTorch (naive.py): straightforward, in bf16, and as fast as torch.compile makes it.
 """
 
 import functools
@@ -95,9 +95,9 @@ VARIANTS = (  # in the order of their weight, as time may be up before the last
 
 
 def compile_options(device):
-    """What torch.compile is told; None on a CPU, where inductor's C++ takes minutes and says nothing about a GPU.
+    """Options of torch.compile; None on a CPU, where inductor takes minutes and says nothing about a GPU.
 
-    ANDFAST_BENCH_COMPILE, "inductor" or "aot_eager", compiles there all the same.
+    ANDFAST_BENCH_COMPILE, "inductor" or "aot_eager", enables compilation anyway.
     """
     backend = os.environ.get("ANDFAST_BENCH_COMPILE")
     if backend:
@@ -113,7 +113,7 @@ class Step:
         stage: "net" or "gan".
         device: "cuda", "cpu" or "meta".
         timer: times the phases of a step.
-        reuse: what andfast's step reuses; by default what the trainer does.
+        reuse: reuse options of andfast's step; by default those of the trainer.
         seed: of weights, images and identity networks.
         backend: captures the steps of a variant with graphs.
     """
@@ -122,30 +122,30 @@ class Step:
         self.backend = backend or CUDAGraphBackend()
         self.variant, self.size, self.stage, self.device = variant, size, stage, device
         self.compiled = variant.compiled and device != "meta" and compile_options(device) is not None
-        if reuse is None:  # as the configuration has it: a compiled D cannot go backward twice
+        if reuse is None:  # as in the configuration: backward cannot run twice through a compiled D
             reuse = ReuseOptions(discriminator_pass=not self.compiled)
         self.ours = package_step(variant, size, stage, device, reuse, timer=timer, seed=seed)
         self.naive = None
         if variant.baseline < 4:
             self.naive = naive_step(self.ours, variant, size, timer)
         owner = self.naive or self.ours
-        self.networks = [one for one in (owner.generator, owner.discriminator) if one is not None]
+        self.networks = [network for network in (owner.generator, owner.discriminator) if network is not None]
         vgg = self.naive.vgg if self.naive is not None else self.ours.objective.vgg
         memory_format = torch.channels_last if variant.bf16 else torch.contiguous_format
-        for one in (*self.networks, vgg):
-            if one is not None:
-                one.to(memory_format=memory_format)
+        for network in (*self.networks, vgg):
+            if network is not None:
+                network.to(memory_format=memory_format)
         if self.compiled:
             self._compile(owner, vgg)
         fused = {"fused": True, "capturable": variant.graph} if device == "cuda" else {"fused": variant.graph}
-        self.optimizers = [torch.optim.Adam(one.parameters(), 1e-4, (0.9, 0.99), **fused) for one in self.networks]
+        self.optimizers = [torch.optim.Adam(net.parameters(), 1e-4, (0.9, 0.99), **fused) for net in self.networks]
         generator = None if device == "meta" else torch.Generator(device).manual_seed(seed)
         hr = torch.rand(size.batch, 3, size.hr, size.hr, generator=generator, device=device)
         smooth = blur_pool(hr, 2).repeat_interleave(2, 2).repeat_interleave(2, 3)
         self.hr = smooth.contiguous(memory_format=memory_format)
         self.done = 0
         self.timer = timer
-        self.check = True  # captures against eager steps
+        self.check = True  # compare captures with eager steps
         self._captured = None
 
     def _compile(self, owner, vgg):
@@ -269,8 +269,8 @@ def naive_step(ours, variant, size, timer):
         vgg = naive.VGGFeatures({TORCHVISION[name]: weight for name, weight in size.layers.items()}).to(device)
         with torch.no_grad():
             weights = ours.objective.vgg.vgg.parameters()
-            for one, other in zip(vgg.features.parameters(), weights, strict=True):
-                one.copy_(other)
+            for parameter, weight in zip(vgg.features.parameters(), weights, strict=True):
+                parameter.copy_(weight)
     return naive.NaiveStep(
         generator,
         discriminator,
@@ -287,16 +287,16 @@ def naive_step(ours, variant, size, timer):
 
 @functools.cache
 def reference_losses(kind, stage, device):
-    """What all variants have to give in fp32: the package's losses, with nothing shared; and its identity networks."""
+    """Losses of the package's step in fp32 without reuse, which all variants must match; and its identity networks."""
     nothing = ReuseOptions(closed_form_first_step=False, hr_features=False, cast_weights=False)
     step = Step(Variant("reference", 4), PARITY, stage, device, reuse=nothing, seed=PARITY_SEED)
     generator = step.ours.rank_info.generator(step.hr.device, 0)
-    theta = [[one.clone() for one in group] for group in step.ours.attack.sample(step.hr, generator)]
+    theta = [[tensor.clone() for tensor in group] for group in step.ours.attack.sample(step.hr, generator)]
     return step.gradients(kind), theta
 
 
 def loss_error(variant, kind, stage, device):
-    """The largest relative difference of the variant's losses from these, in fp32 (and without fp8 and the core)."""
+    """Largest relative error of the variant's losses in fp32 (without fp8 and the core)."""
     in_fp32 = {"bf16": False, "degradation_fp32": False, "fp8": False, "core": False}
     return _loss_error(
         replace(variant, name="in fp32", baseline=max(variant.baseline, 2), **in_fp32), kind, stage, device
@@ -307,6 +307,6 @@ def loss_error(variant, kind, stage, device):
 def _loss_error(variant, kind, stage, device):
     expected, theta = reference_losses(kind, stage, device)
     step = Step(variant, PARITY, stage, device, seed=PARITY_SEED)
-    found = step.gradients(kind, theta)
-    names = [name for name in ("loss", "loss_clean", "discriminator") if name in expected and name in found]
-    return max(abs(found[name].item() / expected[name].item() - 1) for name in names)
+    losses = step.gradients(kind, theta)
+    names = [name for name in ("loss", "loss_clean", "discriminator") if name in expected and name in losses]
+    return max(abs(losses[name].item() / expected[name].item() - 1) for name in names)

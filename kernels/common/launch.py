@@ -52,7 +52,7 @@ def tile_counts(height: int, width: int, config: KernelConfig) -> tuple[int, int
 
 
 def taps_first(weight: Tensor, *order: int) -> tuple[Tensor, int]:
-    """Pack weights as (N or 1, 9, ...), contiguous, channels in ``order``; and their image stride, 0 if shared."""
+    """Return weights as contiguous (N or 1, 9, ...) with channels in ``order``, and their image stride, 0 if shared."""
     shared = weight.dim() == 4
     packed = (weight.unsqueeze(0) if shared else weight).flatten(-2).permute(0, 3, *order).contiguous()
     return packed, 0 if shared else packed.stride(0)

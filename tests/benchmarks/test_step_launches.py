@@ -35,9 +35,9 @@ def test_an_ascent_step_is_counted_as_its_kernels() -> None:
 
     class Watched(step_launches.Launches):  # type: ignore[misc, name-defined]
         def ascent_step(self, batches: list[Any]) -> None:
-            before = self.found.get(self.phases.now, step_launches.ROW)["launches"]
+            before = self.rows.get(self.phases.now, step_launches.ROW)["launches"]
             original(self, batches)
-            counted.append(self.found[self.phases.now]["launches"] - before)
+            counted.append(self.rows[self.phases.now]["launches"] - before)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(step_launches, "Launches", Watched)
