@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 import yaml
 
 from andfast.arguments import integer
-from benchmarks.ablation.rows import ROWS, SIZES, Settings
+from benchmarks.ablation.rows import ROWS, SIZES
 
 PROGRAM = "python -m benchmarks.ablation"
 
@@ -44,8 +44,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--start-steps", type=integer(1), metavar="N", help="of the start (default: the size's)")
     parser.add_argument("--start-weights", type=Path, metavar="FILE", help="start from these weights instead")
     parser.add_argument(
-        "--set", nargs="+", default=[], metavar="NAME=VALUE", help="settings of all rows, such as adversary.steps=3"
-    )
+        "--set", nargs="+", default=[], metavar="[ROW:]NAME=VALUE",
+        help="settings of a row or of all, such as and:adversary.radius_kernel=0.2 or net.lr=1e-4",
+    )  # fmt: skip
     parser.add_argument("--niqe-parameters", type=Path, metavar="FILE", help="NIQE's pristine model (default: no NIQE)")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="(default: %(default)s)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write results.json here as well")
@@ -56,13 +57,20 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return options
 
 
-def _overrides(parser: argparse.ArgumentParser, texts: Sequence[str]) -> Settings:
-    overrides = {}
+def _overrides(parser: argparse.ArgumentParser, texts: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Settings by row, "" for all rows."""
+    overrides: dict[str, dict[str, Any]] = {}
     for text in texts:
         name, separator, value = text.partition("=")
-        if not separator:
-            parser.error(f"--set must be NAME=VALUE, was {text}")
-        overrides[name] = yaml.safe_load(value)
+        row, _, setting = name.rpartition(":")
+        if not separator or not setting:
+            parser.error(f"--set must be NAME=VALUE or ROW:NAME=VALUE, was {text}")
+        if row and row not in ROWS:
+            parser.error(f"--set must name a row of {', '.join(ROWS)}, was {text}")
+        try:
+            overrides.setdefault(row, {})[setting] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            parser.error(f"--set must have a YAML value, was {text}")
     return overrides
 
 

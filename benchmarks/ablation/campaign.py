@@ -1,6 +1,7 @@
 """The ablation from beginning to end: checks, trainings, scores, report."""
 
 import argparse
+import importlib.util
 import sys
 import time
 from pathlib import Path
@@ -14,9 +15,18 @@ from benchmarks.ablation import report
 from benchmarks.ablation.damage import DAMAGES
 from benchmarks.ablation.photographs import split_photographs
 from benchmarks.ablation.rows import ROWS, SIZES
-from benchmarks.ablation.score import Tests, cached_score, open_tests, pair_means
+from benchmarks.ablation.score import SOURCES, Tests, cached_score, curve_point, open_tests, pair_means
 from benchmarks.ablation.sheets import write_sheets
-from benchmarks.ablation.train import STAGE, Plan, check_rows, open_output, seconds_per_step, steps_done, train
+from benchmarks.ablation.train import (
+    STAGE,
+    Plan,
+    check_rows,
+    mean_lr_psnr,
+    open_output,
+    seconds_per_step,
+    steps_done,
+    train,
+)
 
 
 def run(options: argparse.Namespace) -> None:
@@ -32,14 +42,15 @@ def run(options: argparse.Namespace) -> None:
     results["methods"]["bicubic"] = {"label": "bicubic, no training", "seeds": {"all": _entry(bicubic, tests)}}
     results["methods"]["start"] = {"label": "the start", "seeds": {}}
     for name in options.rows:
-        results["methods"][name] = {"label": ROWS[name].label, "settings": dict(ROWS[name].settings), "seeds": {}}
+        settings = ROWS[name].all_settings() | options.set.get("", {}) | options.set.get(name, {})
+        results["methods"][name] = {"label": ROWS[name].label, "settings": settings, "seeds": {}}
     for seed in options.seeds:
         start = _start(plan, seed, tests)
         results["methods"]["start"]["seeds"][str(seed)] = _entry(start, tests)
         for number, name in enumerate(options.rows, start=1):
             _show(f"seed {seed}, row {number} of {len(options.rows)}: {name}, {plan.steps} steps")
             entry = _train_and_score(plan, seed, name, tests)
-            entry["curve"] = [[0, start["clean"], start["unseen"]], *entry["curve"]]
+            entry["curve"] = [curve_point(0, start), *entry["curve"]]
             results["methods"][name]["seeds"][str(seed)] = entry
             _write(results, plan.output, options.json)
     first = options.seeds[0]
@@ -51,7 +62,7 @@ def run(options: argparse.Namespace) -> None:
     }
     write_sheets(plan.output, weights, tests, heading)
     report.curves(results, plan.output / "curves.png")
-    print(report.summary_table(results["methods"]))
+    print(report.damage_summary(results["methods"], SOURCES), report.pairs_table(results["methods"]), sep="\n\n")
     print(f"{plan.output}: results.json, results.md, curves.png, pairs.png, damage.png")
 
 
@@ -60,6 +71,8 @@ def _prepare(options: argparse.Namespace) -> tuple[Plan, Tests, list[str]]:
     size = SIZES[options.size]
     scale = int(size.settings["scale"])
     patch = int(size.settings["data.patch_size"])
+    if importlib.util.find_spec("matplotlib") is None:  # curves, and those of each training
+        raise ValueError("matplotlib must be installed for the curves: pip install 'andfast[demo]'")
     if options.json is not None and not options.json.absolute().parent.is_dir():
         raise FileNotFoundError(f"--json must be in an existing folder, was {options.json}")
     if options.start_weights is not None and not options.start_weights.is_file():
@@ -79,6 +92,7 @@ def _prepare(options: argparse.Namespace) -> tuple[Plan, Tests, list[str]]:
     tests, notes = open_tests(
         options.pairs,
         photographs.crops,
+        crop_size=size.test_crop,
         scale=scale,
         niqe_parameters=options.niqe_parameters,
         device=resolve_device(options.device),
@@ -96,7 +110,6 @@ def _new_results(options: argparse.Namespace, plan: Plan, tests: Tests, notes: l
         "format": 1,
         "size": plan.size,
         "settings": dict(SIZES[plan.size].settings),
-        "overrides": dict(plan.overrides),
         "steps": plan.steps,
         "start_steps": plan.start_steps if plan.start_weights is None else None,
         "seeds": options.seeds,
@@ -104,6 +117,7 @@ def _new_results(options: argparse.Namespace, plan: Plan, tests: Tests, notes: l
         "protocol": tests.scorer.summary(),
         "pairs": {"chosen": tests.chosen, "reported": tests.reported},
         "held_out": list(plan.photographs.held_out),
+        "sources": SOURCES,
         "conditions": {name: damage.description for name, damage in DAMAGES.items()},
         "notes": notes,
         "methods": {},
@@ -135,7 +149,9 @@ def _train_and_score(plan: Plan, seed: int, name: str, tests: Tests) -> dict[str
             raise
         _show(f"  {failed}; no scores: {error}")
         return {"damage": {}, "pairs": {}, "curve": [], "failed": f"{failed}; no scores: {error}"}
-    _show(f"  unseen damage {entry['unseen']:.2f} dB, clean LR {entry['clean']:.2f} dB")
+    for source, description in SOURCES.items():
+        _show(f"  {description}: unseen damage {entry['unseen'][source]:.2f}, clean LR {entry['clean'][source]:.2f} dB")
+    entry["lr_psnr"] = mean_lr_psnr(config.output)
     seconds = seconds_per_step(config.output)
     if seconds is not None:
         entry["milliseconds_per_step"] = 1e3 * seconds

@@ -2,6 +2,7 @@
 
 import glob
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -75,7 +76,7 @@ def split_photographs(folder: Path, *, min_size: int, crop_size: int, scale: int
         folder,
         {file.name: _digest(file) for file in usable if file.path in kept},
         {file.name: _digest(file) for file in held_out},
-        _center_crops(images, crop_size, scale),
+        center_crops(images, crop_size, scale),
     )
 
 
@@ -83,7 +84,8 @@ def _digest(file: SourceFile) -> str:
     return hashlib.sha256(Path(file.path).read_bytes()).hexdigest()
 
 
-def _center_crops(images: list[Tensor], size: int, scale: int) -> Tensor:
+def center_crops(images: Sequence[Tensor], size: int, scale: int) -> Tensor:
+    """Central square crops, (N, 3, S, S); S is a multiple of the scale, and at most the smallest image's side."""
     side = min(size, *(min(image.shape[1:]) for image in images)) // scale * scale
     crops = []
     for image in images:

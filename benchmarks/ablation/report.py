@@ -17,6 +17,10 @@ PAIR_METRICS: Final = {
 }
 """Metrics on real pairs: column title and decimals, in the order of the columns."""
 
+Value = Callable[[Mapping[str, Any]], float | None]
+"""Reads a number from a method's scores for one seed; None if there is none."""
+Column = tuple[str, Value, int]
+"""Title, value, decimals."""
 Method = Mapping[str, Any]
 """{"label", "seeds": {seed: scores}}; bicubic, which has no seed, has one entry "all"."""
 
@@ -52,14 +56,16 @@ def markdown(results: Mapping[str, Any]) -> str:
         f"Size {results['size']}: {results['steps']:,} steps per row from the same start"
         f" ({_start_text(results)}), seeds {seeds}; mean ± standard deviation over seeds. {machine.get('name')}, torch "
         f"{packages.get('torch')}, commit {str(machine.get('commit'))[:7]}.",
-        f"Unseen damage is the mean PSNR-Y over {len(results['conditions']) - 1} conditions of "
-        f"{len(results['held_out'])} held-out photographs; real pairs are the {reported} of {everything} that nothing "
-        f"was chosen on, and all. Color shift in levels of 255; lower is better, as for NIQE and LPIPS. "
-        f"{results['protocol']}.",
-        summary_table(methods),
-        "PSNR-Y in dB by damage:",
-        damage_table(methods, results["conditions"]),
+        f"Unseen damage is the mean PSNR-Y in dB over {len(results['conditions']) - 1} conditions, on HR of the "
+        f"{reported} reported pairs and on {len(results['held_out'])} held-out photographs; clean is without damage. "
+        "LR PSNR is the mean of the LR that a row was trained on against clean LR.",
+        damage_summary(methods, results["sources"]),
+        f"Real pairs: the {reported} of {everything} that nothing was chosen on, and all {everything}. Color shift is "
+        f"in levels of 255; lower is better, as for NIQE and LPIPS. {results['protocol']}.",
+        pairs_table(methods),
     ]
+    for source, description in results["sources"].items():
+        lines += [f"PSNR-Y in dB by damage, {description}:", damage_table(methods, results["conditions"], source)]
     failed = [
         f"- {method['label']}, seed {seed}: {entry['failed']}"
         for method in methods.values()
@@ -74,26 +80,31 @@ def markdown(results: Mapping[str, Any]) -> str:
     return "\n\n".join(lines)
 
 
-def summary_table(methods: Mapping[str, Method]) -> str:
-    """One row per method: unseen damage, clean LR, real pairs, time per step."""
-    columns: list[tuple[str, Callable[[Mapping[str, Any]], float | None], int]] = [
-        ("unseen damage", lambda entry: entry.get("unseen"), 2),
-        ("clean LR", lambda entry: entry.get("clean"), 2),
-    ]
-    for part in ("reported", "all"):
-        for metric, (title, decimals) in PAIR_METRICS.items():
-            columns.append((f"{part} pairs: {title}", _pair_value(part, metric), decimals))
+def damage_summary(methods: Mapping[str, Method], sources: Mapping[str, str]) -> str:
+    """One row per method: unseen damage and clean LR by source, LR quality and time per step in training."""
+    columns: list[Column] = []
+    for source, description in sources.items():
+        columns.append((f"unseen damage, {description}", _source_value("unseen", source), 2))
+        columns.append((f"clean, {description}", _source_value("clean", source), 2))
     columns.append(("ms per step", lambda entry: entry.get("milliseconds_per_step"), 0))
-    defined = [column for column in columns if any(_mean(method, column[1]) is not None for method in methods.values())]
-    header = ["", *(title for title, _, _ in defined)]
-    rows = [[m["label"], *(_cell(m, value, decimals) for _, value, decimals in defined)] for m in methods.values()]
-    return _table(header, rows)
+    columns.append(("LR PSNR", lambda entry: entry.get("lr_psnr"), 1))
+    return _method_table(methods, columns)
 
 
-def damage_table(methods: Mapping[str, Method], conditions: Mapping[str, str]) -> str:
+def pairs_table(methods: Mapping[str, Method]) -> str:
+    """One row per method: metrics on the reported pairs and on all."""
+    columns = [
+        (f"{part}: {title}", _pair_value(part, metric), decimals)
+        for part in ("reported", "all")
+        for metric, (title, decimals) in PAIR_METRICS.items()
+    ]
+    return _method_table(methods, columns)
+
+
+def damage_table(methods: Mapping[str, Method], conditions: Mapping[str, str], source: str) -> str:
     """One row per condition, one column per method."""
     rows = [
-        [description, *(_cell(method, _damage_value(name), 2) for method in methods.values())]
+        [description, *(_cell(method, _damage_value(source, name), 2) for method in methods.values())]
         for name, description in conditions.items()
     ]
     return _table(["", *(method["label"] for method in methods.values())], rows)
@@ -110,25 +121,29 @@ def curves(results: Mapping[str, Any], path: Path) -> None:
 
     from andfast.files import atomic_file  # noqa: PLC0415
 
-    figure = Figure(figsize=(12, 5), dpi=120, layout="constrained")
+    sources = results["sources"]
+    figure = Figure(figsize=(12, 4 * len(sources)), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots(1, 2)
-    for column, (axis, title) in enumerate(zip(axes, ("clean LR", "unseen damage, mean"), strict=True), start=1):
-        for method in results["methods"].values():
-            lines = [entry["curve"] for entry in method["seeds"].values() if len(entry.get("curve", ())) > 1]
-            if not lines:
-                continue
-            shortest = min(map(len, lines))
-            steps = [point[0] for point in lines[0][:shortest]]
-            means = [fmean(line[index][column] for line in lines) for index in range(shortest)]
-            axis.plot(steps, means, marker="o", markersize=3.5, linewidth=1.6, label=method["label"])
-        axis.set_title(title)
+    axes = figure.subplots(len(sources), 2, squeeze=False, sharex=True)
+    for (source, description), row in zip(sources.items(), axes, strict=True):
+        for axis, key, title in zip(row, ("clean", "unseen"), ("clean LR", "unseen damage, mean"), strict=True):
+            for method in results["methods"].values():
+                lines = [entry["curve"] for entry in method["seeds"].values() if len(entry["curve"]) > 1]
+                if not lines:
+                    continue
+                points = list(zip(*lines, strict=False))  # as far as all seeds have them
+                means = [fmean(point[key][source] for point in group) for group in points]
+                steps = [group[0]["step"] for group in points]
+                axis.plot(steps, means, marker="o", markersize=3.5, linewidth=1.6, label=method["label"])
+            axis.set_title(f"{title}: {description}", fontsize=10)
+            axis.grid(True, color="#dddddd", linewidth=0.7)
+            axis.spines[["top", "right"]].set_visible(False)
+        row[0].set_ylabel("PSNR-Y (dB)")
+    for axis in axes[-1]:
         axis.set_xlabel("training step of the row")
-        axis.grid(True, color="#dddddd", linewidth=0.7)
-        axis.spines[["top", "right"]].set_visible(False)
-    axes[0].set_ylabel("PSNR-Y (dB)")
-    if axes[0].get_legend_handles_labels()[1]:
-        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", frameon=False, fontsize=9)
+    handles = axes[0, 0].get_legend_handles_labels()
+    if handles[1]:
+        figure.legend(*handles, loc="outside right center", frameon=False, fontsize=9)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     with atomic_file(path) as file:
@@ -139,24 +154,33 @@ def _start_text(results: Mapping[str, Any]) -> str:
     return f"{results['start_steps']:,} steps" if results["start_steps"] is not None else "weights from a file"
 
 
-def _pair_value(part: str, metric: str) -> Callable[[Mapping[str, Any]], float | None]:
+def _source_value(key: str, source: str) -> Value:
+    return lambda entry: entry.get(key, {}).get(source)
+
+
+def _pair_value(part: str, metric: str) -> Value:
     return lambda entry: entry["pairs"].get(part, {}).get(metric)
 
 
-def _damage_value(name: str) -> Callable[[Mapping[str, Any]], float | None]:
-    return lambda entry: entry["damage"].get(name)
+def _damage_value(source: str, name: str) -> Value:
+    return lambda entry: entry["damage"].get(source, {}).get(name)
 
 
-def _values(method: Method, value: Callable[[Mapping[str, Any]], float | None]) -> list[float]:
+def _method_table(methods: Mapping[str, Method], columns: Sequence[Column]) -> str:
+    """One row per method; columns that no method has are left out."""
+    defined = [column for column in columns if any(_values(method, column[1]) for method in methods.values())]
+    rows = [
+        [method["label"], *(_cell(method, value, decimals) for _, value, decimals in defined)]
+        for method in methods.values()
+    ]
+    return _table(["", *(title for title, _, _ in defined)], rows)
+
+
+def _values(method: Method, value: Value) -> list[float]:
     return [number for entry in method["seeds"].values() if (number := value(entry)) is not None]
 
 
-def _mean(method: Method, value: Callable[[Mapping[str, Any]], float | None]) -> float | None:
-    values = _values(method, value)
-    return fmean(values) if values else None
-
-
-def _cell(method: Method, value: Callable[[Mapping[str, Any]], float | None], decimals: int) -> str:
+def _cell(method: Method, value: Value, decimals: int) -> str:
     values = _values(method, value)
     if not values:
         return ""

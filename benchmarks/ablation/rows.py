@@ -1,29 +1,71 @@
 """The rows of the ablation: what each changes in the settings that all share, and the sizes that there are."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Final, NamedTuple
+
+from andfast.config.yaml_files import read_yaml
+
+CONFIGS: Final = Path(__file__).resolve().parents[2] / "configs" / "table2"
 
 Settings = Mapping[str, Any]
 """Settings of ``andfast.train`` by dotted name."""
 
 
-class Row(NamedTuple):
+@dataclass(frozen=True)
+class Row:
     """One training.
 
     Attributes:
         label: for tables.
-        settings: that differ from those all rows share.
+        config: file in configs/table2 with the settings of its adversary.
+        settings: others that differ from those all rows share.
     """
 
     label: str
-    settings: Settings
+    config: str
+    settings: Settings = field(default_factory=dict)
+
+    def all_settings(self) -> dict[str, Any]:
+        """Settings of the row's file and its own.
+
+        Raises:
+            ConfigError: the file cannot be read.
+        """
+        adversary = read_yaml(CONFIGS / f"{self.config}.yaml")
+        return {f"adversary.{name}": value for name, value in adversary.items()} | dict(self.settings)
 
 
-START: Final = Row("start of all rows", {})
+_SYMMETRIC: Final[Settings] = {"adversary.preset": "symmetric"}
+_NO_SLOPE: Final[Settings] = {**_SYMMETRIC, "adversary.radius_slope": 0.0}
+
+START: Final = Row("start of all rows", "classical_pooling")
 
 ROWS: Final[dict[str, Row]] = {
-    "pgd": Row("AND, three balls of about 30 dB", {}),
-    "pgd-paper": Row("AND, the paper's joint ball", {"adversary.preset": "paper"}),
+    "classical": Row("classical, pooling", "classical_pooling"),
+    "classical-bicubic": Row("classical, antialiased bicubic", "classical_bicubic"),
+    "noise": Row("adversarial noise on LR", "adversarial_noise"),
+    "random": Row("random point, AND's radii", "synthetic_augmentation", _SYMMETRIC),
+    # 4 times the radii: 37 dB on G's first steps, as AND's ascent. The table has the LR PSNR of whole trainings.
+    "random-far": Row(
+        "random point, AND's LR PSNR",
+        "synthetic_augmentation_equal_psnr",
+        {**_SYMMETRIC, "adversary.random_scale": 4.0},
+    ),
+    "style": Row("random style shift", "style_shift", _SYMMETRIC),
+    "real-esrgan": Row("Real-ESRGAN's pipeline", "real_esrgan"),
+    "and-paper": Row("AND, the paper's ball", "complete_and", {"adversary.preset": "paper"}),
+    "and-calibrated": Row("AND, three balls of 30 dB", "complete_and", {"adversary.preset": "calibrated"}),
+    "and": Row("AND", "complete_and", _SYMMETRIC),
+    "and-no-slope": Row("AND, slopes held", "complete_and", _NO_SLOPE),
+    "and-aligned": Row("AND, aligned objective", "complete_and", {**_SYMMETRIC, "adversary.objective": "aligned"}),
+    # A smaller ball around a far point: slopes held, as ten times their radius is a change of brightness.
+    "and-random": Row(
+        "AND around a random point, slopes held",
+        "and_random_start",
+        {**_NO_SLOPE, "adversary.random_scale": 10.0, "adversary.radius_kernel": 0.12},
+    ),
 }
 """Rows by name, in the order of the table."""
 
@@ -35,7 +77,7 @@ class Size(NamedTuple):
         settings: shared by all rows and the start.
         start_steps: steps of the classical training that all rows start from.
         steps: steps of each row.
-        test_crop: side in HR pixels of the held-out crops.
+        test_crop: side in HR pixels of the crops that are damaged.
     """
 
     settings: Settings
@@ -68,9 +110,9 @@ SIZES: Final[dict[str, Size]] = {
             "data.workers": 0,
             "net.lr": 5e-4,
         },
-        start_steps=4000,
-        steps=1000,
-        test_crop=256,
+        start_steps=3000,
+        steps=700,
+        test_crop=160,
     ),
     "gpu": Size(
         {
@@ -81,16 +123,16 @@ SIZES: Final[dict[str, Size]] = {
             "generator.blocks": 4,
             "generator.growth": 32,
             "degradation.channels": 64,
-            "data.patch_size": 128,
+            "data.patch_size": 96,
             "data.workers": 4,
             "net.lr": 2e-4,
         },
-        start_steps=2000,
-        steps=600,
-        test_crop=256,
+        start_steps=1500,
+        steps=400,
+        test_crop=160,
     ),
 }
-"""cpu: about 90 minutes per seed on two cores. gpu: for a GPU of the H100's class."""
+"""cpu: for at most 90 minutes per seed on two cores. gpu: for at most 8 on one H100 or H200, by counted operations."""
 
-CHECKPOINTS: Final = 5
+CHECKPOINTS: Final = 3
 """Checkpoints of each row, whose scores make the curves."""

@@ -1,4 +1,8 @@
-"""The two tests of the ablation: real pairs, and damage that no row was trained on."""
+"""The two tests of the ablation: real pairs, and damage that no row was trained on.
+
+The second test has two sources of HR crops: photographs like those trained on, held out; and HR of the real pairs that
+are reported on, which is softer, so that damage, not missing detail, makes up most of the error.
+"""
 
 import hashlib
 import json
@@ -13,6 +17,7 @@ from torch import Tensor
 
 from andfast.evaluation.layouts import Listing, PairFiles, find_pairs
 from andfast.evaluation.methods import BICUBIC, RestorerMethod
+from andfast.evaluation.pairs import read_pair
 from andfast.evaluation.report import write_json
 from andfast.evaluation.run import check_pairs, score_pairs
 from andfast.evaluation.scores import Scorer
@@ -22,14 +27,19 @@ from andfast.metrics.lpips import LPIPS, weights_file
 from andfast.metrics.niqe import NIQE
 from andfast.training.run_folder import read_json
 from benchmarks.ablation.damage import CLEAN, DAMAGES, damaged
+from benchmarks.ablation.photographs import center_crops
 
 METRICS: Final = ("psnr", "ssim", "psnr_rgb", "color_shift")
 MIN_PAIRS: Final = 3
+SOURCES: Final = {"camera": "HR of the reported pairs", "photographs": "held-out photographs"}
+"""Sources of the HR crops to damage: name and description."""
 CHOSEN_SHARE: Final = 3
 """The first third of the pairs by name is for choosing and calibrating; results are reported on the rest."""
 MAX_SHIFT: Final = 1.0
 """HR pixels; pairs that are shifted by more are not pairs."""
 _BATCH: Final = 8
+_MARGIN: Final = 8
+"""LR pixels of padding around damaged crops; more changes SR by less than 0.01 levels of 255."""
 
 
 @dataclass(frozen=True)
@@ -39,40 +49,39 @@ class Tests:
     Attributes:
         listing: the real pairs.
         scorer: their metrics.
-        lr: LR of the held-out crops under each condition, (N, 3, h, w) uint8.
-        hr: the held-out crops, (N, 3, H, W) uint8.
+        hr: HR crops by source, (N, 3, H, W) uint8.
+        lr: by source and condition, LR of these crops, (N, 3, h, w) uint8.
         device: that restorers run on.
         digest: changes with the images, the conditions and the protocol.
     """
 
     listing: Listing
     scorer: Scorer
-    lr: Mapping[str, Tensor]
-    hr: Tensor
+    hr: Mapping[str, Tensor]
+    lr: Mapping[str, Mapping[str, Tensor]]
     device: str
     digest: str
 
     @property
     def chosen(self) -> list[str]:
         """Names of the pairs for choosing and calibrating."""
-        names = [files.name for files in self.listing.pairs]
-        return names[: len(names) // CHOSEN_SHARE]
+        return [files.name for files in _split(self.listing)[0]]
 
     @property
     def reported(self) -> list[str]:
         """Names of the other pairs."""
-        names = [files.name for files in self.listing.pairs]
-        return names[len(names) // CHOSEN_SHARE :]
+        return [files.name for files in _split(self.listing)[1]]
 
 
 def open_tests(
-    pairs: Path, crops: Tensor, *, scale: int, niqe_parameters: Path | None, device: str
+    pairs: Path, crops: Tensor, *, crop_size: int, scale: int, niqe_parameters: Path | None, device: str
 ) -> tuple[Tests, list[str]]:
     """Check the pairs and prepare both tests.
 
     Args:
         pairs: folder of registered LR/HR pairs, in a layout of ``andfast.evaluate``.
         crops: of the held-out photographs, (N, 3, H, W) uint8.
+        crop_size: side of the crops of the pairs' HR; less if the smallest is smaller.
         scale: HR size over LR size.
         niqe_parameters: NIQE's pristine model; None leaves NIQE out.
         device: that restorers run on.
@@ -108,16 +117,17 @@ def open_tests(
         notes.append(f"LPIPS is left out: {error}")
     # Borders of the scale are cut: no network sees what lies beyond an image.
     scorer = Scorer(metrics, crop_border=scale, lpips=lpips, niqe=niqe)
-    lr = {name: damaged(name, crops, scale) for name in DAMAGES}
-    return Tests(listing, scorer, lr, crops, device, _digest(listing.pairs, scorer, lr, crops)), notes
+    camera = center_crops([read_pair(files, scale).hr for files in _split(listing)[1]], crop_size, scale)
+    hr = dict(zip(SOURCES, (camera, crops), strict=True))
+    lr = {source: {name: damaged(name, images, scale) for name in DAMAGES} for source, images in hr.items()}
+    return Tests(listing, scorer, hr, lr, device, _digest(listing.pairs, scorer, hr, lr)), notes
 
 
 def score(weights: Path | None, tests: Tests) -> dict[str, Any]:
     """Score weights, or bicubic interpolation if None, on both tests.
 
     Returns:
-        "pairs": metrics by pair; "damage": mean PSNR-Y by condition; "clean" and "unseen": PSNR-Y on clean LR, and
-        the mean over all other conditions.
+        "pairs": metrics by pair; and the entries of :func:`score_damage`.
     """
     restorer = _restorer(weights, tests)
     method = RestorerMethod("method", str(weights), restorer)
@@ -126,22 +136,38 @@ def score(weights: Path | None, tests: Tests) -> dict[str, Any]:
 
 
 def score_damage(restorer: Restorer, tests: Tests) -> dict[str, Any]:
-    """The second test alone; see :func:`score`."""
+    """Score a restorer on the second test alone.
+
+    Returns:
+        By source, "damage": mean PSNR-Y by condition; "clean" and "unseen": that on clean LR, and the mean over all
+        other conditions.
+    """
+    restorer.margin = min(restorer.margin, _MARGIN)
     damage = {
-        name: psnr_y(restore(restorer, lr), tests.hr, crop_border=restorer.scale).mean().item()
-        for name, lr in tests.lr.items()
+        source: {
+            name: psnr_y(restore(restorer, lr), tests.hr[source], crop_border=restorer.scale).mean().item()
+            for name, lr in conditions.items()
+        }
+        for source, conditions in tests.lr.items()
     }
-    unseen = fmean(value for name, value in damage.items() if name != CLEAN)
-    return {"damage": damage, "clean": damage[CLEAN], "unseen": unseen}
+    unseen = {
+        source: fmean(value for name, value in values.items() if name != CLEAN) for source, values in damage.items()
+    }
+    return {"damage": damage, "clean": {source: values[CLEAN] for source, values in damage.items()}, "unseen": unseen}
 
 
-def score_checkpoints(folders: Sequence[Path], tests: Tests) -> list[list[float]]:
-    """The curve of a training: step, PSNR-Y on clean LR and mean over unseen damage of each checkpoint's EMA."""
+def score_checkpoints(folders: Sequence[Path], tests: Tests) -> list[dict[str, Any]]:
+    """The curve of a training: step, and "clean" and "unseen" by source, of each checkpoint's EMA."""
     curve = []
     for folder in folders:
         result = score_damage(_restorer(folder / "generator_ema.safetensors", tests), tests)
-        curve.append([int(folder.name.rpartition("-")[2]), result["clean"], result["unseen"]])
+        curve.append(curve_point(int(folder.name.rpartition("-")[2]), result))
     return curve
+
+
+def curve_point(step: int, scores: Mapping[str, Any]) -> dict[str, Any]:
+    """A point of a curve from the scores after a step."""
+    return {"step": step, "clean": scores["clean"], "unseen": scores["unseen"]}
 
 
 def restore(restorer: Restorer, lr: Tensor) -> Tensor:
@@ -166,7 +192,11 @@ def cached_score(path: Path, weights: Path | None, folders: Sequence[Path], test
         earlier = read_json(path)
         if earlier.get("key") == key:
             return earlier
-    record = {"key": key, **score(weights, tests), "curve": score_checkpoints(folders, tests)}
+    scores = score(weights, tests)
+    curve = score_checkpoints(folders[:-1], tests)
+    if folders:  # the last one has the weights
+        curve.append(curve_point(int(folders[-1].name.rpartition("-")[2]), scores))
+    record = {"key": key, **scores, "curve": curve}
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, record)
     return record
@@ -187,11 +217,22 @@ def _restorer(weights: Path | None, tests: Tests) -> Restorer:
     return load_restorer(source, device=tests.device, scale=tests.listing.scale)
 
 
-def _digest(pairs: Sequence[PairFiles], scorer: Scorer, lr: Mapping[str, Tensor], crops: Tensor) -> str:
+def _split(listing: Listing) -> tuple[list[PairFiles], list[PairFiles]]:
+    """The pairs for choosing and calibrating, and those that are reported on."""
+    count = len(listing.pairs) // CHOSEN_SHARE
+    return listing.pairs[:count], listing.pairs[count:]
+
+
+def _digest(
+    pairs: Sequence[PairFiles], scorer: Scorer, hr: Mapping[str, Tensor], lr: Mapping[str, Mapping[str, Tensor]]
+) -> str:
     files = {files.name: [_file_digest(files.hr), _file_digest(files.lr)] for files in pairs}
-    images = {name: hashlib.sha256(image.numpy().tobytes()).hexdigest() for name, image in lr.items()}
-    hr = hashlib.sha256(crops.numpy().tobytes()).hexdigest()
-    text = json.dumps([files, images, hr, scorer.describe(), scorer.metrics])
+    images = {source: {"hr": hr[source], **conditions} for source, conditions in lr.items()}
+    digests = {
+        source: {name: hashlib.sha256(image.numpy().tobytes()).hexdigest() for name, image in group.items()}
+        for source, group in images.items()
+    }
+    text = json.dumps([files, digests, scorer.describe(), scorer.metrics])
     return hashlib.sha256(text.encode()).hexdigest()
 
 

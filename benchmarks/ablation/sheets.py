@@ -17,6 +17,8 @@ from benchmarks.ablation.score import Tests, restore
 CROP = 128
 """Side of the crops in HR pixels."""
 _ROWS = 6
+SOURCE = "camera"
+"""Source of the damaged crops that are shown."""
 
 
 def write_sheets(folder: Path, weights: Mapping[str, Path], tests: Tests, heading: str) -> None:
@@ -39,14 +41,15 @@ def write_sheets(folder: Path, weights: Mapping[str, Path], tests: Tests, headin
 
 
 def _damage_sheet(path: Path, restorers: Mapping[str, Restorer], tests: Tests, heading: str) -> None:
-    """One row per condition, each of another held-out photograph."""
+    """One row per condition, each of another image."""
     scale = tests.listing.scale
-    side = min(CROP, *tests.hr.shape[2:]) // scale * scale
-    top, left = ((length - side) // 2 // scale * scale for length in tests.hr.shape[2:])
+    originals = tests.hr[SOURCE]
+    side = min(CROP, *originals.shape[2:]) // scale * scale
+    top, left = ((length - side) // 2 // scale * scale for length in originals.shape[2:])
     rows, captions = [], []
-    for number, (name, lr) in enumerate(tests.lr.items()):
-        index = number % len(tests.hr)
-        hr = tests.hr[index]
+    for number, (name, lr) in enumerate(tests.lr[SOURCE].items()):
+        index = number % len(originals)
+        hr = originals[index]
         outputs = [restore(restorer, lr[index : index + 1])[0] for restorer in restorers.values()]
         small = lr[index][:, top // scale : (top + side) // scale, left // scale : (left + side) // scale]
         crops = [image[:, top : top + side, left : left + side] for image in (hr, *outputs)]

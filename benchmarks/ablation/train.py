@@ -13,7 +13,8 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from statistics import fmean
+from typing import Any, Final
 
 from andfast.config.files import build, load
 from andfast.config.machine import validate_machine
@@ -25,11 +26,14 @@ from andfast.training.build import build_attack_settings, build_generator
 from andfast.training.checkpoint import latest
 from andfast.training.failure import NonFiniteLossError
 from andfast.training.loop import run
+from andfast.training.metrics_log import read_metrics
 from andfast.training.run_folder import MARK, read_json, weights_path
 from benchmarks.ablation.photographs import Photographs
 from benchmarks.ablation.rows import CHECKPOINTS, ROWS, SIZES, START, Row, Settings
 
-STAGE = "net"
+STAGE: Final = "net"
+UNCHANGED: Final = 100.0
+"""dB from which LR counts as the clean LR, up to rounding."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,7 @@ class Plan:
         steps, start_steps: of each row and of the start.
         start_weights: weights that all rows start from; None trains a start for each seed.
         device: "auto", "cpu" or "cuda".
-        overrides: settings of all rows, by dotted name, that replace the rows' own.
+        overrides: by row, settings by dotted name that replace the row's own; those under "" are for all rows.
     """
 
     output: Path
@@ -53,7 +57,7 @@ class Plan:
     start_steps: int
     start_weights: Path | None
     device: str
-    overrides: Settings
+    overrides: Mapping[str, Settings]
 
     def folder(self, seed: int, row: str | None) -> Path:
         """Run folder of a row, or of the start if None."""
@@ -79,8 +83,8 @@ class Plan:
         steps = self.start_steps if row is None else self.steps
         settings: dict[str, Any] = {
             **SIZES[self.size].settings,
-            **definition.settings,
-            **({} if row is None else self.overrides),
+            **definition.all_settings(),
+            **({} if row is None else {**self.overrides.get("", {}), **self.overrides.get(row, {})}),
             "output": str(self.folder(seed, row)),
             "seed": seed,
             "device": self.device,
@@ -190,6 +194,16 @@ def steps_done(folder: Path) -> int:
     """Steps of the newest checkpoint in a run folder; 0 without one."""
     checkpoint = latest(folder)
     return 0 if checkpoint is None else int(checkpoint.name.rpartition("-")[2])
+
+
+def mean_lr_psnr(folder: Path) -> float | None:
+    """Mean PSNR in dB of the LR that a run was trained on against clean LR, over its logged steps.
+
+    None without logged steps, and where LR was the clean LR.
+    """
+    logged = [line.get("lr_psnr") for line in read_metrics(folder / "metrics.jsonl")]
+    values = [float(value) for value in logged if value is not None and float(value) < UNCHANGED]
+    return fmean(values) if values else None
 
 
 def seconds_per_step(folder: Path) -> float | None:
