@@ -4,6 +4,7 @@ Values that depend on the clock are nested under "timing"; the rest of metrics.j
 compute the same.
 """
 
+import contextlib
 import json
 import math
 import os
@@ -103,8 +104,12 @@ class MetricsLog:
         if plain_timing:
             line["timing"] = {name: _json(value) for name, value in plain_timing.items()}
         self._check_still_there(self._file)
-        self._file.write(json.dumps(line, allow_nan=False) + "\n")
-        self._file.flush()
+        try:
+            self._file.write(json.dumps(line, allow_nan=False) + "\n")
+            self._file.flush()
+        except OSError as error:
+            error.filename = error.filename or str(self.path)  # a full disk, for instance
+            raise
         self.lines += 1
         if self._tensorboard:
             writer = self._writer(stage)
@@ -125,13 +130,15 @@ class MetricsLog:
 
     def close(self) -> None:
         """Flush and close the files."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
-        for writer in self._writers.values():
-            writer.close()
-        self._writers.clear()
+        file, self._file = self._file, None
         self._tensorboard = False
+        try:
+            if file is not None:
+                file.close()
+        finally:
+            for writer in self._writers.values():
+                writer.close()
+            self._writers.clear()
 
     def __enter__(self) -> Self:
         return self
@@ -139,7 +146,9 @@ class MetricsLog:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        # Closing writes what a failed write has left in the buffer: its error would hide the first one.
+        with contextlib.suppress(OSError) if error is not None else contextlib.nullcontext():
+            self.close()
 
     def _check_still_there(self, file: TextIO) -> None:
         if os.fstat(file.fileno()).st_nlink == 0 or not self.path.exists():

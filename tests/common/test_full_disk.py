@@ -21,6 +21,7 @@ from andfast.nn import RRDBNet
 from andfast.nn.weights import save_weights
 from andfast.training.checkpoint import CheckpointError, checkpoints, save_checkpoint
 from andfast.training.failure import dump_failure
+from andfast.training.metrics_log import MetricsLog, read_metrics
 from andfast.training.run_folder import mark_run, save_stage_weights, write_run_info
 from andfast.training.summary import Summary
 
@@ -79,6 +80,22 @@ def test_checkpoints(when: str, tmp_path: Path) -> None:
         save(2)
     assert checkpoints(tmp_path) == [earlier]
     assert partial_files(tmp_path) == []
+
+
+def test_metrics(tmp_path: Path) -> None:
+    """The error names the file; a resumed run finds the whole lines from before."""
+
+    def fill() -> None:
+        with MetricsLog(tmp_path, tensorboard=False) as log:
+            for step in range(1, 9):
+                log.write("net", step, {"loss": 0.5})
+
+    with full_disk("write"), pytest.raises(OSError, match=r"File too large: .*metrics.jsonl"):
+        fill()
+    assert [line["step"] for line in read_metrics(tmp_path / "metrics.jsonl")] == [1]
+    with MetricsLog(tmp_path, tensorboard=False, resume_from=("net", 1), lines=1) as log:
+        log.write("net", 2, {"loss": 0.5})
+    assert [line["step"] for line in read_metrics(tmp_path / "metrics.jsonl")] == [1, 2]
 
 
 def save_photograph(path: Path) -> Path:
