@@ -149,5 +149,5 @@ def test_scores_that_are_nan_are_not_the_best(tmp_path: Path, monkeypatch: pytes
 
     monkeypatch.setattr("andfast.training.loop.validate", scores)
     assert train_here(tmp_path, *VALIDATED, "--net.steps=2") == 0
-    assert load_checkpoint(checkpoints(tmp_path / "run")[-1]).state["best_psnr_rgb"] == calls[1]
+    assert load_checkpoint(checkpoints(tmp_path / "run")[-1]).state["best_score"] == calls[1]
     assert (tmp_path / "run" / "weights" / "andnet_best.safetensors").is_file()
