@@ -4,8 +4,8 @@
 #     .ci/test-wheel.sh REQUIREMENTS WHEEL...
 #
 # REQUIREMENTS, requirements/reference.txt or newest.txt, gives torch. The wheels must be of one Python: PYTHON, or the one of
-# that version on the PATH. PYTEST_ARGS goes to pytest; WHEEL_TESTS names what to test ("tests", without tests of the
-# checkout itself), JOBS the number of processes. The environment and the copies are deleted at the end; 12 GB of disk.
+# that version on the PATH. PYTEST_ARGS goes to pytest; WHEEL_TESTS names what to test ("tests", without those of the
+# checkout's own files and benchmarks), JOBS the number of processes. The environment and the copies are deleted at the end; 12 GB of disk.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -36,7 +36,7 @@ python=$work/venv/bin/python
 mkdir "$work/outside"
 cp -r tests csrc configs docs benchmarks pyproject.toml README.md "$work/outside"
 
-read -ra tests <<<"${WHEEL_TESTS:-tests --ignore=tests/project}"
+read -ra tests <<<"${WHEEL_TESTS:-tests --ignore=tests/project --ignore=tests/benchmarks}"
 for wheel in "$@"; do
   say "testing $(basename "$wheel")"
   "$python" -m pip install --quiet --disable-pip-version-check --no-deps --force-reinstall "$wheel"
