@@ -139,7 +139,7 @@ def _train_and_score(plan: Plan, seed: int, name: str, tests: Tests) -> dict[str
     began, before = time.monotonic(), steps_done(config.output)
     failed = train(config)
     if steps_done(config.output) > before:
-        _show(f"  trained in {time.monotonic() - began:.0f} s")
+        _show(f"  trained in {time.monotonic() - began:.0f} s; scoring")
     weights = weights_path(config.output, STAGE)
     path = plan.output / f"seed-{seed}" / "scores" / f"{name}.json"
     try:

@@ -232,7 +232,7 @@ def _digest(
         source: {name: hashlib.sha256(image.numpy().tobytes()).hexdigest() for name, image in group.items()}
         for source, group in images.items()
     }
-    text = json.dumps([files, digests, scorer.describe(), scorer.metrics])
+    text = json.dumps([files, digests, scorer.describe(), scorer.metrics, _MARGIN])
     return hashlib.sha256(text.encode()).hexdigest()
 
 
