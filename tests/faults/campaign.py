@@ -246,6 +246,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     shutil.rmtree(options.folder / "runs", ignore_errors=True)
     (options.folder / "runs").mkdir(parents=True)
     campaign = Campaign(options.folder / "runs")
+    if not campaign.events:
+        raise RuntimeError(f"no file-system event was seen below {options.folder}")
     cases = campaign.cases(options.kills, options.seed)
     code = {"commit": commit_of(Path(__file__).parent), "config": CONFIG, "events": len(campaign.events)}
     results = Results(options.folder / "results.jsonl", {**code, "kills": options.kills, "seed": options.seed})

@@ -32,7 +32,7 @@ class Injection:
     """
 
     def __init__(self, folder: Path, at: int | None, fault: str) -> None:
-        self.folder, self.at, self.fault = str(folder), at, fault
+        self.folder, self.at, self.fault = os.path.abspath(folder), at, fault
         self.events: list[str] = []
         self._busy = False
         self._fsync: Callable[[int], None] = os.fsync
@@ -64,7 +64,7 @@ class Injection:
         self._fsync(descriptor)
 
     def _happens(self, kind: str, path: str, *, cut: bool = False) -> None:
-        if not os.path.abspath(path).startswith(self.folder):
+        if not f"{os.path.abspath(path)}{os.sep}".startswith(self.folder + os.sep):
             return
         number = len(self.events)
         self.events.append(f"{kind} {os.path.relpath(path, self.folder)}")
