@@ -111,7 +111,7 @@ SIZES: Final[dict[str, Size]] = {
             "net.lr": 5e-4,
         },
         start_steps=3000,
-        steps=700,
+        steps=600,
         test_crop=160,
     ),
     "gpu": Size(
