@@ -96,16 +96,16 @@ class AdversaryConfig:
             "lr_noise_radius": ("noise",),
             "lr_noise_norm": ("noise",),
             "step_size": WITH_ASCENT,
-            **dict.fromkeys(radii, WITH_BALL),
+            **dict.fromkeys((*radii, "symmetric_kernels", "zero_mean_noise", "image_radius"), WITH_BALL),
         }
         for name, strategies in users.items():
             value = getattr(self, name)
             if value is not None and self.strategy not in strategies:
                 raise ValueError(
                     f"adversary.{name} must be null with adversary.strategy {self.strategy!r}, which does not use it, "
-                    f"was {value}; {choices_text(strategies)} would"
+                    f"was {str(value).lower() if isinstance(value, bool) else value}; {choices_text(strategies)} would"
                 )
-        for name, default in (("steps", DEFAULT_STEPS), ("precision", "same")):
+        for name, default in (("steps", DEFAULT_STEPS), ("precision", "same"), ("objective", "plain")):
             value = getattr(self, name)
             if value != default and self.strategy not in WITH_ASCENT:
                 raise ValueError(

@@ -175,6 +175,18 @@ PARTS = ("kernel", "rest", "noise", "slope")
             ["--validation.hr=[a]", "--validation.lpips_weights=a.pth"],
             "validation.lpips_weights must be null with validation.best_by null, was 'a.pth'",
         ),
+        (
+            ["--adversary.strategy=noise", "--adversary.image_radius=uniform"],
+            "adversary.image_radius must be null with adversary.strategy 'noise', which does not use it, was uniform",
+        ),
+        (
+            ["--adversary.strategy=none", "--adversary.zero_mean_noise=true"],
+            "adversary.zero_mean_noise must be null with adversary.strategy 'none', which does not use it, was true",
+        ),
+        (
+            ["--adversary.strategy=synthetic", "--adversary.objective=aligned"],
+            "adversary.objective must be 'plain', its default, with adversary.strategy 'synthetic'",
+        ),
         (["--adversary.strategy=nose"], "adversary.strategy must be 'pgd', 'none', 'bicubic', 'noise', 'random'"),
         (["--adversary.precision=fp4"], "adversary.precision must be 'same' or 'fp8', was 'fp4'"),
         (
