@@ -42,6 +42,7 @@ class AttackSettings:
         objective: "plain" for the loss itself, or "aligned" for that of SR aligned with HR in gain and offset, see
             :func:`andfast.adversary.objective.aligned`.
         image_radius: "fixed", or "uniform" for a factor per network on all radii, drawn uniformly from [0, 1).
+        early_stride: in all ascent steps but the last, only every so many of G's RRDBs run, not quantized; 1 for all.
         precision: "same" as the step's, or "fp8" in G's dense blocks, see :class:`andfast.nn.fp8_body.Fp8Body`.
     """
 
@@ -55,6 +56,7 @@ class AttackSettings:
     slope: str = "layer"
     images_per_network: int = 1
     chunk_size: int = 0
+    early_stride: int = 1
     precision: str = "same"
     objective: str = "plain"
     image_radius: str = "fixed"
@@ -228,13 +230,20 @@ class Attack:
             The objective's targets for ``hr``, which the training pass needs as well, and the ascent.
         """
         with self.frozen_loss(hr) as (targets, loss):
-
-            def objective(theta: Theta, degrade: Callable[[Tensor, Theta], Tensor] = self._run_degradation) -> Tensor:
-                return loss(degrade(hr, theta))
-
             settings = self.settings
+            truncated = settings.early_stride > 1
+            early_loss = self._loss(hr, targets, settings.early_stride) if truncated else loss
+
+            def objective(theta: Theta) -> Tensor:
+                return early_loss(self._run_degradation(hr, theta))
+
+            def first(theta: Theta) -> Tensor:
+                return early_loss(self.degradation.closed_form_first_step(hr, theta))
+
+            def last(theta: Theta) -> Tensor:
+                return loss(self._run_degradation(hr, theta))
+
             identity, factors = (start, None) if isinstance(start, Theta) else start
-            closed_form = partial(objective, degrade=self.degradation.closed_form_first_step)
             return targets, ascend(
                 objective,
                 identity,
@@ -243,7 +252,8 @@ class Attack:
                 step_size=settings.step_size,
                 loss_scale=self.loss_scale,
                 factors=factors,
-                first=closed_form if self.reuse.closed_form_first_step else None,
+                first=first if self.reuse.closed_form_first_step else None,
+                last=last if truncated else None,
                 callback=callback,
                 impl=self.degradation.impl,
             )
@@ -254,16 +264,7 @@ class Attack:
         # A captured graph replays its own casts, so none may come from, or stay in, the autocast cache.
         with self._frozen(), self.autocast_context(hr, cache_enabled=False):
             targets = self.objective.targets(hr)
-            restore = self._frozen_generator()
-
-            def loss(lr: Tensor) -> Tensor:
-                sr = restore(lr)
-                if self.settings.objective == "aligned":
-                    sr = aligned(sr, hr)
-                known = targets if self.reuse.hr_features else self.objective.targets(hr)
-                return self.objective.total(self.objective.terms(sr, known))
-
-            yield targets, loss
+            yield targets, self._loss(hr, targets)
 
     @property
     def loss_scale(self) -> float:
@@ -308,21 +309,42 @@ class Attack:
     def _frozen(self) -> AbstractContextManager[None]:
         return frozen(self.generator, self.objective.discriminator)
 
-    def _frozen_generator(self) -> Callable[[Tensor], Tensor]:
+    def _loss(self, hr: Tensor, targets: Targets, stride: int = 1) -> Callable[[Tensor], Tensor]:
+        """The objective of frozen networks as a function of LR; G has every ``stride``-th of its RRDBs."""
+        restore = self._frozen_generator(stride)
+
+        def loss(lr: Tensor) -> Tensor:
+            sr = restore(lr)
+            if self.settings.objective == "aligned":
+                sr = aligned(sr, hr)
+            known = targets if self.reuse.hr_features else self.objective.targets(hr)
+            return self.objective.total(self.objective.terms(sr, known))
+
+        return loss
+
+    def _frozen_generator(self, stride: int = 1) -> Callable[[Tensor], Tensor]:
         """G for the ascent steps, which do not change its weights: cast, packed or quantized once for all of them."""
         options: dict[str, Callable[[Tensor], Tensor]] = {}
-        if self.settings.precision == "fp8":
+        packed = False
+        if self.settings.precision == "fp8" and stride == 1:
             assert isinstance(self.generator, RRDBNet)
             options["body"] = Fp8Body(self.generator, self.degradation.impl)
-        elif self.reuse.cast_weights and isinstance(self.generator, RRDBNet):
+            packed = True
+        elif isinstance(self.generator, RRDBNet) and (self.reuse.cast_weights or stride > 1):
             weight = self.generator.conv_first.weight
-            if (body := self.generator.frozen_body(weight.device, self.autocast or weight.dtype)) is not None:
+            body = None
+            if self.reuse.cast_weights:
+                body = self.generator.frozen_body(weight.device, self.autocast or weight.dtype, stride)
+            packed = body is not None
+            if body is None and stride > 1:
+                body = self.generator.truncated_body(stride)
+            if body is not None:
                 options["body"] = body
         if self.autocast is None or not self.reuse.cast_weights:
             return partial(self.generator, **options)
         names, weights = [], []
         for prefix, module in self.generator.named_modules():
-            if options and prefix.startswith("body."):
+            if packed and prefix.startswith("body."):
                 continue  # packed or quantized already
             if isinstance(module, nn.Conv2d | nn.Linear):  # the layers whose weights autocast casts
                 for name, parameter in module.named_parameters(prefix, recurse=False):

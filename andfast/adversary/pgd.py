@@ -33,6 +33,7 @@ def ascend(
     loss_scale: float = 1.0,
     factors: Tensor | None = None,
     first: Callable[[Theta], Tensor] | None = None,
+    last: Callable[[Theta], Tensor] | None = None,
     callback: Callable[[Theta], None] | None = None,
     impl: str = "auto",
 ) -> Ascent:
@@ -53,6 +54,7 @@ def ascend(
         loss_scale: factor on the objective against underflow of float16 gradients; the normalisation removes it.
         factors: (N,), float32: a factor per network on all radii; None for 1.
         first: the objective of the first step alone, which may rely on theta being the identity.
+        last: the objective of the last step alone, where the others have a cheaper one.
         callback: called with theta after each step.
         impl: implementation of the step, see :func:`andfast.functional.ascent_step`.
 
@@ -65,8 +67,13 @@ def ascend(
         raise ValueError(f"step_size must be finite and 0 or more, was {step_size}")
     theta = identity.detach()
     losses = []
-    for number in range(steps):
-        loss, gradient = _loss_and_gradient(objective if number or first is None else first, theta, loss_scale)
+    objectives = [objective] * steps
+    if steps and first is not None:
+        objectives[0] = first
+    if steps and last is not None:
+        objectives[-1] = last
+    for step_objective in objectives:
+        loss, gradient = _loss_and_gradient(step_objective, theta, loss_scale)
         losses.append(loss)
         theta = ball.step(theta, gradient, identity, step_size, factors=factors, impl=impl)
         del gradient  # as large as theta: free it before the next step

@@ -10,12 +10,14 @@ if TYPE_CHECKING:
     from andfast.config.schema import TrainConfig
 
 
-Strategy = Literal["pgd", "none", "bicubic", "noise", "random", "style", "pgd_random_start", "synthetic"]
+Strategy = Literal["pgd", "fast", "none", "bicubic", "noise", "random", "style", "pgd_random_start", "synthetic"]
 """Ways to make LR from HR; the rows of the paper's table 2 and what is compared with them."""
-WITH_BALL: Final[tuple[Strategy, ...]] = ("pgd", "random", "style", "pgd_random_start")
+WITH_BALL: Final[tuple[Strategy, ...]] = ("pgd", "fast", "random", "style", "pgd_random_start")
 """Strategies that move F's parameters within the ball."""
-WITH_ASCENT: Final[tuple[Strategy, ...]] = ("pgd", "noise", "style", "pgd_random_start")
+WITH_ASCENT: Final[tuple[Strategy, ...]] = ("pgd", "fast", "noise", "style", "pgd_random_start")
 """Strategies that ascend."""
+WITH_STEPS: Final = tuple(strategy for strategy in WITH_ASCENT if strategy != "fast")
+"""Strategies whose number and length of steps are set; fast has its own."""
 DEFAULT_STEPS: Final = 5
 
 
@@ -24,10 +26,11 @@ class AdversaryConfig:
     """The adversary: how LR is made from HR, and the inner ascent on F's parameters"""
 
     strategy: Strategy = "pgd"
-    """pgd: complete AND, ascent from identity networks; none: no adversary, LR by clean pooling; bicubic: the same by
-    antialiased bicubic; noise: ascent on noise added to the clean LR; random: a random point of the ball, no ascent;
-    style: ascent from F with random kernels, not identities (fails, as in the paper); pgd_random_start: ascent around a
-    random point; synthetic: Real-ESRGAN's high-order pipeline (docs/method.md)."""
+    """pgd: complete AND, ascent from identity networks; fast: the same in 4 passes, 3 of them through a quarter of G;
+    none: no adversary, LR by clean pooling; bicubic: the same by antialiased bicubic; noise: ascent on noise added to
+    the clean LR; random: a random point of the ball, no ascent; style: ascent from F with random kernels, not
+    identities (fails, as in the paper); pgd_random_start: ascent around a random point; synthetic: Real-ESRGAN's
+    high-order pipeline (docs/method.md)."""
     random_scale: float | None = None
     """Factor on the radii for the random point, only with strategy random and pgd_random_start; null: 1."""
     lr_noise_radius: float | None = None
@@ -95,7 +98,7 @@ class AdversaryConfig:
             "random_scale": ("random", "pgd_random_start"),
             "lr_noise_radius": ("noise",),
             "lr_noise_norm": ("noise",),
-            "step_size": WITH_ASCENT,
+            "step_size": WITH_STEPS,
             **dict.fromkeys((*radii, "symmetric_kernels", "zero_mean_noise", "image_radius"), WITH_BALL),
         }
         for name, strategies in users.items():
@@ -105,7 +108,13 @@ class AdversaryConfig:
                     f"adversary.{name} must be null with adversary.strategy {self.strategy!r}, which does not use it, "
                     f"was {str(value).lower() if isinstance(value, bool) else value}; {choices_text(strategies)} would"
                 )
-        for name, default in (("steps", DEFAULT_STEPS), ("precision", "same"), ("objective", "plain")):
+        if self.steps != DEFAULT_STEPS and self.strategy not in WITH_STEPS:
+            reason = "has a number of its own" if self.strategy == "fast" else "has no ascent"
+            raise ValueError(
+                f"adversary.steps must be {DEFAULT_STEPS}, its default, with adversary.strategy {self.strategy!r}, "
+                f"which {reason}, was {self.steps}"
+            )
+        for name, default in (("precision", "same"), ("objective", "plain")):
             value = getattr(self, name)
             if value != default and self.strategy not in WITH_ASCENT:
                 raise ValueError(

@@ -13,6 +13,7 @@ from andfast.adversary.strategies import (
     PGD,
     Bicubic,
     CleanPooling,
+    FastPGD,
     LRNoise,
     PGDRandomStart,
     RandomPoint,
@@ -179,6 +180,8 @@ def build_strategy(config: AdversaryConfig) -> Strategy:
     match config.strategy:
         case "pgd":
             return PGD()
+        case "fast":
+            return FastPGD()
         case "none":
             return CleanPooling()
         case "bicubic":

@@ -13,9 +13,10 @@ from small_steps import crops, make
 from torch import Tensor
 from torch.utils._pytree import tree_flatten
 
-from andfast.adversary import PRESETS, Attack, Ball, Objective
+from andfast.adversary import PRESETS, Attack, Ball, Objective, ReuseOptions
 from andfast.adversary.strategies import (
     PGD,
+    FastPGD,
     LRNoise,
     PGDRandomStart,
     RandomPoint,
@@ -27,7 +28,7 @@ from andfast.config.adversary import WITH_ASCENT, WITH_BALL, AdversaryConfig
 from andfast.config.adversary import Strategy as Name
 from andfast.functional import blur_pool
 from andfast.metrics.psnr import mean_psnr
-from andfast.nn import Theta
+from andfast.nn import RRDBNet, Theta
 from andfast.resize import bicubic_downscale
 from andfast.training.build import build_strategy
 from andfast.training.cuda_graph import CUDAGraphCallable
@@ -35,7 +36,7 @@ from andfast.training.step import TrainingStep
 
 NAMES = get_args(Name)
 SEED = StepSeed((1, 0, 7))
-RANDOM = ("pgd", "random", "style", "pgd_random_start", "synthetic")
+RANDOM = ("pgd", "fast", "random", "style", "pgd_random_start", "synthetic")
 """Strategies that draw."""
 
 
@@ -150,6 +151,41 @@ def test_pgd_is_the_attack() -> None:
     draw = PGD().draw(attack, hr, SEED)
     assert_equal(draw, attack.sample(hr, SEED.generator(hr.device)))
     assert_equal(PGD().search(attack, hr, draw)[1], attack.search(hr, draw)[1])
+
+
+def test_fast_runs_a_part_of_the_generator_in_early_passes() -> None:
+    """Every fourth RRDB in three passes, all of them in the last, whose loss alone is known."""
+    torch.manual_seed(0)
+    generator = RRDBNet(features=6, blocks=5, growth=3)
+    attack, hr = make(generator=generator).attack, crops(2)
+    calls = [0] * 5
+    for number, block in enumerate(generator.body):
+        block.register_forward_hook(lambda *_, number=number: calls.__setitem__(number, calls[number] + 1))
+    thetas: list[Theta] = []
+    settings = replace(attack.settings, steps=4, step_size=0.4, early_stride=4)
+    start = PGD().draw(attack, hr, SEED)
+    _, ascent = replace(attack, settings=settings).search(hr, start, thetas.append)
+    assert calls == [4, 1, 1, 1, 4]
+    _, fast = FastPGD().search(attack, hr, start)
+    assert_equal(fast.theta, ascent.theta)
+    with torch.no_grad():
+        truncated = (generator(blur_pool(hr, 4), generator.body[::4]) - hr).abs().mean()
+        last = (generator(attack.degradation(hr, thetas[2])) - hr).abs().mean()
+    torch.testing.assert_close(ascent.losses[0], truncated, rtol=1e-5, atol=0)
+    torch.testing.assert_close(fast.losses, last[None], rtol=1e-5, atol=0)
+
+
+def test_truncated_passes_use_cast_weights() -> None:
+    """The same bits as with autocast's own casts."""
+    torch.manual_seed(0)
+    hr, ascents = crops(2), []
+    for cast_weights in (True, False):
+        torch.manual_seed(0)
+        generator = RRDBNet(features=6, blocks=4, growth=3)
+        reuse = ReuseOptions(cast_weights=cast_weights)
+        attack = make(generator=generator, attack={"autocast": torch.bfloat16, "reuse": reuse}).attack
+        ascents.append(FastPGD().search(attack, hr, PGD().draw(attack, hr, SEED))[1])
+    assert_equal(*ascents)
 
 
 def test_classical_lr() -> None:

@@ -187,7 +187,18 @@ PARTS = ("kernel", "rest", "noise", "slope")
             ["--adversary.strategy=synthetic", "--adversary.objective=aligned"],
             "adversary.objective must be 'plain', its default, with adversary.strategy 'synthetic'",
         ),
-        (["--adversary.strategy=nose"], "adversary.strategy must be 'pgd', 'none', 'bicubic', 'noise', 'random'"),
+        (
+            ["--adversary.strategy=fast", "--adversary.steps=3"],
+            "adversary.steps must be 5, its default, with adversary.strategy 'fast', which has a number of its own",
+        ),
+        (
+            ["--adversary.strategy=fast", "--adversary.step_size=0.3"],
+            "adversary.step_size must be null with adversary.strategy 'fast', which does not use it, was 0.3",
+        ),
+        (
+            ["--adversary.strategy=nose"],
+            "adversary.strategy must be 'pgd', 'fast', 'none', 'bicubic', 'noise', 'random'",
+        ),
         (["--adversary.precision=fp4"], "adversary.precision must be 'same' or 'fp8', was 'fp4'"),
         (
             ["--compile=true", "--reuse.discriminator_pass=true"],

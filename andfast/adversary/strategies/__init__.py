@@ -1,6 +1,7 @@
 """Strategies: how a training step makes LR from HR. One file each, behind :class:`Strategy`."""
 
 from andfast.adversary.strategies.classical import Bicubic, CleanPooling
+from andfast.adversary.strategies.fast import FastPGD
 from andfast.adversary.strategies.lr_noise import LRNoise
 from andfast.adversary.strategies.pgd import PGD
 from andfast.adversary.strategies.random_point import PGDRandomStart, RandomPoint
@@ -12,6 +13,7 @@ __all__ = [
     "PGD",
     "Bicubic",
     "CleanPooling",
+    "FastPGD",
     "LRNoise",
     "PGDRandomStart",
     "RandomPoint",
