@@ -112,7 +112,7 @@ class RRDBNet(nn.Module):
 
     def truncated_body(self, stride: int) -> nn.Sequential:
         """Every ``stride``-th RRDB, the first included: a cheaper body for :meth:`forward`."""
-        return self.body[::stride]
+        return cast(nn.Sequential, self.body[::stride])
 
     def frozen_body(
         self, device: torch.device, dtype: torch.dtype, stride: int = 1
