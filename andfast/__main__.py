@@ -14,6 +14,7 @@ COMMANDS: Final = {
     "prepare": "pack folders of images for training",
     "evaluate": "PSNR, SSIM, LPIPS and NIQE on LR/HR pairs; compare weights",
     "upscale": "restore an image, a folder or a glob",
+    "calibrate": "measure real LR/HR pairs; find radii as far for a G",
     "degrade": "show the adversary's degradation of an image",
     "export": "write weights for other tools: BasicSR, safetensors, ONNX, torch.export",
     "doctor": "check whether training would run on this machine",

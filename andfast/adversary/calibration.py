@@ -1,10 +1,17 @@
 """Radii for a target quality of LR: decibels describe the strength of an attack better than norms of theta."""
 
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from typing import Final, NamedTuple
 
+import torch
+from torch import Tensor
+
+from andfast.adversary.attack import Attack
 from andfast.adversary.ball import Ball
+from andfast.metrics.psnr import mean_psnr
+from andfast.nn import Theta
 
 _WIDEST: Final = 2.0**20  # factors above it, or below its inverse, are not tried
 
@@ -21,6 +28,68 @@ class Calibration(NamedTuple):
     factor: float
     quality: float
     tried: tuple[tuple[float, float], ...]
+
+
+class AttackedImage(NamedTuple):
+    """An image and the identity network that the attack on it starts from.
+
+    Attributes:
+        hr: (1, 3, H, W) in [0, 1].
+        identity: one network for it, see :meth:`andfast.adversary.Attack.sample`.
+    """
+
+    hr: Tensor
+    identity: Theta
+
+
+def attacked_lr_psnr(attack: Attack, images: Sequence[AttackedImage], ball: Ball) -> float:
+    """Mean PSNR in dB of attacked LR against clean LR; radii are not multiplied by factors per image.
+
+    Args:
+        attack: its own ball is not read.
+        images: attacked one after the other.
+        ball: for HR of the attack's ``patch_size``.
+    """
+    qualities = []
+    for hr, identity in images:
+        settings = replace(attack.settings, ball=ball).for_size(hr.shape[2], hr.shape[3])
+        theta = replace(attack, settings=settings).search(hr, identity)[1].theta
+        qualities.append(mean_psnr(*attack.degrade(hr, theta)))
+    return float(torch.stack(qualities).mean())
+
+
+def calibrate(
+    attack: Attack,
+    images: Sequence[AttackedImage],
+    target: float,
+    groups: Collection[str] | None = None,
+    *,
+    tolerance: float = 0.1,
+    report: Callable[[float, float], None] = lambda factor, lr_psnr: None,
+) -> tuple[Ball, Calibration]:
+    """Radii at ``patch_size`` under which the attack takes LR to a PSNR, on average over images.
+
+    Args:
+        attack: the radii to scale are those of its ball.
+        images: to average over.
+        target: dB against the clean LR.
+        groups: names of the radii that count (None: all); the others are 0.
+        tolerance: dB.
+        report: called with every factor and its PSNR.
+
+    Returns:
+        The attack's ball with these groups' radii times the resulting factor, and that factor.
+
+    Raises:
+        ValueError: no factor gives this PSNR, or a group's name is unknown.
+    """
+    ball = attack.settings.ball
+
+    def quality(factor: float) -> float:
+        return attacked_lr_psnr(attack, images, scaled(ball, factor, groups))
+
+    calibration = find_factor(quality, target, tolerance=tolerance, report=report)
+    return scaled(ball, calibration.factor, groups), calibration
 
 
 def scaled(ball: Ball, factor: float, groups: Collection[str] | None = None) -> Ball:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from andfast.adversary import Attack, Ball, ConvolutionRadii, project, seeded_generator
-from andfast.adversary.calibration import Calibration, find_factor, scaled
+from andfast.adversary.calibration import AttackedImage, Calibration, calibrate, scaled
 from andfast.inference.padding import restore_padded
 from andfast.losses import l1_loss
 from andfast.metrics.psnr import mean_psnr
@@ -147,14 +147,8 @@ class Degrader:
         """
         drawn = self._identity(self.networks)
         identities = [drawn.rebuild(tensor[n : n + 1] for tensor in drawn.tensors()) for n in range(self.networks)]
-
-        def quality(factor: float) -> float:
-            ball = scaled(self.ball, factor, groups)
-            lr_psnr = [mean_psnr(*self.attack.degrade(self.hr, self.search(identity, ball))) for identity in identities]
-            return float(torch.stack(lr_psnr).mean())
-
-        calibration = find_factor(quality, target, tolerance=tolerance, report=report)
-        return scaled(self.attack.settings.ball, calibration.factor, groups), calibration
+        images = [AttackedImage(self.hr, identity) for identity in identities]
+        return calibrate(self.attack, images, target, groups, tolerance=tolerance, report=report)
 
     def _identity(self, networks: int) -> Theta:
         generator = seeded_generator(self.hr.device, self.seed, 0, _SEED)

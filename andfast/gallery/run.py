@@ -4,7 +4,6 @@ import argparse
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +11,18 @@ import torch
 from tqdm import tqdm
 
 from andfast import __version__
-from andfast.adversary import Attack, Ball, Objective, ReuseOptions
+from andfast.adversary import Ball
 from andfast.config.machine import resolve_device
-from andfast.config.parsing import parse_arguments
 from andfast.config.schema import TrainConfig
 from andfast.data.images import UnusableImageError, decode
 from andfast.diagnosis.machine import gigabytes, host_memory
 from andfast.files import atomic_file, check_writable
 from andfast.gallery.cases import Case, Degrader, configuration_lines, cut
 from andfast.gallery.sheet import Cell, gallery_sheet
-from andfast.nn import DegradationNetwork, RRDBNet
+from andfast.nn import RRDBNet
 from andfast.nn.interpolation_start import start_as_interpolation
 from andfast.nn.weights import generator_from_weights
-from andfast.training.build import AUTOCAST, build_attack_settings
+from andfast.training.frozen_attack import build_frozen_attack, check_precision, read_attack_settings
 
 _FILES = ("gallery.png", "gallery.json")
 _BYTES_A_PIXEL = 260  # of HR and for a channel of F, as measured on crops of 64 to 256 with 64 channels
@@ -42,7 +40,7 @@ def run(options: argparse.Namespace, settings: Sequence[str]) -> str:
     """
     _check(options)
     generator, origin = _generator(options.weights)
-    config = _configuration(options, settings, generator.scale)
+    config = read_attack_settings(options.config, settings, generator.scale)
     degrader = _degrader(options, config, generator)
     adversary = degrader.attack.settings
     cases = list(_with_progress(degrader, options))
@@ -104,19 +102,9 @@ def _generator(weights: Path | None) -> tuple[RRDBNet, str]:
     return generator, "no weights were given: sharpened bilinear interpolation, x4"
 
 
-def _configuration(options: argparse.Namespace, settings: Sequence[str], scale: int) -> TrainConfig:
-    """The settings of F and the adversary; the run's own, such as its photographs, are not looked at."""
-    source = ["--config", options.config] if options.config else ["--data.train=[.]", "--precision=fp32"]
-    config = parse_arguments([*source, *settings, "--output=."])[0]
-    if options.config and config.scale != scale:
-        raise ValueError(f"scale must equal that of the weights, {scale}, was {config.scale} in {options.config}")
-    return config
-
-
 def _degrader(options: argparse.Namespace, config: TrainConfig, generator: RRDBNet) -> Degrader:
     device = torch.device(resolve_device(options.device))
-    if options.precision == "fp16" and device.type != "cuda":
-        raise ValueError(f"--precision must be fp32 or bf16 on {device.type}, was fp16")
+    check_precision(options.precision, device)
     try:
         picture = decode(options.image)
     except UnusableImageError as error:
@@ -126,14 +114,7 @@ def _degrader(options: argparse.Namespace, config: TrainConfig, generator: RRDBN
         raise ValueError(f"{options.weights}: weights must be for scale 2 or 4, are for scale 1")
     hr = cut(torch.from_numpy(picture.copy()).permute(2, 0, 1)[None], options.crop, max(scale, 4), options.at)
     _check_memory(hr.shape[2] * hr.shape[3] * config.degradation.channels * _BYTES_A_PIXEL, device)
-    attack = Attack(
-        degradation=DegradationNetwork(scale, padding=config.degradation.padding),
-        generator=generator.to(device).eval(),
-        objective=Objective(l1=1.0),
-        settings=replace(build_attack_settings(config, "net"), images_per_network=1, precision="same"),
-        reuse=ReuseOptions(closed_form_first_step=False, cast_weights=False),
-        autocast=AUTOCAST[options.precision],
-    )
+    attack = build_frozen_attack(config, generator, device, options.precision)
     return Degrader(attack, hr.to(device).float() / 255, options.seed, options.networks)
 
 

@@ -1,0 +1,1 @@
+"""How far real LR is from the clean pooling of HR, and radii as far; implements ``andfast calibrate``."""
