@@ -96,11 +96,13 @@ def compiled(candidate: Candidate) -> tuple[Candidate, dict[str, Any] | None, st
         limits = [channel_block(c_in, config.block_k), channel_block(c_out)]
         if candidate.kernel == "grad_input":
             limits = [channel_block(c_in), channel_block(c_out, config.block_k)]
-        elif candidate.kernel == "grad_weight":
+        elif candidate.kernel == "grad_weight" and config.design != ROWS:
             limits = [channel_block(c_in, config.block_k), channel_block(c_out, config.block_k)]
         layout = "aligned" if c_in % 16 == c_out % 16 == 0 else "odd"
         # Kernels by rows take multiples of 16 channels; the launchers run other layers as tiles.
         launched = TILES[candidate.kernel] if config.design == ROWS and layout == "odd" else config
+        if config.design == ROWS and launched is not config:
+            limits = [min(limit, launched.block_k) for limit in limits]
         variant = Variant(
             candidate.architecture, candidate.kernel, candidate.precision, dtype, *limits, layout, config=launched
         )

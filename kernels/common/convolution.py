@@ -61,10 +61,9 @@ def load_padded(
 
 
 @triton.jit
-def load_activated(
+def load_gradient(
     g,  # image n of the incoming gradient
     bits,  # image n of the sign bits
-    slope,  # [K] in fp32
     row,  # [P] row of p
     column,  # [P] column of p
     valid,  # [P] whether p exists and counts
@@ -74,10 +73,9 @@ def load_activated(
     stride_c,  # strides of g, in values
     stride_h,
     stride_w,
-    PIXELS: tl.constexpr,  # P
     BLOCK_K: tl.constexpr,  # K, output channels in the block
 ):
-    """(g, gz, z > 0), the first two in fp32, each [P, K]; selected as [P, K/8, 8], where a byte meets its channels."""
+    """g in fp32, [P, K], and bytes of signs, [P, K/8]."""
     channel = first + tl.arange(0, BLOCK_K)
     offset = (row * stride_h + column * stride_w)[:, None] + (channel * stride_c)[None, :]
     grad = tl.load(g + offset, mask=valid[:, None] & (channel < c_out)[None, :], other=0.0).to(tl.float32)
@@ -86,11 +84,48 @@ def load_activated(
     at_byte = ((row * width + column) * c_bytes)[:, None] + byte[None, :]
     # Where there is no p the sign reads as positive: gz is zero there whatever the slope, infinity included.
     packed = tl.load(bits + at_byte, mask=valid[:, None] & (byte < c_bytes)[None, :], other=255).to(tl.int32)
+    return grad, packed
+
+
+@triton.jit
+def activate(
+    grad,  # [P, K] in fp32
+    packed,  # [P, K/8] bytes of signs
+    slope,  # [K] in fp32
+    PIXELS: tl.constexpr,  # P
+    BLOCK_K: tl.constexpr,  # K, output channels in the block
+):
+    """(gz in fp32, z > 0), each [P, K]; selected as [P, K/8, 8], where a byte meets its channels."""
     positive = ((packed[:, :, None] >> tl.arange(0, BITS)[None, None, :]) & 1) != 0
     by_byte = tl.reshape(grad, (PIXELS, BLOCK_K // BITS, BITS))
     scaled = tl.reshape(grad * slope[None, :], (PIXELS, BLOCK_K // BITS, BITS))
     gz = tl.reshape(tl.where(positive, by_byte, scaled), (PIXELS, BLOCK_K))
-    return grad, gz, tl.reshape(positive, (PIXELS, BLOCK_K))
+    return gz, tl.reshape(positive, (PIXELS, BLOCK_K))
+
+
+@triton.jit
+def load_activated(
+    g,  # arguments of load_gradient and activate
+    bits,
+    slope,
+    row,
+    column,
+    valid,
+    first,
+    c_out,
+    width,
+    stride_c,
+    stride_h,
+    stride_w,
+    PIXELS: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """(g, gz, z > 0), the first two in fp32, each [P, K]."""
+    grad, packed = load_gradient(
+        g, bits, row, column, valid, first, c_out, width, stride_c, stride_h, stride_w, BLOCK_K
+    )
+    gz, positive = activate(grad, packed, slope, PIXELS, BLOCK_K)
+    return grad, gz, positive
 
 
 @triton.jit

@@ -15,6 +15,7 @@ ROWS: Final = "rows"
 TILES: Final[dict[str, KernelConfig]] = {
     "forward": KernelConfig(8, 16, 64, 8, 1, registers=128),
     "grad_input": KernelConfig(8, 8, 32, 4, 1, registers=168),
+    "grad_weight": KernelConfig(4, 8, 64, 8, 1, 528),
 }
 """For calls that the kernels by rows do not cover, where the table's entry has their design."""
 
@@ -31,6 +32,11 @@ ROWS_CANDIDATES: Final[dict[str, dict[str, tuple[KernelConfig, ...]]]] = {
             KernelConfig(32, 32, 64, 8, 1, design=ROWS),
             KernelConfig(64, 32, 64, 4, 1, design=ROWS),
         ),
+        "grad_weight": (
+            KernelConfig(16, 32, 32, 8, 2, 864, design=ROWS),
+            KernelConfig(16, 32, 32, 8, 3, 864, design=ROWS),
+            KernelConfig(16, 32, 16, 4, 2, 1728, design=ROWS),
+        ),
     },
     "9.0": {
         "forward": (
@@ -46,6 +52,12 @@ ROWS_CANDIDATES: Final[dict[str, dict[str, tuple[KernelConfig, ...]]]] = {
             KernelConfig(64, 128, 64, 8, 2, design=ROWS),
             KernelConfig(32, 64, 64, 8, 2, design=ROWS),
             KernelConfig(32, 64, 64, 4, 2, design=ROWS),
+        ),
+        "grad_weight": (
+            KernelConfig(16, 64, 64, 8, 2, 768, design=ROWS),
+            KernelConfig(16, 64, 64, 8, 3, 768, design=ROWS),
+            KernelConfig(16, 32, 64, 8, 3, 768, design=ROWS),
+            KernelConfig(16, 32, 32, 4, 2, 1536, design=ROWS),
         ),
     },
 }

@@ -9,7 +9,8 @@ from ..common.config import KernelConfig, channel_block
 from ..common.convolution import BITS, TAPS, load_activated, load_padded, load_slope, tile_pixels
 from ..common.launch import dot_precision, register_limit, table_config, tile_counts
 from ..common.layout import check_int32_extent, slope_strides
-from .configs import TABLE
+from . import grad_weight_rows
+from .configs import ROWS, TABLE, TILES
 from .saved import split_saved
 
 
@@ -168,6 +169,17 @@ def grad_weight(
     n, c_in, height, width = x.shape
     c_out = weight.shape[-4]
     config = config or table_config(TABLE, "grad_weight", x.dtype, x.device, tf32)
+    for name, value in (("grad", grad), ("x", x)):
+        check_int32_extent(name, value.shape, value.stride())
+    bits, z = split_saved(saved, n * height * width, c_out, x.dtype)
+    dweight = None
+    if config.design == ROWS:
+        if want_weight and grad_weight_rows.applies(grad, x, slope, replicate=replicate):
+            dweight = _sum_parts(grad_weight_rows.launch(grad, x, slope, bits, tf32=tf32, config=config), weight)
+            want_weight = False
+            if not want_slope:
+                return dweight, None
+        config = TILES["grad_weight"]
     tiles, tiles_w = tile_counts(height, width, config)
     block_in, block_out = channel_block(c_in, config.block_k), channel_block(c_out, config.block_k)
     rows, in_blocks = (3, triton.cdiv(c_in, block_in)) if want_weight else (1, 1)
@@ -178,7 +190,6 @@ def grad_weight(
     new = x.new_empty if groups else x.new_zeros  # every value is written, if a kernel runs
     gw = new((n, splits, 9, c_out, c_in) if want_weight else 0, dtype=torch.float32)
     gslope = new((n, splits, c_out) if want_slope else 0, dtype=torch.float32)
-    bits, z = split_saved(saved, n * height * width, c_out, x.dtype)
     reduce = noise_form = 0
     read = removed = grad  # what stands for z and noise where they are not read
     if want_slope and z is not None:
@@ -189,7 +200,7 @@ def grad_weight(
             removed, noise_form = noise, 1 if noise.shape[1] == c_out else 2
     elif want_slope and groups:
         raise ValueError("the slope's gradient needs z or the result, and only sign bits were saved")
-    for name, value in (("grad", grad), ("x", x), ("out", read), ("noise", removed)):
+    for name, value in (("out", read), ("noise", removed)):
         check_int32_extent(name, value.shape, value.stride())
     if groups:
         programs = (groups + row_groups * (want_weight and want_slope)) * splits
@@ -202,8 +213,12 @@ def grad_weight(
             BLOCK_OUT=block_out, PRECISION=dot_precision(x.dtype, tf32),
             num_warps=config.warps, num_stages=config.stages, maxnreg=register_limit(config, grad, x, read, removed),
         )  # fmt: skip
-    summed = None
     if want_weight:
-        partial = gw.sum(1) if weight.dim() == 5 else gw.sum((0, 1)).unsqueeze(0)
-        summed = partial.permute(0, 2, 3, 1).reshape(weight.shape).to(weight.dtype, copy=True).contiguous()
-    return summed, gslope.sum(1) if want_slope else None
+        dweight = _sum_parts(gw, weight)
+    return dweight, gslope.sum(1) if want_slope else None
+
+
+def _sum_parts(gw: Tensor, weight: Tensor) -> Tensor:
+    """Sum partial sums (N, parts, 9, Cout, Cin) to a gradient in the weight's shape and dtype."""
+    summed = gw.sum(1) if weight.dim() == 5 else gw.sum((0, 1)).unsqueeze(0)
+    return summed.permute(0, 2, 3, 1).reshape(weight.shape).to(weight.dtype, copy=True).contiguous()

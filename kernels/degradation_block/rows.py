@@ -65,11 +65,15 @@ def load_row(
     stride_c,  # strides of x, in values
     stride_h,
     stride_w,
+    valid=None,  # [P] pixels to read, zero elsewhere; default: all
 ):
     """Pixels of one row, clamped to the image, [P, K]."""
+    mask = (i < c_in)[None, :]
+    if valid is not None:
+        mask = valid[:, None] & mask
     at = tl.minimum(tl.maximum(column, 0), width - 1) * stride_w
     at_row = x + tl.minimum(tl.maximum(row, 0), height - 1) * stride_h
-    return tl.load(at_row + (at[:, None] + (i * stride_c)[None, :]), mask=(i < c_in)[None, :], other=0.0)
+    return tl.load(at_row + (at[:, None] + (i * stride_c)[None, :]), mask=mask, other=0.0)
 
 
 @triton.jit

@@ -42,16 +42,17 @@ class Variant(NamedTuple):
         name = f"{self.kernel}_{config.design}" if config.design else self.kernel
         module = import_module(f".{name}", __package__)
         constants: dict[str, Any] = {
-            "BLOCK_H": config.block_h,
             "BLOCK_W": config.block_w,
             "BLOCK_IN": self.block_in,
             "BLOCK_OUT": self.block_out,
             "PRECISION": "tf32" if self.precision == "half" else self.precision,
         }
-        if self.kernel == "grad_weight":
-            constants["WANT_WEIGHT"] = self.weight
         if config.design == ROWS:
             constants["STAGES"] = config.stages
+        elif self.kernel == "grad_weight":
+            constants["WANT_WEIGHT"] = self.weight
+        if name != "grad_weight_rows":
+            constants["BLOCK_H"] = config.block_h
         return image_kernel_source(
             getattr(module, f"_{name}_kernel"),
             constants,
@@ -92,11 +93,11 @@ def variants_of(architecture: str, kernel: str, precision: str, config: KernelCo
         blocks = list(itertools.product(steps, CHANNEL_BLOCKS))
     elif kernel == "grad_input":
         blocks = list(itertools.product(CHANNEL_BLOCKS, steps))
-    else:
-        blocks = list(itertools.product(steps, steps))
+    else:  # by rows a program has all output channels
+        blocks = list(itertools.product(steps, CHANNEL_BLOCKS if config.design == ROWS else steps))
     aligned = [Variant(architecture, kernel, precision, dtypes[0], *block, config=config) for block in blocks]
     largest = aligned[-1]
-    if kernel == "grad_weight":
+    if kernel == "grad_weight" and config.design != ROWS:
         aligned += [largest._replace(block_in=CHANNEL_BLOCKS[0], block_out=step, weight=False) for step in steps]
     # The first and last layer of F have 3 channels on one side.
     odd = [
