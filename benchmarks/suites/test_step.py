@@ -16,6 +16,7 @@ says nothing about a GPU. A row is a whole step, zero_grad to the optimizers, on
     overhead            AND step over plain step of the same variant, per image; null in plain rows
     flops               per step, counted by torch's flop counter on the same step uncompiled; flops_per_second
     peak_memory         bytes, torch.cuda.max_memory_allocated during the rounds; null on a CPU
+    peak_reserved       likewise torch.cuda.max_memory_reserved, the pools of CUDA graphs included
     parts               seconds per step of identity, ascent, degradation, generator, discriminator, optimizer
     loss_error          largest relative difference of its fp32 losses from the package's without reuse, at a tiny size;
                         a row fails above 1e-2 (stage net: 1e-4)
@@ -170,6 +171,7 @@ def test_step(benchmark, variant, stage, share, kind):
         flops=flops,
         flops_per_second=flops / seconds,
         peak_memory=torch.cuda.max_memory_allocated() if CUDA else None,
+        peak_reserved=torch.cuda.max_memory_reserved() if CUDA else None,
         parts=parts,
         loss_error=error,
         device=torch.cuda.get_device_name() if CUDA else "cpu",

@@ -42,8 +42,10 @@ def image(step: Step, number: int) -> Step:
     return Step(*parts, step.options, "")
 
 
-@pytest.mark.parametrize("first", [True, False])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    ("dtype", "first"),
+    [(torch.float32, False), (torch.bfloat16, True), (torch.bfloat16, False), (torch.float16, False)],
+)
 def test_at_the_size_of_training(dtype: torch.dtype, first: bool) -> None:
     """48 images of 22 M noise values each; three are compared with float64, and two calls bit for bit."""
     step = at_the_size_of_training(dtype, 48, first)

@@ -120,6 +120,7 @@ def test_strided_inputs(impl, memory_format):
     torch.testing.assert_close(blur_pool(expanded, 2, impl=impl), torch.ones(1, 3, 4, 4, dtype=torch.float64))
 
 
+@pytest.mark.parametrize("impl", IMPLS)
 @pytest.mark.parametrize("memory_format", FORMATS, ids=str)
 @pytest.mark.parametrize("factor", [2, 3, 4])
 def test_gradcheck(impl, factor, memory_format):
@@ -162,6 +163,7 @@ def test_compiles_to_one_graph(impl, dynamic, backend):
         assert y.is_contiguous(memory_format=memory_format)
 
 
+@pytest.mark.parametrize("impl", IMPLS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_autocast_has_no_effect(impl, dtype):
     x = torch.randn(1, 3, 16, 16).to(dtype).requires_grad_()
@@ -174,6 +176,7 @@ def test_autocast_has_no_effect(impl, dtype):
     assert torch.equal(grad_inside, torch.autograd.grad(outside.sum(), x)[0])
 
 
+@pytest.mark.parametrize("impl", IMPLS)
 def test_result_requires_no_gradient_if_x_does_not(impl):
     assert not blur_pool(torch.rand(1, 3, 8, 8), 4, impl=impl).requires_grad
 
@@ -190,12 +193,14 @@ def test_result_is_independent_of_threads():
         torch.set_num_threads(threads)
 
 
+@pytest.mark.parametrize("impl", IMPLS)
 @pytest.mark.parametrize("filter_", [torch.tensor([0.25, 0.25, 0.25, 0.25]), (0.25,) * 4], ids=["tensor", "tuple"])
 def test_box_filter_is_average_pooling(impl, filter_):
     x = torch.randn(2, 3, 8, 12, dtype=torch.float64)
     torch.testing.assert_close(blur_pool(x, 4, filter=filter_, impl=impl), F.avg_pool2d(x, 4))
 
 
+@pytest.mark.parametrize("impl", IMPLS)
 def test_operation_count(impl):
     x = torch.randn(2, 3, 16, 24, requires_grad=True)
     macs = 2 * 3 * (4 * 24 * 8 + 4 * 6 * 8)

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from blur_pool_cases import IMPLS
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -46,6 +47,7 @@ def test_cuda_rejects_too_many_taps(monkeypatch):
 X = torch.zeros(1, 3, 8, 8)
 
 
+@pytest.mark.parametrize("impl", IMPLS)
 @pytest.mark.parametrize(
     ("kind", "message", "arguments"),
     [

@@ -22,14 +22,14 @@ from andfast.nn import RRDBNet, frozen
 pytestmark = pytest.mark.gpu
 
 TOLERANCES = {torch.bfloat16: 1e-2, torch.float16: 3e-3}
-LAYERS = [  # Cin, Cout, factor, slope, height, width
-    (3, 64, 1, 1.0, 37, 53),
-    (64, 64, 1, 1.0, 64, 64),
-    (64, 64, 2, 0.2, 64, 64),
-    (64, 64, 2, 0.2, 19, 27),
-    (64, 64, 1, 0.2, 64, 96),
-    (64, 3, 1, 1.0, 40, 33),
-    (24, 40, 1, 0.2, 5, 1),
+LAYERS = [  # Cin, Cout, factor, slope, height, width, whether weights are frozen, memory format
+    (3, 64, 1, 1.0, 37, 53, False, FORMATS[0]),
+    (64, 64, 1, 1.0, 64, 64, True, FORMATS[1]),
+    (64, 64, 2, 0.2, 64, 64, False, FORMATS[1]),
+    (64, 64, 2, 0.2, 19, 27, True, FORMATS[0]),
+    (64, 64, 1, 0.2, 64, 96, True, FORMATS[1]),
+    (64, 3, 1, 1.0, 40, 33, False, FORMATS[1]),
+    (24, 40, 1, 0.2, 5, 1, False, FORMATS[0]),
 ]
 
 
@@ -77,9 +77,16 @@ def reference_block(x: Tensor, *parameters: Tensor) -> Tensor:
     return residual_dense_block_reference(x, parameters[:5], parameters[5:])
 
 
-@pytest.mark.parametrize("memory_format", FORMATS)
-@pytest.mark.parametrize("frozen", [False, True])
-@pytest.mark.parametrize("sizes", [(64, 32, 64, 64), (64, 32, 37, 53), (16, 8, 31, 40), (24, 40, 5, 1)])
+@pytest.mark.parametrize(
+    ("sizes", "frozen", "memory_format"),
+    [
+        ((64, 32, 64, 64), True, FORMATS[1]),
+        ((64, 32, 37, 53), False, FORMATS[1]),
+        ((64, 32, 37, 53), True, FORMATS[0]),
+        ((16, 8, 31, 40), False, FORMATS[0]),
+        ((24, 40, 5, 1), True, FORMATS[1]),
+    ],
+)
 @pytest.mark.parametrize("dtype", TOLERANCES)
 def test_dense_block_on_a_gpu(
     dtype: torch.dtype, sizes: tuple[int, ...], frozen: bool, memory_format: torch.memory_format
@@ -92,7 +99,7 @@ def test_dense_block_on_a_gpu(
 
 
 @pytest.mark.parametrize("impl", ["cuda", "triton"])
-@pytest.mark.parametrize(("blocks", "per_group"), [(6, 3), (4, 2), (2, 0)])
+@pytest.mark.parametrize(("blocks", "per_group"), [(6, 3), (2, 0)])
 @pytest.mark.parametrize("dtype", TOLERANCES)
 def test_frozen_dense_blocks_on_a_gpu(dtype: torch.dtype, blocks: int, per_group: int, impl: str) -> None:
     """The trunk as one op; also twice the same bits, and the same bits as block by block where nothing is grouped."""
@@ -129,9 +136,7 @@ def test_frozen_dense_blocks_on_a_gpu(dtype: torch.dtype, blocks: int, per_group
         assert torch.equal(runs[0][1], torch.autograd.grad(out, x, grad)[0])
 
 
-@pytest.mark.parametrize("memory_format", FORMATS)
-@pytest.mark.parametrize("frozen", [False, True])
-@pytest.mark.parametrize(("c_in", "c_out", "factor", "slope", "height", "width"), LAYERS)
+@pytest.mark.parametrize(("c_in", "c_out", "factor", "slope", "height", "width", "frozen", "memory_format"), LAYERS)
 @pytest.mark.parametrize("dtype", TOLERANCES)
 def test_convolution_on_a_gpu(
     dtype: torch.dtype,

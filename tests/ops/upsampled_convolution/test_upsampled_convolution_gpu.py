@@ -15,6 +15,14 @@ pytestmark = pytest.mark.gpu
 TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 1e-2}
 NAMES = ("out", "x", "weight", "bias")
 SLOPE = 0.2
+CASES = [  # each size, factor, kind of backward and number of warps; products of them say nothing more
+    ((64, 64, 37, 53), 2, False, 8),
+    ((64, 64, 37, 53), 2, True, 4),
+    ((3, 64, 16, 24), 1, False, 4),
+    ((64, 3, 24, 16), 1, True, 8),
+    ((33, 17, 17, 19), 2, False, 8),
+    ((1, 1, 5, 1), 1, False, 4),
+]
 
 
 def make(
@@ -54,10 +62,7 @@ def incoming(arguments: list[Tensor], factor: int) -> Tensor:
     return torch.randn(shape, device="cuda").to(x.dtype).contiguous(memory_format=torch.channels_last)
 
 
-@pytest.mark.parametrize("warps", [4, 8])
-@pytest.mark.parametrize("frozen", [False, True])
-@pytest.mark.parametrize("factor", [1, 2])
-@pytest.mark.parametrize("sizes", [(64, 64, 37, 53), (3, 64, 16, 24), (64, 3, 24, 16), (33, 17, 17, 19), (1, 1, 5, 1)])
+@pytest.mark.parametrize(("sizes", "factor", "frozen", "warps"), CASES)
 @pytest.mark.parametrize("dtype", TOLERANCES)
 def test_on_a_gpu(
     dtype: torch.dtype, sizes: tuple[int, ...], factor: int, frozen: bool, warps: int, monkeypatch: pytest.MonkeyPatch
@@ -79,8 +84,7 @@ def test_on_a_gpu(
             )
 
 
-@pytest.mark.parametrize("frozen", [False, True])
-@pytest.mark.parametrize(("factor", "side"), [(2, 64), (2, 128), (1, 256)])
+@pytest.mark.parametrize(("factor", "side", "frozen"), [(2, 64, True), (2, 128, False), (1, 256, True)])
 def test_training_size_on_a_gpu(factor: int, side: int, frozen: bool) -> None:
     """The three layers of G's tail, with the configurations of the table."""
     arguments = make(torch.bfloat16, 8, 64, 64, side, side)
