@@ -240,6 +240,9 @@ class Run:
                     raise self._stopped(state) from None
                 self.summary.add_quality(state.name, quality)
             log.sync()
-            loss_curve(log.path, self.output / "loss_curve.png")
+            try:
+                loss_curve(log.path, self.output / "loss_curve.png")
+            except ModuleNotFoundError as error:
+                logger.warning("loss_curve.png was not drawn: %s", error)
             self.summary.write(self.output / "summary.json")
         self.group.barrier()

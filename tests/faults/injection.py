@@ -1,7 +1,8 @@
 """Faults at file-system events: kill the process, or fail for lack of space, right before the n-th one below a folder.
 
 Events are Python's audit events of opening for writing, renaming, removing and making folders, and calls of os.fsync.
-A process killed at the fsync of a file leaves it cut to half its length, as if it died while writing.
+A process killed at the fsync of a file leaves half of what was written since the last one, or since it was opened, as
+if the machine died while writing.
 """
 
 import errno
@@ -35,6 +36,7 @@ class Injection:
         self.folder, self.at, self.fault = os.path.abspath(folder), at, fault
         self.events: list[str] = []
         self._busy = False
+        self._durable: dict[str, int] = {}  # bytes that are on disk already, by path
         self._fsync: Callable[[int], None] = os.fsync
 
     def install(self) -> None:
@@ -50,6 +52,8 @@ class Injection:
             writes = isinstance(flags, int) and flags & (os.O_WRONLY | os.O_RDWR)
             if writes and isinstance(path, str | os.PathLike | bytes):
                 self._happens("open", os.fsdecode(path))
+                kept = not flags & os.O_TRUNC and os.path.exists(path)
+                self._durable[os.path.abspath(os.fsdecode(path))] = os.path.getsize(path) if kept else 0
         elif event in _CHANGES and isinstance(arguments[0], str | os.PathLike | bytes):
             path, descriptor = os.fsdecode(arguments[0]), arguments[_CHANGES[event]]
             if isinstance(descriptor, int) and descriptor >= 0:
@@ -62,6 +66,7 @@ class Injection:
         self._busy = False
         self._happens("fsync", path, cut=not os.path.isdir(path))
         self._fsync(descriptor)
+        self._durable[path] = os.fstat(descriptor).st_size
 
     def _happens(self, kind: str, path: str, *, cut: bool = False) -> None:
         if not f"{os.path.abspath(path)}{os.sep}".startswith(self.folder + os.sep):
@@ -80,5 +85,7 @@ class Injection:
             return
         if cut:
             self._busy = True
-            os.truncate(path, os.path.getsize(path) // 2)
+            size = os.path.getsize(path)
+            durable = min(self._durable.get(path, 0), size)
+            os.truncate(path, durable + (size - durable) // 2)
         os.kill(os.getpid(), signal.SIGKILL)

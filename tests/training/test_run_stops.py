@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import shutil
 import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -206,6 +207,16 @@ def test_deleted_output_is_an_error_at_the_next_write(
     assert len(steps) == 2
     assert "was deleted while the run was writing to it" in capsys.readouterr().err.splitlines()[-1]
     assert not (tmp_path / "run" / deleted).exists()
+
+
+def test_run_ends_without_matplotlib(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    assert train_here(tmp_path, "--steps=1") == 0
+    assert "loss_curve.png was not drawn: the loss curve requires matplotlib" in caplog.text
+    assert (tmp_path / "run" / "summary.json").is_file()
+    assert not (tmp_path / "run" / "loss_curve.png").exists()
 
 
 # ------------------------------------------------------------------------------------------------------- best weights

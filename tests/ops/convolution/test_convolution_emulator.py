@@ -153,7 +153,7 @@ def test_many_random_problems(block):
 
 WIDE = Case((64, 128), 64, 40, 35, images=2, multiprocessors=1)
 MUTANTS = {
-    "no barrier": ("mma_kernel.h", "      synchronise();", "      ", WIDE, "error"),
+    "no barrier": ("mma_kernel.h", "      synchronize();", "      ", WIDE, "error"),
     "waits for one group too few": (
         "mma_kernel.h", "wait_copies<T::kStages - 2>", "wait_copies<T::kStages - 1>", WIDE, "error",
     ),

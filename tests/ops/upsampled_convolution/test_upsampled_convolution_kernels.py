@@ -81,8 +81,9 @@ if not INTERPRETED:
     ) -> None:
         """Bytes saved by an RRDBNet at training size, without parameters, outside of the blocks.
 
-        Frozen: the signs of the tail's three activations. Trained: the inputs of the convolutions: LR, the body's
-        result and its sum with the first features, one map at twice and two at four times the size.
+        Frozen: the signs of the tail's three activations; in Triton also the trunk's packed weights. Trained: the
+        inputs of the convolutions: LR, the body's result and its sum with the first features, one map at twice and two
+        at four times the size.
         """
         for op in ("residual_dense_block", "upsampled_convolution"):
             monkeypatch.setitem(dispatch._TABLE[op], "triton", dispatch.everywhere)
@@ -99,12 +100,15 @@ if not INTERPRETED:
             return tensor
 
         tail = [4 * 8 * pixels, 16 * 8 * pixels, 16 * 8 * pixels]
-        in_blocks = [(16 if impl == "triton" else 32) * pixels] * 3 * blocks
+        in_blocks = [16 * pixels * 3 * blocks] if impl == "triton" else [32 * pixels] * 3 * blocks
+        trunk_weights = sum(weight.nbytes for weight in network.body.parameters() if weight.dim() == 4)
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             with frozen_parameters(network):
                 network(lr)
-            assert {tensor.dtype for tensor in kept.values()} == {torch.uint8}
-            assert sorted(tensor.nbytes for tensor in kept.values()) == sorted(in_blocks + tail)
+            signs = [tensor.nbytes for tensor in kept.values() if tensor.dtype == torch.uint8]
+            assert sorted(signs) == sorted(in_blocks + tail)
+            packed = sum(tensor.nbytes for tensor in kept.values()) - sum(signs)
+            assert packed == (trunk_weights if impl == "triton" else 0)
             kept.clear()
             network(lr)
         assert {tensor.dtype for tensor in kept.values()} == {torch.bfloat16}
