@@ -88,13 +88,9 @@ def ascent_step(
     if impl == "triton":
         if unsupported is not None:
             raise TypeError(f"tensors must be float32, bfloat16 or float16 with impl='triton', one was {unsupported}")
-        if factors is not None or isinstance(radii, Tensor) or any(part is not None for part in parts):
-            raise RuntimeError(
-                "impl must be 'reference' with parts, factors or a tensor of radii, was 'triton': it has none of them"
-            )
         from andfast.kernels.ascent_step import kernels  # noqa: PLC0415  (imports Triton)
 
-        return kernels.ascent_step(values, gradients, centers, radii, step_size, joint)
+        return kernels.ascent_step(values, gradients, centers, radii, step_size, joint, parts, factors)
     return ascent_step_reference(values, gradients, centers, radii, step_size, joint, parts, factors)
 
 

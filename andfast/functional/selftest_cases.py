@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from andfast.functional.ascent_step import ascent_step
+from andfast.functional.ascent_parts import KernelParts, ZeroMean
+from andfast.functional.ascent_step import ascent_step, ascent_step_reference
 from andfast.functional.blur_pool import binomial_taps, blur_pool, blur_pool_reference
 from andfast.functional.degradation_block import degradation_block
 from andfast.functional.degradation_block_reference import degradation_block_reference
@@ -295,6 +296,34 @@ def _ascent_steps(draw: Draw) -> Iterator[Case]:
     yield case("first step", _PLAIN, False, 0)
     yield case("three balls", _LAST, False, 0)
     yield case("joint ball", _PLAIN, True, 2)
+    yield _ascent_step_in_parts(draw, _LAST, 0)
+    yield _ascent_step_in_parts(draw, _PLAIN, 0)
+    yield _ascent_step_in_parts(draw, _PLAIN, 1)
+
+
+def _ascent_step_in_parts(draw: Draw, form: torch.memory_format, result: int) -> Case:
+    """A step of maps of mean zero and of convolutions in three parts, with a factor per image."""
+    shapes = {"x": (2, 16, 9, 8), "weight": (2, 5, 3, 3, 3)}
+    inputs = {name: draw.normal(*shape) for name, shape in shapes.items()}
+    inputs |= {f"gradient of {name}": draw.normal(*shape) for name, shape in shapes.items()}
+    options: dict[str, Any] = {"radii": (9.0, 2.0, 3.0, 4.0), "step_size": 0.3, "parts": (ZeroMean(), KernelParts())}
+
+    def groups(t: Mapping[str, Tensor]) -> tuple[list[list[Tensor]], ...]:
+        zero = t["x"].new_zeros(()).expand_as(t["x"])
+        gradients = [[t[f"gradient of {name}"]] for name in shapes]
+        return [[t["x"]], [t["weight"]]], gradients, [[zero], [t["weight"] / 2]]
+
+    def factors(t: Mapping[str, Tensor]) -> Tensor:
+        return torch.tensor([1.0, 0.25], device=t["x"].device)
+
+    def run(t: Mapping[str, Tensor], impl: str) -> Tensor:
+        return ascent_step(*groups(t), **options, factors=factors(t), impl=impl)[result][0]
+
+    def definition(t: Mapping[str, Tensor]) -> Tensor:
+        return ascent_step_reference(*groups(t), **options, factors=factors(t))[result][0]
+
+    name = f"parts, {list(shapes)[result]}, {FORMATS[form]}"
+    return Case(name, inputs, run, definition, form, frozen=inputs)
 
 
 def _identity_gradients(draw: Draw) -> Iterator[Case]:

@@ -1,7 +1,9 @@
 """Grouping of the ascent step's tensors into launches: memory order, alignment, and dtypes. Needs no Triton."""
 
+import math
 from collections.abc import Sequence
-from typing import Final
+from functools import partial
+from typing import Final, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -37,53 +39,167 @@ class Batch:
 
     def add(self, value: Tensor, gradient: Tensor, center: Tensor, out: Tensor, size: int) -> None:
         """Append a tensor; raises ValueError if offsets within an image do not fit 32 bits."""
-        if size >= 2**31:
-            raise ValueError(f"an image's part of a tensor must have fewer than 2**31 values, had {size}")
+        _check_size(size)
         self.values.append(value)
         self.gradients.append(gradient)
         self.centers.append(center)
         self.outs.append(out)
         self.sizes.append(size)
 
-    def split(self) -> "list[Batch]":
+    rows = 1
+    """Number of parts of the group: rows of sums from row ``group``."""
+
+    def empty(self) -> Self:
+        """A batch for tensors of the same kind."""
+        return type(self)(self.group, self.at_center, self.expanded)
+
+    def split(self) -> list[Self]:
         """Return batches of at most MAX_TENSORS tensors."""
         if len(self.sizes) <= MAX_TENSORS:
             return [self]
-        parts = []
-        for part in (slice(0, MAX_TENSORS), slice(MAX_TENSORS, None)):
-            batch = Batch(self.group, self.at_center, self.expanded)
+        halves = []
+        for half in (slice(0, MAX_TENSORS), slice(MAX_TENSORS, None)):
+            batch = self.empty()
             for name in ("values", "gradients", "centers", "outs", "sizes"):
-                setattr(batch, name, getattr(self, name)[part])
-            parts += batch.split()
-        return parts
+                setattr(batch, name, getattr(self, name)[half])
+            halves += batch.split()
+        return halves
 
     def chunks(self, chunk: int) -> int:
         """Programs per image, of ``chunk`` values each."""
         return sum(-(-size // chunk) for size in self.sizes)
 
 
+class MapBatch(Batch):
+    """Maps (N, C, ...) of mean zero, with equal numbers of channels; sizes are pixels per map.
+
+    Attributes:
+        channels: C.
+        channels_last: channels are contiguous in memory; else the pixels of a map.
+    """
+
+    def __init__(self, group: int, at_center: bool, expanded: bool, channels: int, channels_last: bool) -> None:
+        super().__init__(group, at_center, expanded)
+        self.channels, self.channels_last = channels, channels_last
+
+    def empty(self) -> Self:
+        """A batch for tensors of the same kind."""
+        return type(self)(self.group, self.at_center, self.expanded, self.channels, self.channels_last)
+
+
+class KernelBatch(Batch):
+    """Convolutions in three parts, contiguous (N, O, I, 3, 3); sizes are 3x3 kernels per image.
+
+    Attributes:
+        symmetric: parts are point-symmetric.
+    """
+
+    rows = 3
+
+    def __init__(self, group: int, at_center: bool, symmetric: bool) -> None:
+        super().__init__(group, at_center, expanded=False)
+        self.symmetric = symmetric
+
+    def empty(self) -> Self:
+        """A batch for tensors of the same kind."""
+        return type(self)(self.group, self.at_center, self.symmetric)
+
+
+AnyBatch = Batch | MapBatch | KernelBatch
+
+
+class Parts(Protocol):
+    """Parts of a group, see :mod:`andfast.functional.ascent_parts`."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the parts: three of convolutions, with an attribute ``symmetric``, or one of maps."""
+
+
 def make_batches(
-    values: Sequence[Sequence[Tensor]], gradients: Sequence[Sequence[Tensor]], centers: Sequence[Sequence[Tensor]]
-) -> tuple[list[list[Tensor]], list[Batch]]:
+    values: Sequence[Sequence[Tensor]],
+    gradients: Sequence[Sequence[Tensor]],
+    centers: Sequence[Sequence[Tensor]],
+    parts: Sequence[Parts | None] | None = None,
+) -> tuple[list[list[Tensor]], list[AnyBatch]]:
     """Allocate the outputs, and sort the tensors into batches; empty tensors are in none."""
     outs: list[list[Tensor]] = []
-    batches: dict[tuple[object, ...], Batch] = {}
-    for index, group in enumerate(zip(values, gradients, centers, strict=True)):
+    batches: dict[tuple[object, ...], AnyBatch] = {}
+    row = 0
+    for group, part in zip(zip(values, gradients, centers, strict=True), parts or [None] * len(values), strict=True):
         outs.append([])
         for tensors in zip(*group, strict=True):
-            value, gradient, center, out = _in_same_order(*tensors)
-            outs[-1].append(out)
-            if out.numel() == 0:
-                continue
-            at_center = same_memory(value, center)
-            expanded = _expanded(center)
-            pointers = (center if at_center else value, gradient, center, out)
-            size = out[0].numel()
-            aligned = size % _ALIGNMENT == 0 and all(tensor.data_ptr() % _ALIGNMENT == 0 for tensor in pointers)
-            key = (index, at_center, expanded, aligned, *(tensor.dtype for tensor in pointers))
-            batch = batches.setdefault(key, Batch(index, at_center, expanded))
-            batch.add(*pointers, size)
+            if part is None:
+                add = _add_whole
+            else:
+                add = _add_map if len(part.names) == 1 else partial(_add_kernels, symmetric=part.symmetric)
+            outs[-1].append(add(batches, row, *tensors))
+        row += 1 if part is None else len(part.names)
     return outs, list(batches.values())
+
+
+_Batches = dict[tuple[object, ...], AnyBatch]
+
+
+def _add_whole(batches: _Batches, row: int, value: Tensor, gradient: Tensor, center: Tensor) -> Tensor:
+    """Add a tensor of a group without parts; return its output."""
+    value, gradient, center, out = _in_same_order(value, gradient, center)
+    if out.numel():
+        at_center, expanded = same_memory(value, center), _expanded(center)
+        pointers = (center if at_center else value, gradient, center, out)
+        size = out[0].numel()
+        key = (row, at_center, expanded, _aligned(size, pointers), *(tensor.dtype for tensor in pointers))
+        batches.setdefault(key, Batch(row, at_center, expanded)).add(*pointers, size)
+    return out
+
+
+def _add_map(batches: _Batches, row: int, value: Tensor, gradient: Tensor, center: Tensor) -> Tensor:
+    """Add maps of mean zero; return their output. Their channels are made outermost unless they are innermost."""
+    tensors = _in_same_order(value, gradient, center)
+    channels = value.shape[1]
+    channels_last = channels > 1 and tensors[3].stride(1) == 1
+    pixels = math.prod(value.shape[2:])
+    if not channels_last and channels > 1 and tensors[3].stride(1) != pixels:
+        at_center = same_memory(value, center)
+        center = center if _expanded(center) else center.contiguous()
+        value = center if at_center else value.contiguous()
+        tensors = value, gradient.contiguous(), center, torch.empty(value.shape, dtype=value.dtype, device=value.device)
+    value, gradient, center, out = tensors
+    if out.numel():
+        at_center, expanded = same_memory(value, center), _expanded(center)
+        pointers = (center if at_center else value, gradient, center, out)
+        aligned = pixels % _ALIGNMENT == 0 and _aligned(channels * pixels, pointers)
+        kind = (row, at_center, expanded, channels, channels_last)
+        key = (*kind, aligned, *(tensor.dtype for tensor in pointers))
+        _check_size(channels * pixels)
+        batches.setdefault(key, MapBatch(*kind)).add(*pointers, pixels)
+    return out
+
+
+def _add_kernels(
+    batches: _Batches, row: int, value: Tensor, gradient: Tensor, center: Tensor, *, symmetric: bool
+) -> Tensor:
+    """Add convolutions in parts; return their output. Contiguous copies are made of what is not."""
+    at_center = same_memory(value, center)
+    center = center.contiguous()
+    value = center if at_center else value.contiguous()
+    gradient, out = gradient.contiguous(), torch.empty_like(value)
+    if out.numel():
+        pointers = (value, gradient, center, out)
+        key = (row, at_center, symmetric, *(tensor.dtype for tensor in pointers))
+        _check_size(out[0].numel())
+        batches.setdefault(key, KernelBatch(row, at_center, symmetric)).add(*pointers, out[0].numel() // 9)
+    return out
+
+
+def _aligned(size: int, pointers: Sequence[Tensor]) -> bool:
+    """Whether 16-byte accesses are possible."""
+    return size % _ALIGNMENT == 0 and all(tensor.data_ptr() % _ALIGNMENT == 0 for tensor in pointers)
+
+
+def _check_size(size: int) -> None:
+    if size >= 2**31:
+        raise ValueError(f"an image's part of a tensor must have fewer than 2**31 values, had {size}")
 
 
 def same_memory(value: Tensor, center: Tensor) -> bool:

@@ -10,6 +10,9 @@ Notation: n image, k group, d = value - center, g gradient, [.,.] the inner prod
 Multi-tensor: the tensors of a :class:`~.batches.Batch` share one launch. Their addresses are a tuple argument of the
 kernel; a program picks its tensor by comparing its index with running sums of chunks. So there is no pointer table in
 device memory to fill, or to keep alive for a CUDA graph. Deterministic, without atomics.
+
+Groups with parts have kernels of their own for sums and update (``maps.py``, ``convolutions.py``); their parts are
+groups of the coefficients.
 """
 
 from collections.abc import Sequence
@@ -20,7 +23,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .batches import Batch, make_batches
+from .batches import AnyBatch, Batch, KernelBatch, MapBatch, Parts, make_batches
+from .convolutions import KernelLaunch
+from .maps import MapLaunch
+from .tensors import find_chunk, pick
 
 SUMS = tl.constexpr(3)  # [g,g], [d,g], [d,d]
 COEFFICIENTS = tl.constexpr(2)  # s, f
@@ -48,40 +54,6 @@ CONFIG: Final = Config()
 # ------------------------------------------------------------------------------------------------------------ kernels
 
 
-@triton.jit
-def _pick(
-    which,  # index of a tensor
-    choices,  # tuple of pointers or integers
-    TENSORS: tl.constexpr,  # length of the tuple
-):
-    """choices[which] for an index known only at run time."""
-    picked = choices[0]
-    for index in tl.static_range(1, TENSORS):
-        picked = tl.where(which == index, choices[index], picked)
-    return picked
-
-
-@triton.jit
-def _find_chunk(
-    chunk,  # index of the chunk within the image
-    sizes,  # tuple: values per image of each tensor
-    TENSORS: tl.constexpr,  # number of tensors
-    CHUNK: tl.constexpr,  # values per chunk
-):
-    """(tensor index, its size, offset of the chunk within it)."""
-    which = chunk * 0
-    begun = chunk * 0
-    total = chunk * 0
-    size = chunk * 0
-    for tensor in tl.static_range(TENSORS):
-        here = chunk >= total
-        which = tl.where(here, tensor, which)
-        begun = tl.where(here, total, begun)
-        size = tl.where(here, sizes[tensor], size)
-        total += (sizes[tensor] + CHUNK - 1) // CHUNK
-    return which, size, (chunk - begun) * CHUNK
-
-
 @triton.jit(do_not_specialize=["chunks", "group", "groups", "first", "width"])
 def _sums_kernel(
     values,  # tuple of (N, size)
@@ -104,11 +76,11 @@ def _sums_kernel(
     program = tl.program_id(0)
     n = (program // chunks).to(tl.int64)
     chunk = program % chunks
-    which, size, begin = _find_chunk(chunk, sizes, TENSORS, BLOCK * BLOCKS)
-    gradient = _pick(which, gradients, TENSORS) + n * size
+    which, size, begin = find_chunk(chunk, sizes, TENSORS, BLOCK * BLOCKS)
+    gradient = pick(which, gradients, TENSORS) + n * size
     if not AT_CENTER:
-        value = _pick(which, values, TENSORS) + n * size
-        center = _pick(which, centers, TENSORS)
+        value = pick(which, values, TENSORS) + n * size
+        center = pick(which, centers, TENSORS)
         if EXPANDED:
             c = tl.load(center).to(tl.float32)
         else:
@@ -148,15 +120,33 @@ def _total(
     return tl.sum(total, axis=0)
 
 
+@triton.jit
+def _radius(
+    radii,  # tuple: radius per group
+    radii_ptr,  # (groups,) fp32
+    factor,  # of all radii of the image
+    group,  # index of the group, constexpr
+    IN_TENSOR: tl.constexpr,  # radii are at radii_ptr, not in the tuple
+):
+    """The radius of a group in one image, in float64."""
+    if IN_TENSOR:
+        return tl.load(radii_ptr + group).to(tl.float64) * factor
+    return factor * radii[group]
+
+
 @triton.jit(do_not_specialize=["width", "step_size"])
 def _coefficients_kernel(
     partials_ptr,  # (N, groups, 3, width) fp32; 0 past the end of a group
     coefficients_ptr,  # (N, groups, 2) fp32: s, f
     radii,  # tuple: radius per group
+    radii_ptr,  # (groups,) fp32; not read unless IN_TENSOR
+    factors_ptr,  # (N,) fp32; not read unless FACTORS
     width,  # length of a row of partials
     step_size,  # step length as a fraction of the radius
     GROUPS: tl.constexpr,  # number of groups
     JOINT: tl.constexpr,  # one ball for all groups
+    IN_TENSOR: tl.constexpr,  # radii are at radii_ptr, not in the tuple
+    FACTORS: tl.constexpr,  # a factor per image on all radii
     BLOCK: tl.constexpr,  # partial sums per iteration
 ):
     """Grid: one program per image. In a joint ball s depends on all sums, and f on s: two passes over groups."""
@@ -164,17 +154,20 @@ def _coefficients_kernel(
     partials = partials_ptr + n * GROUPS * SUMS * width
     coefficients = coefficients_ptr + n * GROUPS * COEFFICIENTS
     zero = tl.zeros((), dtype=tl.float64)
+    factor = zero + 1
+    if FACTORS:
+        factor = tl.load(factors_ptr + n).to(tl.float64)
     all_lengths = zero
     if JOINT:
         for group in tl.static_range(GROUPS):
-            radius = zero + radii[group]
+            radius = _radius(radii, radii_ptr, factor, group, IN_TENSOR)
             # Scale lengths, not squares: an infinite length times a zero radius is NaN, as in the definition.
             length = tl.sqrt(_total(partials + group * SUMS * width, width, BLOCK)) * radius
             all_lengths += length * length
     all_used = zero
     for group in tl.static_range(GROUPS):
         row = partials + group * SUMS * width
-        radius = zero + radii[group]
+        radius = _radius(radii, radii_ptr, factor, group, IN_TENSOR)
         gg = _total(row, width, BLOCK)
         dg = _total(row + width, width, BLOCK)
         dd = _total(row + 2 * width, width, BLOCK)
@@ -193,7 +186,7 @@ def _coefficients_kernel(
         used = tl.sqrt(all_used)
         f = tl.where(used <= 1, 1.0, 1 / used)
         for group in tl.static_range(GROUPS):
-            inside = tl.where(zero + radii[group] > 0, f, 0.0)
+            inside = tl.where(_radius(radii, radii_ptr, factor, group, IN_TENSOR) > 0, f, 0.0)
             tl.store(coefficients + group * COEFFICIENTS + 1, inside.to(tl.float32))
 
 
@@ -217,16 +210,16 @@ def _update_kernel(
     """Grid: one program per chunk of one tensor of one image; programs of an image are consecutive."""
     program = tl.program_id(0)
     n = (program // chunks).to(tl.int64)
-    which, size, begin = _find_chunk(program % chunks, sizes, TENSORS, BLOCK * BLOCKS)
-    gradient = _pick(which, gradients, TENSORS) + n * size
-    out = _pick(which, outs, TENSORS) + n * size
-    center = _pick(which, centers, TENSORS)
+    which, size, begin = find_chunk(program % chunks, sizes, TENSORS, BLOCK * BLOCKS)
+    gradient = pick(which, gradients, TENSORS) + n * size
+    out = pick(which, outs, TENSORS) + n * size
+    center = pick(which, centers, TENSORS)
     if EXPANDED:
         c = tl.load(center).to(tl.float32)
     else:
         center += n * size
     if not AT_CENTER:
-        value = _pick(which, values, TENSORS) + n * size
+        value = pick(which, values, TENSORS) + n * size
     s = tl.load(coefficients_ptr + (n * groups + group) * COEFFICIENTS)
     f = tl.load(coefficients_ptr + (n * groups + group) * COEFFICIENTS + 1)
     for block in range(BLOCKS):
@@ -250,57 +243,88 @@ def ascent_step(
     values: Sequence[Sequence[Tensor]],
     gradients: Sequence[Sequence[Tensor]],
     centers: Sequence[Sequence[Tensor]],
-    radii: Sequence[float],
+    radii: Sequence[float] | Tensor,
     step_size: float,
     joint: bool,
+    parts: Sequence[Parts] | None = None,
+    factors: Tensor | None = None,
 ) -> list[list[Tensor]]:
     """Return the new values; arguments as checked by the op."""
-    outs, batches = make_batches(values, gradients, centers)
-    step(batches, values[0][0].shape[0], radii, step_size, joint)
+    outs, batches = make_batches(values, gradients, centers, parts)
+    step(batches, values[0][0].shape[0], radii, step_size, joint, None, factors)
     return outs
 
 
 def step(
-    batches: Sequence[Batch],
+    batches: Sequence[AnyBatch],
     images: int,
-    radii: Sequence[float],
+    radii: Sequence[float] | Tensor,
     step_size: float,
     joint: bool,
     config: Config | None = None,
+    factors: Tensor | None = None,
 ) -> None:
-    """Write the outputs of all batches; groups without a batch have no values."""
-    config = config or CONFIG
-    batches = [part for batch in batches for part in batch.split()]
-    if not batches:
+    """Write the outputs of all batches; parts without a batch have no values.
+
+    The groups of the kernels are the parts, of which a batch of convolutions has three.
+    """
+    launches = [_launch(part, config or CONFIG) for batch in batches for part in batch.split()]
+    if not launches:
         return
     groups = len(radii)
     used = [0] * groups
-    begins = []  # of batches, in the row of partials of their group
-    for batch in batches:
-        begins.append(used[batch.group])
-        used[batch.group] += batch.chunks(config.chunk)
+    begins = []  # of launches, in their rows of partials
+    for launch in launches:
+        begins.append(used[launch.batch.group])
+        for row in range(launch.batch.group, launch.batch.group + launch.batch.rows):
+            used[row] += launch.columns
     width = max(used)
-    device = batches[0].outs[0].device
+    device = launches[0].batch.outs[0].device
     partials = torch.zeros((images, groups, SUMS.value, width), dtype=torch.float32, device=device)
     coefficients = torch.empty((images, groups, COEFFICIENTS.value), dtype=torch.float32, device=device)
-    for batch, begin in zip(batches, begins, strict=True):
-        chunks = batch.chunks(config.chunk)
-        _sums_kernel[images * chunks,](
-            tuple(batch.values), tuple(batch.gradients), tuple(batch.centers), tuple(batch.sizes), partials,
-            chunks, batch.group, groups, begin, width,
-            **_constants(batch, config),
-        )  # fmt: skip
+    for launch, begin in zip(launches, begins, strict=True):
+        launch.sums(images, partials, begin)
+    in_tensor = isinstance(radii, Tensor)
     _coefficients_kernel[images,](
-        partials, coefficients, tuple(map(float, radii)), width, float(step_size),
-        GROUPS=groups, JOINT=joint, BLOCK=PARTIALS_BLOCK, num_warps=4,
+        partials, coefficients, (0.0,) * groups if in_tensor else tuple(map(float, radii)),
+        radii if in_tensor else partials, partials if factors is None else factors, width, float(step_size),
+        GROUPS=groups, JOINT=joint, IN_TENSOR=int(in_tensor), FACTORS=int(factors is not None), BLOCK=PARTIALS_BLOCK,
+        num_warps=4,
     )  # fmt: skip
-    for batch in batches:
-        chunks = batch.chunks(config.chunk)
-        _update_kernel[images * chunks,](
-            tuple(batch.values), tuple(batch.gradients), tuple(batch.centers), tuple(batch.outs), tuple(batch.sizes),
-            coefficients, chunks, batch.group, groups,
-            **_constants(batch, config),
+    for launch in launches:
+        launch.update(images, coefficients)
+
+
+class Launch:
+    """Launches of one batch of whole tensors; ``columns`` of a row of partial sums are its own."""
+
+    def __init__(self, batch: Batch, config: Config) -> None:
+        self.batch, self.config = batch, config
+        self.columns = batch.chunks(config.chunk)
+
+    def sums(self, images: int, partials: Tensor, first: int) -> None:
+        """Fill this batch's columns of its row of partial sums, from ``first``."""
+        batch = self.batch
+        _sums_kernel[images * self.columns,](
+            tuple(batch.values), tuple(batch.gradients), tuple(batch.centers), tuple(batch.sizes), partials,
+            self.columns, batch.group, partials.shape[1], first, partials.shape[3],
+            **_constants(batch, self.config),
         )  # fmt: skip
+
+    def update(self, images: int, coefficients: Tensor) -> None:
+        """Write the outputs."""
+        batch = self.batch
+        _update_kernel[images * self.columns,](
+            tuple(batch.values), tuple(batch.gradients), tuple(batch.centers), tuple(batch.outs), tuple(batch.sizes),
+            coefficients, self.columns, batch.group, coefficients.shape[1],
+            **_constants(batch, self.config),
+        )  # fmt: skip
+
+
+def _launch(batch: AnyBatch, config: Config) -> Launch | MapLaunch | KernelLaunch:
+    if isinstance(batch, KernelBatch):
+        return KernelLaunch(batch)
+    return MapLaunch(batch) if isinstance(batch, MapBatch) else Launch(batch, config)
 
 
 def _constants(batch: Batch, config: Config) -> dict[str, int]:

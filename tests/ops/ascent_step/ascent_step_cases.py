@@ -147,6 +147,7 @@ def random_parts(seed: int, device: str = "cpu") -> Step:
         radii += own
         rows: tuple[list[Tensor], ...] = ([], [], [])
         channels = g.choice([1, 3, 4, 8, 13])
+        size = 10 ** g.uniform(-4, 2)  # of gradients: rounding of the largest is noise in parts of the others
         dtype = g.choice([torch.float32, torch.float32, torch.float16, torch.bfloat16])
         for _ in range(g.randint(1, 4)):
             if kind == "kernels":
@@ -168,7 +169,7 @@ def random_parts(seed: int, device: str = "cpu") -> Step:
                 away = scale * torch.randn(shape, generator=generator).to(device)
                 value = _laid_out(g, (center.float() + away).to(center.dtype))
             gradient = torch.randn(shape, generator=generator) + g.choice([0.0, 0.0, 3.0])
-            gradient = _laid_out(g, (gradient * 10 ** g.uniform(-4, 2)).to(device=device, dtype=center.dtype))
+            gradient = _laid_out(g, (gradient * size).to(device=device, dtype=center.dtype))
             for row, tensor in zip(rows, (value, gradient, center), strict=True):
                 row.append(tensor)
         for group, row in zip(groups, rows, strict=True):

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from ascent_step_cases import Groups, Step, assert_correct, flat, random_step
+from ascent_step_cases import Groups, Step, assert_correct, flat, random_parts, random_step
 from torch import Tensor
 
 from andfast.adversary import PRESETS, ascend, sample_identity
@@ -94,3 +94,30 @@ def test_ascent_matches_reference(dtype: torch.dtype) -> None:
     ball = PRESETS["calibrated"].ball_for(64, 64)
     actual, expected = (ascend(objective, start, ball=ball, impl=impl) for impl in ("triton", "reference"))
     torch.testing.assert_close(actual.losses, expected.losses, rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("part", range(2))
+def test_random_cases_with_parts(part: int) -> None:
+    for seed in range(part, 100, 2):
+        step = random_parts(seed, "cuda")
+        assert_correct(ascent_step(*step[:3], **step.options, impl="triton"), step, 1e-5)
+
+
+def test_replays_follow_radii_and_factors() -> None:
+    """Radii and factors in tensors may change between replays of a captured step in preset symmetric's ball."""
+    identity = sample_identity(2, hr_size=64, device="cuda")
+    ball = PRESETS["symmetric"].ball_for(64, 64)
+    radii, factors = torch.tensor(ball.radii, device="cuda"), torch.ones(2, device="cuda")
+    gradients = [[torch.randn_like(tensor) for tensor in group] for group in identity]
+    options = {"radii": radii, "factors": factors, "parts": ball.parts, "step_size": 0.3, "impl": "triton"}
+    values = ascent_step(identity, gradients, identity, **options)
+    ascent_step(values, gradients, identity, **options)  # compiles
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        result = ascent_step(values, gradients, identity, **options)
+    for _ in range(2):
+        radii.mul_(0.5)
+        factors.uniform_()
+        graph.replay()
+        expected = ascent_step(values, gradients, identity, **options)
+        assert all(torch.equal(a, b) for a, b in zip(flat(result), flat(expected), strict=True))
