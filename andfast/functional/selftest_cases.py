@@ -5,7 +5,7 @@ A new op needs a function here that yields its cases, and an entry in :data:`CAS
 
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import torch
 import torch.nn.functional as F
