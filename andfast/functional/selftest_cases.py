@@ -308,7 +308,7 @@ def _ascent_step_in_parts(draw: Draw, form: torch.memory_format, result: int) ->
     inputs |= {f"gradient of {name}": draw.normal(*shape) for name, shape in shapes.items()}
     options: dict[str, Any] = {"radii": (9.0, 2.0, 3.0, 4.0), "step_size": 0.3, "parts": (ZeroMean(), KernelParts())}
 
-    def groups(t: Mapping[str, Tensor]) -> tuple[list[list[Tensor]], ...]:
+    def groups(t: Mapping[str, Tensor]) -> tuple[list[list[Tensor]], list[list[Tensor]], list[list[Tensor]]]:
         zero = t["x"].new_zeros(()).expand_as(t["x"])
         gradients = [[t[f"gradient of {name}"]] for name in shapes]
         return [[t["x"]], [t["weight"]]], gradients, [[zero], [t["weight"] / 2]]

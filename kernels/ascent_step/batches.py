@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from functools import partial
-from typing import Final, Protocol, Self
+from typing import ClassVar, Final, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -111,9 +111,8 @@ AnyBatch = Batch | MapBatch | KernelBatch
 class Parts(Protocol):
     """Parts of a group, see :mod:`andfast.functional.ascent_parts`."""
 
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Of the parts: three of convolutions, with an attribute ``symmetric``, or one of maps."""
+    names: ClassVar[tuple[str, ...]]
+    """Of the parts: three of convolutions, with an attribute ``symmetric``, or one of maps."""
 
 
 def make_batches(
@@ -132,7 +131,8 @@ def make_batches(
             if part is None:
                 add = _add_whole
             else:
-                add = _add_map if len(part.names) == 1 else partial(_add_kernels, symmetric=part.symmetric)
+                symmetric = getattr(part, "symmetric", None)
+                add = _add_map if symmetric is None else partial(_add_kernels, symmetric=symmetric)
             outs[-1].append(add(batches, row, *tensors))
         row += 1 if part is None else len(part.names)
     return outs, list(batches.values())

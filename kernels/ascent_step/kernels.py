@@ -246,7 +246,7 @@ def ascent_step(
     radii: Sequence[float] | Tensor,
     step_size: float,
     joint: bool,
-    parts: Sequence[Parts] | None = None,
+    parts: Sequence[Parts | None] | None = None,
     factors: Tensor | None = None,
 ) -> list[list[Tensor]]:
     """Return the new values; arguments as checked by the op."""
