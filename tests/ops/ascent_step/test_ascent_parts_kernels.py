@@ -9,7 +9,7 @@ from triton_interpreter import INTERPRETED
 from andfast.functional import ascent_step, dispatch
 from andfast.functional.ascent_parts import KernelParts, ZeroMean
 
-CASES = 60
+CASES = 40
 
 pytestmark = triton_interpreter.quiet
 
@@ -43,8 +43,9 @@ if INTERPRETED:
         before = step.clone()
         result = ascent_step(*step[:3], **step.options, impl="triton")
         assert_correct(result, step, 1e-5)
-        options = step.options | {"radii": torch.tensor(step.options["radii"])}
-        assert_correct(ascent_step(*step[:3], **options, impl="triton"), step, 1e-5)
+        if seed % 4 == 0:
+            options = step.options | {"radii": torch.tensor(step.options["radii"])}
+            assert_correct(ascent_step(*step[:3], **options, impl="triton"), step, 1e-5)
         for old, new in zip(before[:3], step[:3], strict=True):  # arguments are not modified
             for a, b in zip(flat(old), flat(new), strict=True):
                 torch.testing.assert_close(a, b, rtol=0, atol=0)
@@ -54,8 +55,8 @@ if INTERPRETED:
         parts = [part for step in steps for part in step.options["parts"]]
         assert {KernelParts(True), KernelParts(False), ZeroMean(), None} == set(parts)
         assert {step.options["joint"] for step in steps} == {False, True}
-        assert sum(step.options["factors"] is None for step in steps) > 10
-        assert sum(0 in step.options["radii"] for step in steps) > 20
+        assert sum(step.options["factors"] is None for step in steps) > 5
+        assert sum(0 in step.options["radii"] for step in steps) > 10
 
     @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
