@@ -210,7 +210,7 @@ def merge(rows: Groups, centers: Groups, parts: Sequence[Parts]) -> list[list[Te
         if part is None:
             groups.append(list(own[0]))
         else:
-            groups.append([center + sum(tensors) for center, *tensors in zip(start, *own, strict=True)])
+            groups.append([sum(tensors[1:], tensors[0]) + center for center, *tensors in zip(start, *own, strict=True)])
     return groups
 
 
