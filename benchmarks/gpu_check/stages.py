@@ -118,7 +118,11 @@ def keep_rates(run: Any, code: int, said: str) -> Verdict:
 
 def tests(run: Any, limit: float) -> list[str]:
     """Tests marked gpu, last time's failures first; only from files that have some, as others need more packages."""
-    files = [path for path in sorted((ROOT / "tests").rglob("test_*.py")) if "mark.gpu" in path.read_text()]
+    marked = {path for path in (ROOT / "tests").rglob("*.py") if "mark.gpu" in path.read_text()}
+    # A fixture of a folder's conftest.py may mark tests of the files next to it.
+    files = [
+        path for path in sorted((ROOT / "tests").rglob("test_*.py")) if {path, path.with_name("conftest.py")} & marked
+    ]
     if not files:
         raise Skip("no test is marked gpu")
     command = [
