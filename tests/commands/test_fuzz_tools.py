@@ -17,8 +17,9 @@ from safetensors.torch import save as to_safetensors
 from andfast import degrade, doctor, export
 from andfast.config.parsing import parse_arguments
 from andfast.diagnosis import machine
-from andfast.gallery import cases, run
+from andfast.gallery import cases
 from andfast.nn import RRDBNet
+from andfast.training import frozen_attack
 
 WEIGHTS, PICTURES, CONFIGURATIONS = 350, 150, 60
 
@@ -128,7 +129,7 @@ def test_weights_of_other_kinds(tmp_path: Path, capsys: pytest.CaptureFixture[st
 def test_damaged_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cases.Degrader, "cases", lambda self, factors: iter(()))  # only the input is tested
     config = parse_arguments(["--data.train=[.]", "--precision=fp32", "--output=."])
-    monkeypatch.setattr(run, "parse_arguments", lambda _: config)  # reading it takes most of the time
+    monkeypatch.setattr(frozen_attack, "parse_arguments", lambda _: config)  # reading it takes most of the time
     generator = random.Random(2)
     picture = Image.effect_mandelbrot((40, 36), (-2, -1.5, 1, 1.5), 50).convert("RGB")
     good = []
