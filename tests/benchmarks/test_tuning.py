@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 import triton_interpreter
+from reference_triton import only_with_reference_triton
 from triton_interpreter import INTERPRETED
 
 from andfast.kernels.common.config import PRECISIONS, KernelConfig
@@ -55,6 +56,7 @@ def test_another_table_is_written_and_read_back() -> None:
         config_table.rewritten("TABLE = {}", TABLE)
 
 
+@only_with_reference_triton
 @pytest.mark.parametrize("architecture", ROWS_CANDIDATES)
 def test_kernels_by_rows_are_tried_first_and_compile_for_every_layer(architecture: str) -> None:
     for kernel, configs in ROWS_CANDIDATES[architecture].items():

@@ -8,6 +8,7 @@ import torch
 import triton_interpreter
 from comparison import assert_near
 from degradation_block_exact import FORWARD, exact_results
+from reference_triton import only_with_reference_triton
 from triton_interpreter import INTERPRETED
 
 from andfast.kernels.common.config import KernelConfig
@@ -29,6 +30,7 @@ if not INTERPRETED:
         variants = [v for v in variants_of(architecture, kernel, "half", config) if v.config == config]
         return {(v.block_in, v.block_out): v for v in variants if v.dtype == "bf16"}
 
+    @only_with_reference_triton
     @pytest.mark.parametrize(("architecture", "kernel"), CASES)
     def test_candidates_compile_without_spills(architecture: str, kernel: str) -> None:
         for config in ROWS_CANDIDATES[architecture][kernel]:
