@@ -201,6 +201,7 @@ class Results:
 
     def __init__(self, path: Path, key: dict[str, Any]) -> None:
         self._path = path
+        key = json.loads(json.dumps(key))  # as it is read: tuples are lists in JSON
         if not path.exists() or json.loads(path.read_text().partition("\n")[0] or "{}") != key:
             path.write_text(json.dumps(key) + "\n")
 

@@ -54,11 +54,11 @@ def test_campaign_continues(campaign: Campaign) -> None:
     cases = campaign.cases(kills=200, seed=0)
     assert len({case.name for case in cases}) == len(cases)
     assert sum(case.kind.startswith("killed") for case in cases) == 200
-    results = Results(campaign.folder / "results.jsonl", {"commit": "a"})
+    results = Results(campaign.folder / "results.jsonl", {"commit": ("a", False)})
     results.add(cases[0], None)
     results.add(cases[1], "differs")
-    again = Results(campaign.folder / "results.jsonl", {"commit": "a"})
+    again = Results(campaign.folder / "results.jsonl", {"commit": ("a", False)})
     assert again.read() == {cases[0].name: None, cases[1].name: "differs"}
-    assert Results(campaign.folder / "results.jsonl", {"commit": "b"}).read() == {}
+    assert Results(campaign.folder / "results.jsonl", {"commit": ("b", False)}).read() == {}
     first = Case("signal", "SIGHUP", "stopped_by")
     assert "| signal | 2 | 1 | 1 |" in table([first, Case("signal", "nohup", "stopped_by")], {first.name: "lost"})
