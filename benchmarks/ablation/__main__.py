@@ -4,7 +4,8 @@
 
 A fifth of the photographs is held out for the second test. Stop it at any time with Ctrl-C or SIGTERM; the same command
 continues. Rows that are done are skipped, and a changed setting is an error. The output folder then holds results.json,
-results.md, curves.png, pairs.png, damage.png and the runs of all rows.
+results.md, curves.png, pairs.png, damage.png and the runs of all rows. With --report nothing is trained: the report is
+of the rows that are done. Processes with different --seeds may share an output folder; --report then joins them.
 """
 
 import argparse
@@ -49,6 +50,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument("--niqe-parameters", type=Path, metavar="FILE", help="NIQE's pristine model (default: no NIQE)")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="(default: %(default)s)")
+    parser.add_argument("--report", action="store_true", help="train nothing, report the rows that are done")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write results.json here as well")
     options = parser.parse_args(arguments)
     options.set = _overrides(parser, options.set)

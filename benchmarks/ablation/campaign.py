@@ -21,6 +21,7 @@ from benchmarks.ablation.train import (
     STAGE,
     Plan,
     check_rows,
+    is_done,
     mean_lr_psnr,
     open_output,
     seconds_per_step,
@@ -45,9 +46,13 @@ def run(options: argparse.Namespace) -> None:
         settings = ROWS[name].all_settings() | options.set.get("", {}) | options.set.get(name, {})
         results["methods"][name] = {"label": ROWS[name].label, "settings": settings, "seeds": {}}
     for seed in options.seeds:
+        if options.report and plan.start_weights is None and not is_done(plan.config(seed, None)):
+            continue
         start = _start(plan, seed, tests)
         results["methods"]["start"]["seeds"][str(seed)] = _entry(start, tests)
         for number, name in enumerate(options.rows, start=1):
+            if options.report and not is_done(plan.config(seed, name)):
+                continue
             _show(f"seed {seed}, row {number} of {len(options.rows)}: {name}, {plan.steps} steps")
             entry = _train_and_score(plan, seed, name, tests)
             entry["curve"] = [curve_point(0, start), *entry["curve"]]
@@ -58,7 +63,7 @@ def run(options: argparse.Namespace) -> None:
     weights = {
         name: weights_path(plan.folder(first, name), STAGE)
         for name in options.rows
-        if results["methods"][name]["seeds"][str(first)]["damage"]
+        if results["methods"][name]["seeds"].get(str(first), {}).get("damage")
     }
     write_sheets(plan.output, weights, tests, heading)
     report.curves(results, plan.output / "curves.png")

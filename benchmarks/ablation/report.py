@@ -167,13 +167,19 @@ def _damage_value(source: str, name: str) -> Value:
 
 
 def _method_table(methods: Mapping[str, Method], columns: Sequence[Column]) -> str:
-    """One row per method; columns that no method has are left out."""
+    """One row per method; columns that no method has are left out. Numbers of seeds are shown where they differ."""
+    trained = {name: len(method["seeds"]) for name, method in methods.items() if "all" not in method["seeds"]}
+    uneven = len(set(trained.values())) > 1
     defined = [column for column in columns if any(_values(method, column[1]) for method in methods.values())]
     rows = [
-        [method["label"], *(_cell(method, value, decimals) for _, value, decimals in defined)]
-        for method in methods.values()
+        [
+            method["label"],
+            *([str(trained.get(name, ""))] if uneven else []),
+            *(_cell(method, value, decimals) for _, value, decimals in defined),
+        ]
+        for name, method in methods.items()
     ]
-    return _table(["", *(title for title, _, _ in defined)], rows)
+    return _table(["", *(["seeds"] if uneven else []), *(title for title, _, _ in defined)], rows)
 
 
 def _values(method: Method, value: Value) -> list[float]:

@@ -181,13 +181,18 @@ def train(config: TrainConfig) -> str | None:
     Raises:
         Stopped, and all that :func:`andfast.training.loop.run` raises.
     """
-    if steps_done(config.output) >= config.net.steps and weights_path(config.output, STAGE).is_file():
+    if is_done(config):
         return None
     try:
         run(config, RunOptions(resume=(config.output / MARK).is_file()))
     except NonFiniteLossError as error:
         return str(error)
     return None
+
+
+def is_done(config: TrainConfig) -> bool:
+    """Whether a training has no step left and its weights are written."""
+    return steps_done(config.output) >= config.net.steps and weights_path(config.output, STAGE).is_file()
 
 
 def steps_done(folder: Path) -> int:

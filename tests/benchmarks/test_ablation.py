@@ -147,6 +147,19 @@ def test_interrupted_ablation_continues_with_the_same_results(folders, finished,
     assert scores_of(results_of(tmp_path / "output")) == scores_of(results_of(finished))
 
 
+def test_report_of_an_unfinished_ablation(folders, finished, monkeypatch):
+    whole = report.read(finished / "results.json")
+    monkeypatch.setattr(train, "run", lambda *_: pytest.fail("nothing is to be trained"))
+    monkeypatch.setattr(campaign, "is_done", lambda config: train.is_done(config) and config.output.name != "and")
+    assert command(folders, finished, "--report", "--seeds", "0", "1", "--json", finished.parent / "part.json") == 0
+    part = report.read(finished.parent / "part.json")
+    assert part["methods"]["classical"]["seeds"]["0"]["unseen"] == whole["methods"]["classical"]["seeds"]["0"]["unseen"]
+    assert {name: list(method["seeds"]) for name, method in part["methods"].items()} == {
+        "bicubic": ["all"], "start": ["0"], "classical": ["0"], "and": []
+    }  # fmt: skip
+    report.write(finished / "results.json", whole)
+
+
 def test_signal_while_scoring(folders, finished, monkeypatch, capsys):
     monkeypatch.setattr(campaign, "cached_score", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
     assert command(folders, finished) == 130
@@ -345,7 +358,10 @@ def example():
         "held_out": ["d"],
         "sources": {"camera": "HR of the reported pairs"},
         "conditions": {"clean": "pooled HR", "noise": "Gaussian noise"},
-        "methods": {"bicubic": method("bicubic", 20.0), "and": method("AND", 30.0, 31.0)},
+        "methods": {
+            "bicubic": {"label": "bicubic", "seeds": {"all": method("bicubic", 20.0)["seeds"]["0"]}},
+            "and": method("AND", 30.0, 31.0),
+        },
     }
 
 
@@ -356,6 +372,16 @@ def test_tables_show_mean_and_spread():
     assert "| AND | 32.50 ± 0.71 | 32.50 ± 0.71 |" in text
     assert "NIQE |" not in text  # a column that no row has
     assert "| Gaussian noise | 20.00 | 30.50 ± 0.71 |" in text
+
+
+def test_tables_show_numbers_of_seeds_that_differ():
+    results = example()
+    results["methods"]["noise"] = {"label": "noise", "seeds": {"0": results["methods"]["and"]["seeds"]["0"]}}
+    text = report.markdown(results)
+    assert "|  | seeds | unseen" in text
+    assert "| bicubic |  | 20.00 |" in text
+    assert "| AND | 2 | 30.50 ± 0.71 |" in text
+    assert "| noise | 1 | 30.00 |" in text
 
 
 def test_docs_page_has_the_ablation(tmp_path):
