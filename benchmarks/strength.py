@@ -6,7 +6,7 @@ Strength is the gain in L1 loss that an attack reaches over the identity network
 attack, per image, on the same G, photographs and identity networks. Gains are always measured in fp32. The table has
 the mean, the 10% quantile and the minimum, and three controls that show what differences mean: fp32 summed in another
 order (noise of 1e-6 of the radius added in each pass), one of five steps left out, and G's dense blocks left out of the
-attack. Devices without fp8 units emulate them.
+attack.
 
 Gradients are scaled to those of the mean loss over 48 images of 256x256, so that fp16 underflows as it does there.
 """
@@ -45,7 +45,7 @@ class Row:
         noise_dtype: dtype of the noise maps.
         loss_scale: factor on the loss; the attack's own scale for fp16 comes on top.
         degradation, generator: dtypes of F and G under autocast.
-        body: G's dense blocks: "same" as G, "bf16", "fp8" or "none".
+        body: G's dense blocks: "same" as G, "bf16" or "none".
         jitter: noise added to the noise maps in each pass, as a fraction of their radius.
         skipped: ascent steps left out.
         settings: of AttackSettings, in place of the fp32 attack's.
@@ -81,8 +81,6 @@ ROWS = {
     "F and noise in bf16": Row(noise_dtype=torch.bfloat16, degradation=torch.bfloat16),
     "G in bf16": Row(generator=torch.bfloat16),
     "G's dense blocks in bf16": Row(body="bf16"),
-    "G's dense blocks in fp8": Row(body="fp8"),
-    "G in bf16, its dense blocks in fp8": Row(generator=torch.bfloat16, body="fp8"),
     "control: without G's dense blocks": Row(body="none"),
     "control: fp32, jitter": Row(jitter=1e-6),
     "control: fp32, one step less": Row(skipped=1),
@@ -159,7 +157,6 @@ def gains(hr: Tensor, generator: RRDBNet, args: argparse.Namespace, seed: int, r
                 patch_size=args.patch,
                 channels=args.channels,
                 noise_dtype=row.noise_dtype,
-                precision="fp8" if row.body == "fp8" else "same",
             ),
             **row.settings,
         ),
@@ -168,7 +165,7 @@ def gains(hr: Tensor, generator: RRDBNet, args: argparse.Namespace, seed: int, r
     attack = replace(
         fp32,
         degradation=Degradation(generator.scale, row.degradation, row.jitter * ball.noise, seed),
-        generator=generator if row.body in ("same", "fp8") else ReplacedBody(generator, row.body),
+        generator=generator if row.body == "same" else ReplacedBody(generator, row.body),
         autocast=None if row.generator == torch.float32 else row.generator,
     )
 

@@ -9,7 +9,6 @@ from .degradation_block import variants as degradation_block
 from .identity_gradients import variants as identity_gradients
 from .mean_distance import variants as mean_distance
 from .residual_dense_block import variants as residual_dense_block
-from .residual_dense_block_fp8 import variants as residual_dense_block_fp8
 from .upsampled_convolution import variants as upsampled_convolution
 
 OPS: Final[dict[str, ModuleType]] = {
@@ -18,11 +17,10 @@ OPS: Final[dict[str, ModuleType]] = {
     "identity_gradients": identity_gradients,
     "mean_distance": mean_distance,
     "residual_dense_block": residual_dense_block,
-    "residual_dense_block_fp8": residual_dense_block_fp8,
     "upsampled_convolution": upsampled_convolution,
 }
 
 
 def all_variants(architecture: str) -> list[KernelVariant]:
-    """The variants of every op for an architecture ("8.0", "8.9" or "9.0")."""
+    """The variants of every op for an architecture ("8.0" or "9.0")."""
     return [variant for module in OPS.values() for variant in module.variants(architecture)]

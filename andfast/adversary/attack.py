@@ -22,7 +22,6 @@ from andfast.adversary.pgd import Ascent, ascend
 from andfast.adversary.presets import resized
 from andfast.functional import blur_pool
 from andfast.nn import DegradationNetwork, RRDBNet, Theta, frozen
-from andfast.nn.fp8_body import Fp8Body
 from andfast.nn.frozen import copies
 
 FP16_LOSS_SCALE = 2.0**16
@@ -42,8 +41,7 @@ class AttackSettings:
         objective: "plain" for the loss itself, or "aligned" for that of SR aligned with HR in gain and offset, see
             :func:`andfast.adversary.objective.aligned`.
         image_radius: "fixed", or "uniform" for a factor per network on all radii, drawn uniformly from [0, 1).
-        early_stride: in all ascent steps but the last, only every so many of G's RRDBs run, not quantized; 1 for all.
-        precision: "same" as the step's, or "fp8" in G's dense blocks, see :class:`andfast.nn.fp8_body.Fp8Body`.
+        early_stride: in all ascent steps but the last, only every so many of G's RRDBs run; 1 for all.
     """
 
     ball: Ball
@@ -57,7 +55,6 @@ class AttackSettings:
     images_per_network: int = 1
     chunk_size: int = 0
     early_stride: int = 1
-    precision: str = "same"
     objective: str = "plain"
     image_radius: str = "fixed"
 
@@ -323,14 +320,10 @@ class Attack:
         return loss
 
     def _frozen_generator(self, stride: int = 1) -> Callable[[Tensor], Tensor]:
-        """G for the ascent steps, which do not change its weights: cast, packed or quantized once for all of them."""
+        """G for the ascent steps, which do not change its weights: cast and packed once for all of them."""
         options: dict[str, Callable[[Tensor], Tensor]] = {}
         packed = False
-        if self.settings.precision == "fp8" and stride == 1:
-            assert isinstance(self.generator, RRDBNet)
-            options["body"] = Fp8Body(self.generator, self.degradation.impl)
-            packed = True
-        elif isinstance(self.generator, RRDBNet) and (self.reuse.cast_weights or stride > 1):
+        if isinstance(self.generator, RRDBNet) and (self.reuse.cast_weights or stride > 1):
             weight = self.generator.conv_first.weight
             body = None
             if self.reuse.cast_weights:
@@ -345,7 +338,7 @@ class Attack:
         names, weights = [], []
         for prefix, module in self.generator.named_modules():
             if packed and prefix.startswith("body."):
-                continue  # packed or quantized already
+                continue  # packed already
             if isinstance(module, nn.Conv2d | nn.Linear):  # the layers whose weights autocast casts
                 for name, parameter in module.named_parameters(prefix, recurse=False):
                     names.append(name)

@@ -42,9 +42,6 @@ class AdversaryConfig:
     the literal joint ball, 20."""
     steps: int = DEFAULT_STEPS
     """Ascent steps per training step (paper: 5)."""
-    precision: Literal["same", "fp8"] = "same"
-    """same: the run's precision; fp8: 8-bit operands in G's dense blocks during the ascent; needs a GPU of compute
-    capability 8.9 or newer (docs/kernels/residual_dense_block_fp8.md has the strength)."""
     step_size: float | None = None
     """Length of an ascent step as a fraction of the radius; null: the preset's, 0.3 (paper: 6 of 20)."""
     radius_convolution: float | None = None
@@ -79,11 +76,6 @@ class AdversaryConfig:
 
     def validate(self, config: "TrainConfig") -> None:
         check_at_least("adversary.steps", self.steps, 1)
-        if self.precision == "fp8" and config.precision == "fp32":
-            raise ValueError(
-                "adversary.precision must be 'same' with precision 'fp32', was 'fp8': 8-bit products are for runs in "
-                "'bf16' or 'fp16'"
-            )
         check_positive("adversary.step_size", self.step_size, "a number above 0 or null")
         check_at_least("adversary.chunk_size", self.chunk_size, 0)
         self._validate_radii()
@@ -114,13 +106,11 @@ class AdversaryConfig:
                 f"adversary.steps must be {DEFAULT_STEPS}, its default, with adversary.strategy {self.strategy!r}, "
                 f"which {reason}, was {self.steps}"
             )
-        for name, default in (("precision", "same"), ("objective", "plain")):
-            value = getattr(self, name)
-            if value != default and self.strategy not in WITH_ASCENT:
-                raise ValueError(
-                    f"adversary.{name} must be {default!r}, its default, with adversary.strategy {self.strategy!r}, "
-                    f"which has no ascent, was {value!r}"
-                )
+        if self.objective != "plain" and self.strategy not in WITH_ASCENT:
+            raise ValueError(
+                f"adversary.objective must be 'plain', its default, with adversary.strategy {self.strategy!r}, which "
+                f"has no ascent, was {self.objective!r}"
+            )
 
     def _validate_radii(self) -> None:
         """Either a joint ball (preset paper), or one per group of parameters; symmetric has three of convolutions."""

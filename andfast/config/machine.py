@@ -22,10 +22,6 @@ def validate_machine(config: TrainConfig) -> None:
         raise ValueError(
             f"cuda_graph must be false or null without CUDA, was true (device {config.device!r} is {device!r} here)"
         )
-    if config.adversary.precision == "fp8" and config.ops == "auto" and (reason := _fp8_unavailable(device)):
-        raise ValueError(
-            f"adversary.precision must be 'same' here, was 'fp8': {reason} (ops=reference emulates fp8, slowly)"
-        )
     if config.init_weights is not None and not config.init_weights.is_file():
         raise ValueError(f"init_weights must be a weights file, was {str(config.init_weights)!r}, which is not a file")
     weights = config.loss.vgg_weights
@@ -54,11 +50,3 @@ def resolve_device(name: str) -> str:
     if name == "cuda":
         raise ValueError("device must be 'auto' or 'cpu' here, was 'cuda': PyTorch sees no CUDA device")
     return "cpu"
-
-
-def _fp8_unavailable(device: str) -> str | None:
-    """Why the fp8 dense block cannot run on this device, None if it can."""
-    from andfast.functional import dispatch  # noqa: PLC0415  (imports torch)
-    from andfast.functional.residual_dense_block_fp8 import NAME  # noqa: PLC0415
-
-    return dispatch.unavailable(device).get(NAME, {}).get("triton")

@@ -7,7 +7,7 @@ from types import NoneType
 from typing import Any, Final, get_args, get_origin, get_type_hints
 
 from andfast.config.errors import ConfigError
-from andfast.config.renames import renamed
+from andfast.config.renames import outdated
 from andfast.config.schema import TrainConfig
 from andfast.config.values import describe
 from andfast.config.yaml_files import means_null
@@ -26,7 +26,7 @@ def setting_types(group: type = TrainConfig, prefix: str = "") -> Iterator[tuple
 
 def unknown_name(name: str) -> str:
     """The error message for an unknown setting, with the nearest valid name."""
-    if (message := renamed(name)) is not None:
+    if (message := outdated(name)) is not None:
         return message
     if name in COMMAND_LINE_ONLY:
         return f"{name!r} is not a setting, it is given on the command line only: --{name}"
@@ -52,14 +52,14 @@ def check_names(settings: Mapping[Any, Any], source: str, group: type = TrainCon
         source: prefix of error messages, the name of the file.
 
     Raises:
-        ConfigError: an unknown or renamed setting, a group without settings, or a null that is not allowed.
+        ConfigError: an unknown, renamed or removed setting, a group without settings, or a null that is not allowed.
     """
     hints = get_type_hints(group)
     for key, value in settings.items():
         name = f"{prefix}{key}"
         if key not in hints:
             member = f"{name}.{next(iter(value))}" if isinstance(value, Mapping) and value else name
-            raise ConfigError(f"{source}: {renamed(member) or unknown_name(name)}")
+            raise ConfigError(f"{source}: {outdated(member) or unknown_name(name)}")
         if is_dataclass(hints[key]):
             if not isinstance(value, Mapping):
                 raise ConfigError(f"{source}: {name} must be a group of settings, was {value!r}")

@@ -6,7 +6,7 @@ from typing import Final
 
 from andfast.config.files import tree
 from andfast.config.names import leaves
-from andfast.config.renames import original_name
+from andfast.config.renames import REMOVED, original_name
 from andfast.config.schema import STAGES, Stage, TrainConfig
 
 FREE_ON_RESUME: Final = (
@@ -47,6 +47,7 @@ def digest(config: TrainConfig) -> str:
         for name, value in _settings(config).items()
         if not _is_free(name) and ((original := original_name(name)) in _DIGESTED or value != defaults[name])
     }
+    bound |= {name: value for name, (value, _) in REMOVED.items() if name in _DIGESTED}
     return hashlib.sha256(repr(sorted(bound.items())).encode()).hexdigest()
 
 

@@ -84,8 +84,8 @@ def _checked(
 ) -> tuple[Tensor, list[Tensor], list[Tensor], float, float]:
     """Validate all arguments and apply autocast."""
     checks.images("x", x)
-    check_five_tensors("weights", weights)
-    check_five_tensors("biases", biases)
+    _check_five_tensors("weights", weights)
+    _check_five_tensors("biases", biases)
     for name, number in (("slope", slope), ("scale", scale)):
         if isinstance(number, bool) or not isinstance(number, int | float):
             raise TypeError(f"{name} must be a number, was {type(number).__name__}")
@@ -117,7 +117,7 @@ def _checked(
     return x, list(weights), list(biases), float(slope), float(scale)
 
 
-def check_five_tensors(name: str, value: Sequence[Tensor]) -> None:
+def _check_five_tensors(name: str, value: Sequence[Tensor]) -> None:
     """Raise unless ``value`` is a sequence of five floating-point tensors."""
     if isinstance(value, Tensor) or not isinstance(value, Sequence):
         raise TypeError(f"{name} must be a list or tuple of {CONVOLUTIONS} tensors, was {type(value).__name__}")

@@ -4,7 +4,7 @@ A new op needs a function here that yields its cases, and an entry in :data:`CAS
 """
 
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, Final, NamedTuple
 
 import torch
@@ -19,7 +19,6 @@ from andfast.functional.degradation_block_reference import degradation_block_ref
 from andfast.functional.identity_gradients import identity_gradients
 from andfast.functional.mean_distance import Kind, mean_distance
 from andfast.functional.residual_dense_block import residual_dense_block
-from andfast.functional.residual_dense_block_fp8 import quantize_weights, residual_dense_block_fp8
 from andfast.functional.residual_dense_block_reference import residual_dense_block_reference
 from andfast.functional.upsampled_convolution import upsampled_convolution
 from andfast.functional.upsampled_convolution_reference import upsampled_convolution_reference
@@ -165,24 +164,6 @@ def _residual_dense_blocks(draw: Draw) -> Iterator[Case]:
     yield case("trained", 64, 32, _LAST)
     yield case("frozen", 64, 32, _LAST)
     yield case("frozen", 24, 8, _PLAIN)
-
-
-def _fp8_blocks(draw: Draw) -> Iterator[Case]:
-    """The frozen cases of residual_dense_block; the definition rounds to fp8 as the op does, with sums in float64."""
-    for case in _residual_dense_blocks(draw):
-        names = [name for name in case.inputs if name != "x"]
-        if set(names) != set(case.frozen):
-            continue
-
-        def run(t: Mapping[str, Tensor], impl: str, names: Sequence[str] = tuple(names)) -> Tensor:
-            weights = quantize_weights([t[name] for name in names[:5]], [t[name] for name in names[5:]])
-            # The incoming gradient is of unit size, as fp8 requires.
-            return residual_dense_block_fp8(t["x"], weights, impl=impl)
-
-        def definition(t: Mapping[str, Tensor], run: Callable[..., Tensor] = run) -> Tensor:
-            return run(t, "reference")
-
-        yield case._replace(run=run, definition=definition)
 
 
 def _upsampled_convolutions(draw: Draw) -> Iterator[Case]:
@@ -381,7 +362,6 @@ CASES: Final[dict[str, Callable[[Draw], Iterator[Case]]]] = {
     "identity_gradients": _identity_gradients,
     "mean_distance": _mean_distances,
     "residual_dense_block": _residual_dense_blocks,
-    "residual_dense_block_fp8": _fp8_blocks,
     "upsampled_convolution": _upsampled_convolutions,
 }
 """Cases of every op, by the name under which it registers its implementations."""

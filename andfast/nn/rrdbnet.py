@@ -89,8 +89,8 @@ class RRDBNet(nn.Module):
 
         Args:
             x: (N, in_channels, H, W), RGB in [0, 1]; H and W divisible by 2 for scale 2, by 4 for scale 1.
-            body: replacement for ``self.body``, such as :class:`andfast.nn.fp8_body.Fp8Body` or the result of
-                :meth:`frozen_body`, which is the default where no gradient to the body's weights is needed.
+            body: replacement for ``self.body``, such as the result of :meth:`frozen_body`, which is the default where
+                no gradient to the body's weights is needed.
 
         Raises:
             ValueError: x has the wrong number of dimensions or channels, or a size that is not divisible.

@@ -45,7 +45,7 @@ def build_frozen_attack(config: TrainConfig, generator: RRDBNet, device: torch.d
         degradation=DegradationNetwork(generator.scale, padding=config.degradation.padding),
         generator=generator.to(device).eval(),
         objective=Objective(l1=1.0),
-        settings=replace(build_attack_settings(config, "net"), images_per_network=1, precision="same"),
+        settings=replace(build_attack_settings(config, "net"), images_per_network=1),
         reuse=ReuseOptions(closed_form_first_step=False, cast_weights=False),
         autocast=AUTOCAST[precision],
     )

@@ -4,9 +4,7 @@ import torch
 
 from andfast.config.schema import TrainConfig
 from andfast.functional import dispatch
-from andfast.functional.residual_dense_block_fp8 import NAME as FP8
 from andfast.functional.selftest import self_test
-from andfast.functional.selftest_cases import CASES
 from andfast.training.build import AUTOCAST
 
 
@@ -16,12 +14,7 @@ class UntrustedOpError(ValueError):
 
 def ops_used(config: TrainConfig, device: torch.device) -> dict[str, str]:
     """Implementation of each op that a run may call."""
-    return {op: impl for op, impl in dispatch.chosen(device.type, config.ops).items() if _used(op, config)}
-
-
-def _used(op: str, config: TrainConfig) -> bool:
-    """Whether a run may call the op."""
-    return op != FP8 or config.adversary.precision == "fp8"
+    return dispatch.chosen(device.type, config.ops)
 
 
 def check_ops(config: TrainConfig, device: torch.device) -> float:
@@ -38,8 +31,7 @@ def check_ops(config: TrainConfig, device: torch.device) -> float:
     if device.type != "cuda" or config.ops == "reference":
         return 0.0
     dtypes = sorted({torch.float32, AUTOCAST[config.precision] or torch.float32}, key=str)
-    ops = [op for op in CASES if _used(op, config)]
-    results = self_test(device, dtypes, ops, every=False)
+    results = self_test(device, dtypes, every=False)
     failures = [f"{r.op} ({r.impl}, {r.dtype}): {r.message}" for r in results if not r.passed]
     if failures:
         raise UntrustedOpError(

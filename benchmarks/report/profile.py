@@ -11,7 +11,7 @@ from typing import Any, Final
 
 GROUPS: Final[tuple[tuple[str, str], ...]] = (
     ("convolution core (csrc)", r"andfast::convolution"),
-    ("dense blocks and tail (Triton)", r"^_(fp8_)?convolution_kernel|^_quantize_kernel"),
+    ("dense blocks and tail (Triton)", r"^_convolution_kernel"),
     ("degradation block: gradients to weights", r"^_grad_weight_kernel"),
     ("degradation block: gradients to x", r"^_grad_input_kernel"),
     ("degradation block: forward", r"^_forward_kernel"),

@@ -60,12 +60,11 @@ class Variant:
     Attributes:
         name: for the report.
         baseline: its number in the list of baselines, 1 to 4; 2 computes what 1 does, 3 the better plain PyTorch, 4 is
-            andfast. 5 is andfast with an ascent that is not exact.
+            andfast.
         bf16: whether G, D, VGG and F run under bf16 autocast, in channels_last; else fp32, contiguous.
         degradation_fp32: F in fp32 nevertheless, andfast's default.
         compiled: through torch.compile.
         graph: steps are CUDA graphs, optimizers and EMA included.
-        fp8: G's dense blocks with 8-bit operands in the ascent.
         core: G by the compiled convolution ops (impl="cuda").
     """
 
@@ -75,7 +74,6 @@ class Variant:
     degradation_fp32: bool = False
     compiled: bool = False
     graph: bool = False
-    fp8: bool = False
     core: bool = False
 
 
@@ -89,7 +87,6 @@ VARIANTS = (  # in the order of their weight, as time may be up before the last
     Variant("best plain PyTorch", 3, bf16=True, compiled=True),
     Variant("andfast bf16, F in fp32", 4, bf16=True, degradation_fp32=True),
     Variant("andfast bf16, compiled", 4, bf16=True, compiled=True),
-    Variant("andfast bf16, fp8 ascent", 5, bf16=True, fp8=True),
     Variant("andfast fp32", 4),
 )
 
@@ -248,7 +245,6 @@ def package_step(variant, size, stage, device, reuse, *, timer=None, seed=0):
             patch_size=size.hr,
             channels=size.channels,
             chunk_size=default_chunk_size(stage, size.hr),
-            precision="fp8" if variant.fp8 else "same",
         ),
         reuse=reuse,
         autocast=torch.bfloat16 if variant.bf16 else None,
@@ -296,8 +292,8 @@ def reference_losses(kind, stage, device):
 
 
 def loss_error(variant, kind, stage, device):
-    """Largest relative error of the variant's losses in fp32 (without fp8 and the core)."""
-    in_fp32 = {"bf16": False, "degradation_fp32": False, "fp8": False, "core": False}
+    """Largest relative error of the variant's losses in fp32 (without the core)."""
+    in_fp32 = {"bf16": False, "degradation_fp32": False, "core": False}
     return _loss_error(
         replace(variant, name="in fp32", baseline=max(variant.baseline, 2), **in_fp32), kind, stage, device
     )

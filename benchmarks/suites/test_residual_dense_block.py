@@ -7,8 +7,6 @@ Rows of a group, at one precision:
 - andfast's implementations, by name
 - eager: the block as ESRGAN writes it, four concatenations, differentiated by autograd, channels_last
 - compiled: the same under torch.compile
-- fp8: andfast's with 8-bit operands, frozen alone; its weights are quantized beforehand, as once a step. Its floor is
-  that of bf16, so that all rows of a group are held against one; its error is that of fp8
 
 Directions are forward (nothing kept for a backward pass), frozen forward+backward (the gradient to x alone, as in the
 ascent) and trainable forward+backward (all gradients). Each row is held against the definition in float64, result and
@@ -23,8 +21,6 @@ import torch.nn.functional as F
 
 from andfast.functional import dispatch, residual_dense_block
 from andfast.functional.residual_dense_block import NAME as OP
-from andfast.functional.residual_dense_block_fp8 import NAME as FP8
-from andfast.functional.residual_dense_block_fp8 import quantize_weights, residual_dense_block_fp8
 from andfast.functional.residual_dense_block_reference import residual_dense_block_reference
 from benchmarks import counts, measure
 from benchmarks.machine import device
@@ -37,8 +33,6 @@ SLOPE = SCALE = 0.2
 DIRECTIONS = ("forward", "frozen forward+backward", "trainable forward+backward")
 IMPLEMENTATIONS = list(dispatch.available(OP, DEVICE))
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "tf32": torch.float32, "fp32": torch.float32}
-FP8_IMPLEMENTATION = dispatch.available(FP8, DEVICE, torch.bfloat16)[0]
-FP8_TOLERANCE = 0.05
 TOLERANCE = {"bf16": 1e-2, "fp16": 4e-3, "tf32": 2e-3, "fp32": 1e-5}
 
 pytestmark = pytest.mark.benchmark(timer=measure.clock)
@@ -57,9 +51,6 @@ def cases():
             if secondary and CUDA and direction == "forward":
                 continue
             yield direction, precision, name
-    # Emulation says nothing about a GPU; on a CPU there is nothing else.
-    if FP8_IMPLEMENTATION == "triton" or not CUDA:
-        yield DIRECTIONS[1], "bf16", "fp8"
 
 
 def eager(x, weights, biases):
@@ -73,25 +64,10 @@ def eager(x, weights, biases):
 def function(name):
     if name in IMPLEMENTATIONS:
         return lambda x, weights, biases: residual_dense_block(x, weights, biases, slope=SLOPE, scale=SCALE, impl=name)
-    if name == "fp8":
-        return with_fp8()
     if name == "compiled":
         torch.compiler.reset()
         return torch.compile(eager, dynamic=False)
     return eager
-
-
-def with_fp8():
-    """The block with 8-bit operands; each set of weights is quantized at its first call, which is not timed."""
-    known = {}
-
-    def call(x, weights, biases):
-        key = weights[0].data_ptr()
-        if key not in known:  # kept with the weights, whose place in memory is their name
-            known[key] = weights, quantize_weights(weights, biases, scale=SCALE)
-        return residual_dense_block_fp8(x, known[key][1], slope=SLOPE, impl=FP8_IMPLEMENTATION)
-
-    return call
 
 
 def inputs(dtype):
@@ -151,11 +127,8 @@ def test_residual_dense_block(benchmark, precision_switch, direction, precision,
     dtype, call = DTYPES[precision], function(name)
     first = inputs(dtype)
     error = error_of(call, first, direction)
-    assert error <= (FP8_TOLERANCE if name == "fp8" else TOLERANCE[precision])
+    assert error <= TOLERANCE[precision]
     sets = measure.sets_like(first, lambda: inputs(dtype))
-    if name == "fp8":
-        for values in sets[1:]:
-            measure.results_of(call, *leaves(values, direction), values[3])
     shape = "x".join(map(str, SHAPE))
     benchmark.group = f"{OP} {direction}, {shape} {precision}"
     timing = measure.time_passes(benchmark, call, [(*leaves(values, direction), values[3]) for values in sets])
@@ -168,8 +141,8 @@ def test_residual_dense_block(benchmark, precision_switch, direction, precision,
         passes,
         precision=precision,
         timing=timing,
-        op=FP8 if name == "fp8" else OP,
-        implementation=FP8_IMPLEMENTATION if name == "fp8" else name,
+        op=OP,
+        implementation=name,
         direction=direction,
         shape=f"{shape}, growth {GROWTH}",
         memory_format="nhwc",

@@ -32,7 +32,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from andfast.functional import dispatch
 from andfast.functional.residual_dense_block import NAME as DENSE_BLOCK
-from andfast.functional.residual_dense_block_fp8 import NAME as FP8
 from andfast.training.profiling import StepTimer
 from benchmarks.suites.step_variants import FULL, TINY, VARIANTS, Step, Variant, compile_options, loss_error
 
@@ -113,10 +112,6 @@ def test_step(benchmark, variant, stage, share, kind):
         pytest.skip("CUDA graphs need a CUDA GPU")
     if variant.compiled and variant.baseline == 4 and compile_options(DEVICE) is None:
         pytest.skip("torch.compile on a CPU takes minutes and says nothing about a GPU")
-    if variant.fp8 and kind == "plain":
-        pytest.skip("it is about the ascent, which a plain step does not have")
-    if variant.fp8 and CUDA and "triton" not in dispatch.available(FP8, DEVICE):
-        pytest.skip("products of fp8 need compute capability 8.9, and emulating them says nothing")
     if variant.core and (SIZE.growth % 8 or "cuda" not in dispatch.available(DENSE_BLOCK, DEVICE, torch.bfloat16)):
         pytest.skip("the compiled ops need a GPU and multiples of 8 channels")
     benchmark.group = (
@@ -152,7 +147,7 @@ def test_step(benchmark, variant, stage, share, kind):
     flops = operations(variant.baseline < 4, variant.baseline == 3, kind, stage, batch)
     if kind == "plain":
         SECONDS[variant.name, stage, share] = seconds / batch
-    plain = SECONDS.get((variant.name.replace(", fp8 ascent", ""), stage, share))
+    plain = SECONDS.get((variant.name, stage, share))
     benchmark.extra_info.update(
         variant=variant.name,
         baseline=variant.baseline,

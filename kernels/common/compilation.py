@@ -17,7 +17,7 @@ from triton.compiler import ASTSource, CompiledKernel
 
 from .config import MAX_REGISTERS, KernelConfig
 
-SHARED_MEMORY_LIMIT: Final = {"8.0": 163 * 1024, "8.9": 99 * 1024, "9.0": 227 * 1024}
+SHARED_MEMORY_LIMIT: Final = {"8.0": 163 * 1024, "9.0": 227 * 1024}
 """Shared memory available to one program, in bytes, per architecture."""
 
 

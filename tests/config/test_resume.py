@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 from command_lines import config_of, error_of, write_settings
 
+from andfast.config.errors import ConfigError
 from andfast.config.files import dump, load
 from andfast.config.names import setting_types
 from andfast.config.parsing import parse_arguments
-from andfast.config.renames import RENAMED
+from andfast.config.renames import REMOVED, RENAMED
 from andfast.config.resume import CHANGEABLE_ON_RESUME, differences, digest
 from andfast.training.build import NOISE_DTYPES, build_attack_settings
 
@@ -63,7 +64,7 @@ def test_old_name_of_a_group_raises_with_the_new_one(tmp_path: Path) -> None:
 def test_new_names_of_renamed_settings_exist() -> None:
     names = {name for name, _ in setting_types()}
     assert set(RENAMED.values()) <= names
-    assert not set(RENAMED) & names
+    assert not (set(RENAMED) | set(REMOVED)) & names
 
 
 def test_resume_translates_old_names(tmp_path: Path) -> None:
@@ -79,6 +80,29 @@ def test_resume_translates_old_names(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text(text)
     resumed, _ = parse_arguments(["--output", str(tmp_path), "--resume"])
     assert resumed == load(tmp_path / "config.yaml") == dataclasses.replace(config, output=tmp_path)
+
+
+def with_precision(text: str, value: str) -> str:
+    """The config.yaml of a run when adversary.precision was a setting."""
+    assert text.count("adversary:\n") == 1
+    return text.replace("adversary:\n", f"adversary:\n  precision: {value}\n")
+
+
+def test_run_with_a_removed_setting_resumes(tmp_path: Path) -> None:
+    config = dataclasses.replace(config_of("--adversary.chunk_size=3"), output=tmp_path)
+    (tmp_path / "config.yaml").write_text(with_precision(dump(config), "same"))
+    resumed, _ = parse_arguments(["--output", str(tmp_path), "--resume"])
+    assert resumed == load(tmp_path / "config.yaml") == config
+
+
+def test_removed_setting_raises_with_the_reason(tmp_path: Path) -> None:
+    message = "adversary.precision was removed: fp8 was not faster than bf16 by count"
+    assert error_of("--adversary.precision=fp8").startswith(message)
+    path = write_settings(tmp_path, "adversary: {precision: same}\n")
+    assert error_of("--config", path).startswith(f"{path}: {message}")
+    (tmp_path / "config.yaml").write_text(with_precision(dump(config_of()), "fp8"))
+    with pytest.raises(ConfigError, match=message):
+        load(tmp_path / "config.yaml")
 
 
 @pytest.mark.parametrize(("precision", "expected"), [("fp32", "fp32"), ("mixed", "bf16")])

@@ -93,15 +93,6 @@ PARTS = ("kernel", "rest", "noise", "slope")
         (["--adversary.image_radius=random"], "adversary.image_radius"),
         (["--adversary.objective=align"], "did you mean 'aligned'?"),
         (
-            ["--adversary.precision=fp8", "--precision=fp32"],
-            "adversary.precision must be 'same' with precision 'fp32', was 'fp8': 8-bit products are for runs",
-        ),
-        (
-            ["--adversary.precision=fp8", "--device=cpu"],
-            "adversary.precision must be 'same' here, was 'fp8': it runs on CUDA devices, and the tensors are on 'cpu' "
-            "(ops=reference emulates fp8, slowly)",
-        ),
-        (
             ["--adversary.random_scale=2"],
             "adversary.random_scale must be null with adversary.strategy 'pgd', which does not use it, was 2.0; "
             "'random' or 'pgd_random_start' would",
@@ -131,8 +122,8 @@ PARTS = ("kernel", "rest", "noise", "slope")
             "adversary.steps must be 5, its default, with adversary.strategy 'bicubic', which has no ascent, was 3",
         ),
         (
-            ["--adversary.strategy=random", "--adversary.precision=fp8"],
-            "adversary.precision must be 'same', its default, with adversary.strategy 'random', which has no ascent",
+            ["--adversary.strategy=random", "--adversary.objective=aligned"],
+            "adversary.objective must be 'plain', its default, with adversary.strategy 'random', which has no ascent",
         ),
         (
             ["--net.lr_milestones=[5]"],
@@ -199,7 +190,6 @@ PARTS = ("kernel", "rest", "noise", "slope")
             ["--adversary.strategy=nose"],
             "adversary.strategy must be 'pgd', 'fast', 'none', 'bicubic', 'noise', 'random'",
         ),
-        (["--adversary.precision=fp4"], "adversary.precision must be 'same' or 'fp8', was 'fp4'"),
         (
             ["--compile=true", "--reuse.discriminator_pass=true"],
             "reuse.discriminator_pass must be false or null with compile, was true",
@@ -298,8 +288,3 @@ def test_device_must_exist(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "precision must be" in error_of("--precision", "fp16", "--device", "cpu")
     assert config_of("--cuda_graph=true").cuda_graph
     assert "cuda_graph must be false or null without CUDA, was true" in error_of("--cuda_graph=true", "--device", "cpu")
-
-
-def test_fp8_is_emulated_with_reference_ops() -> None:
-    config = config_of("--adversary.precision=fp8", "--device=cpu", "--ops=reference")
-    assert config.adversary.precision == "fp8"

@@ -43,7 +43,6 @@ def repair() -> None:
     import triton.language as tl  # noqa: PLC0415
     from triton.runtime import interpreter  # noqa: PLC0415
 
-    interpreter._convert_float = _with_correct_fp8(interpreter._convert_float)
     interpreter._get_np_dtype = _cached_by_scalar(interpreter._get_np_dtype)
     builder = interpreter.interpreter_builder
     builder.options = replace(builder.options, sanitize_overflow=False)
@@ -66,24 +65,3 @@ def _cached_by_scalar(get_np_dtype: Callable[[Any], Any]) -> Callable[[Any], Any
         return dtypes[name]
 
     return get
-
-
-def _with_correct_fp8(convert: Callable[..., Any]) -> Callable[..., Any]:
-    """The interpreter's conversion of floats with correct fp8 rounding: its own drops the carry (1.97 became 1)."""
-    import numpy as np  # noqa: PLC0415
-    import torch  # noqa: PLC0415
-
-    names = {"fp8e4nv": torch.float8_e4m3fn, "fp8e5": torch.float8_e5m2}
-    wide = {"fp16": np.float16, "fp32": np.float32}
-
-    def convert_float(values: Any, source: Any, result: Any, rounding: Any) -> Any:
-        if result.name in names and source.name in wide:
-            rounded = torch.from_numpy(np.ascontiguousarray(values).view(wide[source.name])).to(names[result.name])
-            return rounded.view(torch.uint8).numpy()
-        if source.name in names and result.name in wide:
-            fp8 = torch.from_numpy(np.ascontiguousarray(values)).view(names[source.name])
-            number = fp8.float().numpy().astype(wide[result.name])
-            return number.view(np.uint16 if result.name == "fp16" else np.uint32)
-        return convert(values, source, result, rounding)
-
-    return convert_float

@@ -9,12 +9,7 @@ import pytest
 from andfast.kernels.common.compilation import Resources, compile_variant, excess, resources
 from andfast.kernels.variants import OPS, all_variants
 
-CASES = [
-    (op, architecture)
-    for op in OPS
-    for architecture in ("8.0", "9.0")
-    if op != "residual_dense_block_fp8" or architecture != "8.0"
-] + [("residual_dense_block_fp8", "8.9")]
+CASES = [(op, architecture) for op in OPS for architecture in ("8.0", "9.0")]
 
 
 @pytest.mark.slow

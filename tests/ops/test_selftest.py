@@ -27,9 +27,7 @@ def test_all_implementations_pass_on_cpu() -> None:
     for result in results:
         assert result.passed, result
         assert result.error <= selftest.TOLERANCES[result.dtype], result
-        # The fp8 op is compared with its own reference in float64; all others with a separate definition.
-        itself = (result.op, result.dtype) == ("residual_dense_block_fp8", torch.float64)
-        assert (result.error == 0) == itself, result
+        assert result.error > 0, result  # the definition is another computation
         assert result.seconds > 0
 
 

@@ -1,1 +1,0 @@
-"""Triton kernels and launchers of ``residual_dense_block_fp8``."""
