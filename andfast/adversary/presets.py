@@ -54,7 +54,7 @@ def resized(ball: Ball, before: tuple[int, int], after: tuple[int, int]) -> Ball
 
 PRESETS: Final[Mapping[str, Preset]] = MappingProxyType(
     {
-        # Without color, brightness and shift. Kernel and rest are as strong as in real pairs, noise twice (docs/method.md).
+        # Without color, brightness and shift; kernel and rest as strong as in real pairs, noise twice (docs/method.md).
         "symmetric": Preset(
             Ball(ConvolutionRadii(color=0.0, kernel=0.8, rest=0.06), noise=0.53, slope=0.0, zero_mean_noise=True),
             step_size=0.3,

@@ -63,7 +63,12 @@ ROWS: Final[dict[str, Row]] = {
     "and-random": Row(
         "AND around a random point",
         "and_random_start",
-        {**_SYMMETRIC, "adversary.random_scale": 10.0, "adversary.radius_kernel": 0.12},
+        {
+            **_SYMMETRIC,
+            "adversary.random_scale": 10.0,
+            "adversary.radius_kernel": 0.12,
+            "adversary.radius_rest": 0.015,
+        },
     ),
 }
 """Rows by name, in the order of the table."""

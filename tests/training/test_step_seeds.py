@@ -111,7 +111,7 @@ def test_factors_scale_radii_per_image() -> None:
     factors = torch.tensor([0.0, 0.1, 0.5, 1.0])
     ball = step.attack.settings.ball
     theta = step.attack.search(hr, Start(start, factors))[1].theta
-    norms = ball.norms(theta, start)[1:]  # color has radius 0
+    norms = ball.norms(theta, start)[1:4]  # color and slope have radius 0
     assert norms[:, 0].max() < 1e-3
     assert (norms[:, 1:] <= factors[1:] * (1 + 1e-3)).all()
     assert (norms[:, 1:] > factors[1:] * 0.5).all()
