@@ -7,8 +7,14 @@ JOBS ?= 2
 PYTEST_ARGS ?=
 GPU_CHECK_ARGS ?=
 CHECKED ?= tests/adversary tests/config tests/training tests/nn tests/project/test_language.py
+# What another torch or Triton can break: not parsing, files, drawing and reports, and not C++ that is compiled for the CPU.
+NEWEST ?= tests/adversary tests/inference tests/losses tests/metrics tests/nn tests/ops tests/training tests/data/test_loader.py \
+	$(addprefix tests/commands/test_,calibrate.py degrade.py demo.py doctor.py evaluate.py export.py prepare.py upscale.py) \
+	--ignore-glob='*_emulator.py'
 FAULTS_ARGS ?=
 ROOFLINE_ARGS ?=
+# A file's tests share a process, and with it what its fixtures have trained and compiled; the short files are at the end.
+PARALLEL = -n $(JOBS) --dist loadfile --no-loadscope-reorder
 export PYTHON
 
 help: ## list the targets
@@ -25,18 +31,18 @@ demo: setup ## train both stages on scikit-image's photographs; results in runs/
 
 check: setup ## lint, types and about a minute of tests, for the working day
 	.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy
-	OMP_NUM_THREADS=1 .venv/bin/python -m pytest --benchmark-disable -q -n $(JOBS) -m "not slow and not gpu" $(CHECKED) $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest --benchmark-disable -q $(PARALLEL) -m "not slow and not gpu" $(CHECKED) $(PYTEST_ARGS)
 
 test: export ANDFAST_REQUIRE_EXT = 1
 test: setup ## all tests that this machine can run
-	OMP_NUM_THREADS=1 .venv/bin/python -m pytest --benchmark-disable -n $(JOBS) $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest --benchmark-disable $(PARALLEL) $(PYTEST_ARGS)
 
 faults: setup ## kill, fill, signal and damage tiny runs, 200 kills among them; continues if stopped; FAULTS_ARGS="--kills 50"
 	OMP_NUM_THREADS=1 .venv/bin/python tests/faults/campaign.py --jobs $(JOBS) $(FAULTS_ARGS)
 
 # PYTHONSAFEPATH keeps the checkout, whose extension is built for the other torch, off the path.
-test-newest: setup-newest ## the fast tests with the newest torch that is supported, in .venv-newest
-	OMP_NUM_THREADS=1 PYTHONSAFEPATH=1 .venv-newest/bin/python -m pytest --benchmark-disable -n $(JOBS) -m "not slow and not gpu" $(PYTEST_ARGS)
+test-newest: setup-newest ## fast tests of what depends on torch, with the newest that is supported, in .venv-newest
+	OMP_NUM_THREADS=1 PYTHONSAFEPATH=1 .venv-newest/bin/python -m pytest --benchmark-disable $(PARALLEL) -m "not slow and not gpu" $(NEWEST) $(PYTEST_ARGS)
 
 bench: setup ## run the benchmarks; rows, tables and a picture in runs/benchmarks.*
 	@mkdir -p runs

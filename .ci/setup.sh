@@ -61,7 +61,8 @@ install() {  # pip's arguments follow
     run $uv pip install --python "$python" "$@"
   else
     "$python" -m pip --version >/dev/null 2>&1 || run "$python" -m ensurepip
-    run "$python" -m pip install --disable-pip-version-check "$@"
+    # Bytecode of 11,000 modules takes half a minute; those that are used are compiled when they are imported.
+    run "$python" -m pip install --disable-pip-version-check --no-compile "$@"
   fi
 }
 
@@ -131,6 +132,9 @@ elif [ "$(cat "$venv/sources.stamp" 2>/dev/null)" != "$wanted" ] || ! built; the
   rm -f "$venv/sources.stamp"
   say "building andfast's extension"
   export ANDFAST_REQUIRE_EXT=1 PATH="$PWD/$venv/bin:$PATH"  # the environment's ninja
+  mkdir -p build
+  exec {lock}>build/.lock
+  flock "$lock"  # another environment's build: both write andfast.egg-info
   again=(--force-reinstall)
   [ -z "$uv" ] || again=(--reinstall-package andfast)
   if [ "$mode" = editable ]; then
@@ -142,4 +146,5 @@ elif [ "$(cat "$venv/sources.stamp" 2>/dev/null)" != "$wanted" ] || ! built; the
   (cd "$venv" && bin/python -c 'import sys, andfast._C; from andfast.functional import extension; sys.exit(extension.why_missing())') ||
     die "the extension was built but does not load"
   echo "$wanted" >"$venv/sources.stamp"
+  exec {lock}>&-
 fi

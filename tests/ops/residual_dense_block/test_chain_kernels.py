@@ -33,8 +33,9 @@ def chain(blocks: int, **sizes: int) -> tuple[Tensor, list[Tensor], list[Tensor]
 
 if not INTERPRETED:
 
+    @pytest.mark.slow
     def test_in_the_interpreter() -> None:
-        triton_interpreter.run(__file__, "")
+        triton_interpreter.run(__file__)
 
 
 if INTERPRETED:

@@ -25,7 +25,6 @@ from andfast.functional.selftest import self_test
 from andfast.kernels.common.config import KernelConfig
 
 CASES = 30
-PARTS = 2
 NAMES = ("out", "x", *(f"weight {k}" for k in range(5)), *(f"bias {k}" for k in range(5)))
 
 pytestmark = triton_interpreter.quiet
@@ -44,9 +43,8 @@ def exact_results(arguments: list[Tensor], grad: Tensor, **options: float) -> li
 if not INTERPRETED:
 
     @pytest.mark.slow
-    @pytest.mark.parametrize("part", ["parity_0", "parity_1", "not parity"])
-    def test_in_the_interpreter(part: str) -> None:
-        triton_interpreter.run(__file__, part)
+    def test_in_the_interpreter() -> None:
+        triton_interpreter.run(__file__)
 
 
 # ------------------------------------------------------------------------------------------------- in the interpreter
@@ -129,7 +127,8 @@ if INTERPRETED:
         config, frozen = g.choice(few or CONFIGS[:1]), g.random() < 0.4
         return arguments, grad, {"slope": slope, "scale": scale}, config, frozen, poisoned
 
-    def _check_parity(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    @pytest.mark.parametrize("seed", range(CASES))
+    def test_parity(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
         arguments, grad, options, config, frozen, poisoned = _case(seed)
         _configure(monkeypatch, config)
         right = exact_results(arguments, grad, **options)
@@ -156,14 +155,6 @@ if INTERPRETED:
         convolution._plan.cache_clear()
         monkeypatch.setattr(convolution, "table_config", lambda *_: config)
         monkeypatch.setattr(weights_kernel, "table_config", lambda *_: config)
-
-    @pytest.mark.parametrize("seed", range(0, CASES, PARTS))
-    def test_parity_0(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-        _check_parity(seed, monkeypatch)
-
-    @pytest.mark.parametrize("seed", range(1, CASES, PARTS))
-    def test_parity_1(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-        _check_parity(seed, monkeypatch)
 
     def test_signs_are_one_bit_per_activation() -> None:
         x, weights, biases = make_float32(2, 4, 11, 3, 5)
