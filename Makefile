@@ -13,7 +13,7 @@ NEWEST ?= tests/adversary tests/inference tests/losses tests/metrics tests/nn te
 	--ignore-glob='*_emulator.py'
 FAULTS_ARGS ?=
 ROOFLINE_ARGS ?=
-# A file's tests share a process, and with it what its fixtures have trained and compiled; the short files are at the end.
+# The tests of a file share a process, so that its fixtures train and compile once; files keep their order, short ones last.
 PARALLEL = -n $(JOBS) --dist loadfile --no-loadscope-reorder
 export PYTHON
 
@@ -23,7 +23,7 @@ help: ## list the targets
 setup: ## create .venv with pinned packages and build the extension
 	@bash .ci/setup.sh .venv requirements/reference.txt editable
 
-setup-newest:
+setup-newest: setup
 	@bash .ci/setup.sh .venv-newest requirements/newest.txt copy
 
 demo: setup ## train both stages on scikit-image's photographs; results in runs/demo

@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
 # Makes a virtual environment in the checkout, installs pinned requirements and builds andfast into it.
 #
-#     .ci/setup.sh VENV REQUIREMENTS editable|copy
+#     .ci/setup.sh VENV REQUIREMENTS editable|copy|packages
 #
-# "editable" builds the extension in place; "copy" installs a built copy, so that an environment with another torch does not
-# overwrite the extension of the first. Nothing is done that is done already: a stamp in VENV holds the hash of what went
-# in. An environment without its stamp was left half-built and is made anew. Nothing is installed outside of VENV.
+# "editable" builds the extension in place. "copy" installs a copy for another torch, with the checkout's andfast._ops, which
+# serves every torch, as the wheels do. "packages" installs the requirements only. Nothing is done that is done already: a
+# stamp in VENV holds the hash of what went in. An environment without its stamp was left half-built and is made anew.
+# Nothing is installed outside of VENV.
 #
 # PYTHON names the interpreter to use; ANDFAST_MIN_DISK_GB (12) the free space asked for before packages are installed.
 set -euo pipefail
@@ -75,7 +76,7 @@ hash_requirements() {
 hash_sources() {
   local files=(setup.py pyproject.toml MANIFEST.in andfast/__init__.py "$venv/requirements.stamp")
   { find csrc -type f | sort | xargs cat "${files[@]}"
-    [ "$mode" = editable ] || find andfast kernels -name '*.py' | sort | xargs cat
+    [ "$mode" = editable ] || find andfast kernels -name '*.py' -o -path andfast/_ops.abi3.so | sort | xargs cat
   } | hash_of
 }
 
@@ -115,6 +116,8 @@ if [ "$(cat "$venv/requirements.stamp" 2>/dev/null)" != "$wanted" ]; then
   echo "$wanted" >"$venv/requirements.stamp"
 fi
 
+[ "$mode" != packages ] || exit 0
+
 [ -n "$lacking" ] ||
   "$python" -c 'import os, sys, sysconfig; sys.exit(not os.path.exists(sysconfig.get_path("include") + "/Python.h"))' ||
   lacking="Python.h is missing for $python; install its headers (Debian, Ubuntu: apt-get install python3-dev)"
@@ -132,19 +135,19 @@ elif [ "$(cat "$venv/sources.stamp" 2>/dev/null)" != "$wanted" ] || ! built; the
   rm -f "$venv/sources.stamp"
   say "building andfast's extension"
   export ANDFAST_REQUIRE_EXT=1 PATH="$PWD/$venv/bin:$PATH"  # the environment's ninja
-  mkdir -p build
-  exec {lock}>build/.lock
-  flock "$lock"  # another environment's build: both write andfast.egg-info
   again=(--force-reinstall)
   [ -z "$uv" ] || again=(--reinstall-package andfast)
   if [ "$mode" = editable ]; then
     install --no-build-isolation --no-deps "${again[@]}" -e .
   else
-    rm -rf build/torch-*/lib*  # files that the sources no longer have
+    rm -rf build/prebuilt
+    archs=$(cd andfast && ../.venv/bin/python -c 'import _C; print(_C.CUDA_ARCHS.replace(":", ";"))')
+    CPLUS_INCLUDE_PATH=$("$python" -c 'import os, torch; print(os.path.join(os.path.dirname(torch.__file__), "include"))')
+    export CPLUS_INCLUDE_PATH  # pybind11's headers
+    export ANDFAST_PREBUILT_OPS=$PWD/andfast/_ops.abi3.so ANDFAST_CUDA_ARCHS=$archs
     install --no-build-isolation --no-deps "${again[@]}" .
   fi
   (cd "$venv" && bin/python -c 'import sys, andfast._C; from andfast.functional import extension; sys.exit(extension.why_missing())') ||
     die "the extension was built but does not load"
   echo "$wanted" >"$venv/sources.stamp"
-  exec {lock}>&-
 fi

@@ -1,4 +1,4 @@
-""".ci/run with a stand-in for make: the newest environment is made during the tests, and its failure fails the run."""
+""".ci/run with stand-ins: the newest packages are installed during the tests, and a failed install fails the run."""
 
 import os
 import shutil
@@ -11,17 +11,25 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 MAKE = """#!/bin/bash
 echo "make $1" | tee -a "$CALLS"
-case "$1" in
-  setup-newest) sleep "$SETUP_SECONDS" & echo $! >"$CALLS.pid"; wait; exit "$SETUP_STATUS" ;;
-  test) until [ -s "$CALLS.pid" ]; do sleep 0.01; done; exit "$TEST_STATUS" ;;
-esac
+[ "$1" = test ] || exit 0
+until [ -s "$CALLS.pid" ]; do sleep 0.01; done
+exit "$TEST_STATUS"
 """
+SETUP = """
+echo "$@" | tee -a "$CALLS"
+sleep "$SETUP_SECONDS" &
+echo $! >"$CALLS.pid"
+wait
+exit "$SETUP_STATUS"
+"""
+INSTALL = ".venv-newest requirements/newest.txt packages"
 
 
 def ci_run(folder: Path, setup_seconds: str = "0", setup_status: int = 0, test_status: int = 0) -> tuple[int, str]:
     """Exit code and output."""
     (folder / ".ci").mkdir()
     shutil.copy(ROOT / ".ci" / "run", folder / ".ci")
+    (folder / ".ci" / "setup.sh").write_text(SETUP)
     (folder / "make").write_text(MAKE)
     (folder / "make").chmod(0o755)
     environment = {
@@ -35,21 +43,21 @@ def ci_run(folder: Path, setup_seconds: str = "0", setup_status: int = 0, test_s
     return done.returncode, done.stdout
 
 
-def test_output_of_the_setup_follows_the_tests(tmp_path: Path) -> None:
+def test_output_of_the_install_follows_the_tests(tmp_path: Path) -> None:
     status, output = ci_run(tmp_path, setup_seconds="0.3")
     assert status == 0
-    assert output.splitlines() == ["make test", "make setup-newest", "make test-newest"]
-    assert set((tmp_path / "calls").read_text().splitlines()[:2]) == {"make setup-newest", "make test"}
+    assert output.splitlines() == ["make test", INSTALL, "make test-newest"]
+    assert set((tmp_path / "calls").read_text().splitlines()[:2]) == {INSTALL, "make test"}
 
 
-def test_failed_setup_fails_the_run(tmp_path: Path) -> None:
+def test_failed_install_fails_the_run(tmp_path: Path) -> None:
     status, output = ci_run(tmp_path, setup_status=7)
     assert status == 7
-    assert output.splitlines() == ["make test", "make setup-newest"]
+    assert output.splitlines() == ["make test", INSTALL]
 
 
 @pytest.mark.parametrize("status", [1, 2])
-def test_failed_tests_end_the_setup(tmp_path: Path, status: int) -> None:
+def test_failed_tests_end_the_install(tmp_path: Path, status: int) -> None:
     assert ci_run(tmp_path, setup_seconds="600", test_status=status) == (status, "make test\n")
     end = time.monotonic() + 20
     while is_running((tmp_path / "calls.pid").read_text().strip()):

@@ -1,16 +1,19 @@
 """Two processes (gloo, CPU) against one: the same crops, the same identity networks, the same gradients."""
 
-import os
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from forked_ranks import Ranks
 from small_steps import crops, make
 from tiny_runs import environment, write_config
 
+from andfast import train
 from andfast.adversary import PRESETS, Attack, AttackSettings, Objective, ReuseOptions
 from andfast.nn import DegradationNetwork, RRDBNet
 from andfast.training.distributed import ProcessGroup, process_group
@@ -60,19 +63,23 @@ def shared_pass_error(group: ProcessGroup) -> torch.Tensor:
     return torch.stack([(a - b).norm() / a.norm() for a, b in zip(*gradients_of_both, strict=True)]).max()
 
 
-def torchrun(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", *arguments]
+def on_two_ranks(folder: Path, function: Callable[[ProcessGroup], Any]) -> Any:
+    """Result of a function on rank 0 of two that are forked from this process."""
 
+    def body() -> None:
+        with process_group("cpu") as group:
+            result = function(group)
+            if group.is_main:
+                torch.save(result, folder / "result.pt")
 
-def run(arguments: list[str]) -> None:
-    done = subprocess.run(arguments, env=environment(), capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+    ranks = Ranks(folder, body)
+    assert ranks.wait(300)
+    assert ranks.statuses() == [0, 0], ranks.text(0) + ranks.text(1)
+    return torch.load(folder / "result.pt", weights_only=True)
 
 
 def test_ddp_gradients_equal_one_process_with_twice_the_batch(tmp_path: Path) -> None:
-    file = tmp_path / "two.pt"
-    run(torchrun(__file__, str(file)))
-    distributed = torch.load(file, weights_only=True)
+    distributed = on_two_ranks(tmp_path, lambda group: gradients(group, batch=2))
     single = gradients(ProcessGroup(0, 1, torch.device("cpu")), batch=4)
     assert distributed.keys() == single.keys()
     for name, expected in single.items():
@@ -81,17 +88,19 @@ def test_ddp_gradients_equal_one_process_with_twice_the_batch(tmp_path: Path) ->
 
 
 def test_ddp_reuses_the_discriminator_pass(tmp_path: Path) -> None:
-    file = tmp_path / "error.pt"
-    run(torchrun(__file__, str(file), "shared"))
-    assert torch.load(file, weights_only=True) < 1e-10
+    assert on_two_ranks(tmp_path, shared_pass_error) < 1e-10
 
 
 def test_torchrun_equals_one_process_with_twice_the_batch(tmp_path: Path) -> None:
-    config = write_config(tmp_path)
-    common = ["-m", "andfast.train", *config, "--stages=[net]", "--steps", "2"]
-    run(torchrun(*common, "--output", str(tmp_path / "two")))
-    run([sys.executable, *common, "--output", str(tmp_path / "one"), "--batch_size", "4"])
-    run([sys.executable, *common, "--output", str(tmp_path / "accumulated"), "--accumulate", "2"])
+    arguments = [*write_config(tmp_path), "--stages=[net]", "--steps=2"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    done = subprocess.run(
+        [*torchrun, "-m", "andfast.train", *arguments, "--output", str(tmp_path / "two")],
+        env=environment(), capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    for name, option in (("one", "--batch_size=4"), ("accumulated", "--accumulate=2")):
+        assert train.main([*arguments, "--data.workers=0", option, "--output", str(tmp_path / name)]) == 0
     losses = {}
     for name in ("two", "one", "accumulated"):
         lines = [line for line in read_metrics(tmp_path / name / "metrics.jsonl") if "loss" in line]
@@ -100,11 +109,3 @@ def test_torchrun_equals_one_process_with_twice_the_batch(tmp_path: Path) -> Non
         assert (tmp_path / name / "weights" / "andnet.safetensors").is_file()
     assert losses["two"] == pytest.approx(losses["one"], rel=1e-5)
     assert losses["accumulated"] == pytest.approx(losses["one"], rel=1e-5)
-
-
-if __name__ == "__main__":
-    with process_group("cpu") as group_of_two:
-        result = shared_pass_error(group_of_two) if sys.argv[2:] == ["shared"] else gradients(group_of_two, batch=2)
-        if group_of_two.is_main:
-            torch.save(result, sys.argv[1])
-        assert os.environ["WORLD_SIZE"] == "2"

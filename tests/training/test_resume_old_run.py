@@ -6,8 +6,6 @@ made_with.json. At that commit, resuming from either checkpoint gave the weights
 
 import json
 import shutil
-import subprocess
-import sys
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -15,8 +13,8 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_runs import environment
 
+from andfast import train
 from andfast.training.metrics_log import read_metrics
 
 pytestmark = pytest.mark.slow
@@ -41,7 +39,9 @@ def metrics(run: Path) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("stage", ["net", "gan"])
-def test_run_of_b69a857_resumes_to_the_same_bits(stage: str, tmp_path: Path) -> None:
+def test_run_of_b69a857_resumes_to_the_same_bits(
+    stage: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with tarfile.open(ARCHIVE) as archive:
         archive.extractall(tmp_path, filter="data")
     run, expected = tmp_path / "run", tmp_path / "expected"
@@ -54,10 +54,8 @@ def test_run_of_b69a857_resumes_to_the_same_bits(stage: str, tmp_path: Path) -> 
     else:
         (run / "weights").mkdir()
         shutil.copy(expected / "weights" / "andnet.safetensors", run / "weights")
-    command = [sys.executable, "-m", "andfast.train", "--resume", "--output", str(run)]
-    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert f"after step 2 of stage {stage}" in done.stdout
+    assert train.main(["--resume", "--output", str(run)]) == 0
+    assert f"after step 2 of stage {stage}" in capsys.readouterr().out
     exact = rounds_alike(json.loads((tmp_path / "made_with.json").read_text()))
     for name in ("andnet", "andgan"):
         resumed, original = (load_file(folder / "weights" / f"{name}.safetensors") for folder in (run, expected))

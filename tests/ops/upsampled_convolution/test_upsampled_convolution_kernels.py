@@ -17,7 +17,7 @@ from comparison import assert_near
 from torch import Tensor
 from triton_interpreter import INTERPRETED
 
-from andfast.functional import dispatch, upsampled_convolution
+from andfast.functional import dispatch, selftest_cases, upsampled_convolution
 from andfast.functional.selftest import self_test
 from andfast.functional.upsampled_convolution import backward_op, forward_op
 from andfast.functional.upsampled_convolution_reference import upsampled_convolution_reference
@@ -287,7 +287,10 @@ if INTERPRETED:
         with pytest.raises(ValueError, match="need the result, not its signs"):
             backward_op(out, signs, x, weight, 2, 0.2, [True, True, True], False, "triton")
 
-    def test_self_test_passes() -> None:
+    def test_self_test_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+        """With the last of its cases: those of 64 channels on both sides take the interpreter long."""
+        cases = selftest_cases.CASES["upsampled_convolution"]
+        monkeypatch.setitem(selftest_cases.CASES, "upsampled_convolution", lambda draw: list(cases(draw))[-1:])
         results = self_test("cpu", [torch.float32], ["upsampled_convolution"])
         assert [result.impl for result in results] == ["reference", "triton"]
         assert all(result.passed for result in results), results
