@@ -82,6 +82,14 @@ def build_wheel(source, target, **variables):
     return wheel, output
 
 
+def quick_compiler(folder):
+    """A C++ compiler that leaves out the optimizations that setup.py asks for: half of the time."""
+    script = folder / "g++"
+    script.write_text(f'#!/bin/sh\nexec {os.environ.get("CXX", "c++")} "$@" -O0\n')
+    script.chmod(0o755)
+    return str(script)
+
+
 def install(wheel, target):
     run_well("-m", "pip", "install", "--no-index", "--no-deps", "--target", target, wheel, cwd=target.parent)
 
@@ -108,7 +116,7 @@ def test_sdist_is_complete(sdist):
 @pytest.mark.slow
 def test_wheel_from_sdist_runs(sdist, tmp_path):
     source = unpack(sdist, tmp_path / "source")
-    wheel, _ = build_wheel(source, tmp_path, ANDFAST_REQUIRE_EXT="1")
+    wheel, _ = build_wheel(source, tmp_path, ANDFAST_REQUIRE_EXT="1", CXX=quick_compiler(tmp_path))
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
     packages = {name.split("/")[0] for name in names}
