@@ -14,10 +14,12 @@ Gradients are scaled to those of the mean loss over 48 images of 256x256, so tha
 import argparse
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +29,7 @@ from andfast.adversary.attack import FP16_LOSS_SCALE
 from andfast.adversary.strategies import FastPGD
 from andfast.data.images import decode
 from andfast.data.sources import find_images
+from andfast.functional import degradation_block_reference
 from andfast.nn import DegradationNetwork, RRDBNet, Theta
 from andfast.nn.weights import generator_from_weights
 
@@ -45,6 +48,7 @@ class Row:
         noise_dtype: dtype of the noise maps.
         loss_scale: factor on the loss; the attack's own scale for fp16 comes on top.
         degradation, generator: dtypes of F and G under autocast.
+        tf32: F's products of TF32 values, emulated on a CPU.
         body: G's dense blocks: "same" as G, "bf16" or "none".
         jitter: noise added to the noise maps in each pass, as a fraction of their radius.
         skipped: ascent steps left out.
@@ -55,6 +59,7 @@ class Row:
     loss_scale: float = 1.0
     degradation: torch.dtype = torch.float32
     generator: torch.dtype = torch.float32
+    tf32: bool = False
     body: str = "same"
     jitter: float = 0.0
     skipped: int = 0
@@ -77,6 +82,7 @@ ROWS = {
     "bf16": Row(noise_dtype=torch.bfloat16),
     "fp16": Row(noise_dtype=torch.float16, loss_scale=1 / FP16_LOSS_SCALE),
     "fp16, loss x 65536": Row(noise_dtype=torch.float16),
+    "F in TF32": Row(tf32=True),
     "F in bf16": Row(degradation=torch.bfloat16),
     "F and noise in bf16": Row(noise_dtype=torch.bfloat16, degradation=torch.bfloat16),
     "G in bf16": Row(generator=torch.bfloat16),
@@ -127,6 +133,23 @@ class ReplacedBody(nn.Module):
             return self.generator.body(features).float()
 
 
+@contextmanager
+def tf32_products() -> Iterator[None]:
+    """F's convolutions, and their gradients, of operands cut to TF32's 10 bits of mantissa, with sums in fp32."""
+
+    def cut(value: Any) -> Any:
+        wide = isinstance(value, Tensor) and value.dtype == torch.float32
+        return (value.view(torch.int32) & ~0x1FFF).view(torch.float32) if wide else value
+
+    def of_cut(function: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *arguments: function(*map(cut, arguments))
+
+    names = ("_convolve", "_convolve_backward")
+    functions = {name: of_cut(getattr(degradation_block_reference, name)) for name in names}
+    with patch.multiple(degradation_block_reference, **functions):
+        yield
+
+
 def photographs(folders: list[str], include: list[str], patch: int, device: str) -> Tensor:
     """Center crops of all photographs that are large enough, (N, 3, patch, patch) in [0, 1]."""
     crops = []
@@ -173,7 +196,8 @@ def gains(hr: Tensor, generator: RRDBNet, args: argparse.Namespace, seed: int, r
         return (generator(fp32.degradation(hr, theta)) - hr).abs().mean((1, 2, 3)).double()
 
     identity = attack.sample(hr, torch.Generator(hr.device).manual_seed(seed))
-    _, ascent = attack.search(hr, identity)
+    with tf32_products() if row.tf32 else nullcontext():
+        _, ascent = attack.search(hr, identity)
     with torch.no_grad():
         return (losses(ascent.theta) - losses(identity)).cpu()
 

@@ -23,6 +23,14 @@ VARIANTS = {
     "auto graph": ("andfast bf16, CUDA graph", summary.ANDFAST),
 }
 """Names in STEPS.json: the report's name of the variant, and its number among the baselines."""
+RENAMED = {
+    "_forward_kernel": "_upsampled_forward_kernel",
+    "_grad_input_kernel": "_upsampled_grad_input_kernel",
+    "_grad_weight_kernel": "_dense_block_grad_weight_kernel",
+    "_sums_kernel": "_distance_sums_kernel",
+}
+"""Kernels of G and of the losses that had the names of F's and of the ascent step's."""
+DISTANCES = {name: f"_distance{name}" for name in ("_mean_kernel", "_gradient_kernel")}
 NETWORKS = {"hr": 256, "blocks": 23, "features": 64}
 """All steps ran at the paper's size."""
 
@@ -70,6 +78,12 @@ def step_profile(step: dict[str, Any]) -> dict[str, Any] | None:
     recorded, listed = step["profile"], [tuple(kernel) for kernel in step["profile"]["top"]]
     rest = recorded["total_us"] - sum(microseconds for _, _, microseconds in listed)
     launches = recorded["launches"] - sum(count for _, count, _ in listed)
+    names = DISTANCES | (RENAMED if step["kind"] == "plain" else {})  # a plain step has neither F nor an ascent
+    kernels = [(names.get(name, name), count, microseconds) for name, count, microseconds in listed]
+    groups = profile.grouped([*kernels, ("not listed", launches, rest)])
+    if step["kind"] == "and" and step["name"] == "triton G":  # times of equal names were added up
+        for group in groups:
+            group["group"] = group["group"].replace("degradation block:", "degradation block and G in Triton:")
     return {
         "variant": VARIANTS[step["name"]][0],
         "step": step["kind"],
@@ -78,7 +92,7 @@ def step_profile(step: dict[str, Any]) -> dict[str, Any] | None:
         "device_seconds": recorded["total_us"] / 1e6,
         "host_seconds": statistics.median(step["host_ms"]) / 1e3,
         "launches": recorded["launches"],
-        "groups": profile.grouped([*listed, ("not listed", launches, rest)]),
+        "groups": groups,
     }
 
 

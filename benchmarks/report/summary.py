@@ -10,6 +10,8 @@ FUSED: Final = ("triton", "cuda", "cpp")
 """andfast's fast implementations; "reference" is not one."""
 ANDFAST: Final = 4
 """andfast's number among the baselines of the step suite."""
+INEXACT: Final = 5
+"""That of steps whose attack is cheaper and weaker."""
 BLOCK_SHAPE: Final = "48x64->64x256x256"
 """The degradation block's shape that has targets in seconds."""
 
@@ -70,10 +72,12 @@ def _select(rows: Sequence[Row], what: str, **facts: Any) -> list[Row]:
 # ------------------------------------------------------------------------------------------------------------ step
 
 
-def _steps(rows: Sequence[Row], kind: str, stage: str, baseline: int | None = None) -> list[Row]:
+def _steps(rows: Sequence[Row], kind: str, stage: str, baseline: int | None = None, **facts: Any) -> list[Row]:
     """Rows of benchmarks/suites/test_step.py, the fastest per image first."""
-    facts: dict[str, Any] = {"step": kind, "stage": stage} | ({} if baseline is None else {"baseline": baseline})
-    whose = "" if baseline is None else f", baseline {baseline}"
+    whose = ", ".join(["", *(f"{name} {value}" for name, value in facts.items())])
+    if baseline is not None:
+        facts, whose = facts | {"baseline": baseline}, f", baseline {baseline}{whose}"
+    facts |= {"step": kind, "stage": stage}
     return sorted(_select(rows, f"the {kind} step, stage {stage}{whose}", **facts), key=_per_image)
 
 
@@ -81,8 +85,18 @@ def _per_image(row: Row) -> float:
     return float(row["median"] / row["extra_info"]["batch"])
 
 
-def _overhead(rows: Sequence[Row], stage: str) -> float:
-    return _per_image(_steps(rows, "and", stage, ANDFAST)[0]) / _per_image(_steps(rows, "plain", stage)[0])
+def _overhead(rows: Sequence[Row], stage: str, baseline: int = ANDFAST, **facts: Any) -> float:
+    return _per_image(_steps(rows, "and", stage, baseline, **facts)[0]) / _per_image(_steps(rows, "plain", stage)[0])
+
+
+def _identity_share(rows: Sequence[Row]) -> float:
+    """Of andfast's fastest AND step, the larger of the two stages."""
+    fastest = [_steps(rows, "and", stage, ANDFAST)[0] for stage in ("net", "gan")]
+    shares = [row["extra_info"]["parts"]["identity"] / row["median"] for row in fastest
+              if "identity" in row["extra_info"].get("parts", {})]  # fmt: skip
+    if len(shares) < len(fastest):
+        raise Missing("the draw of identity networks was not timed")
+    return float(max(shares))
 
 
 def _speedup(rows: Sequence[Row], baseline: int) -> float:
@@ -206,6 +220,17 @@ FIGURES: Final[dict[str, Figure]] = {
         lambda rows: _overhead(rows, "net"),
     ),
     "overhead_exact_gan": Figure("at most", 3.2, "the same, stage gan", lambda rows: _overhead(rows, "gan")),
+    "overhead_shipped_l1": Figure(
+        "at most", 3.5, "AND step of the shipped configuration over the same plain step, stage net",
+        lambda rows: _overhead(rows, "net", shipped=True),
+    ),
+    "overhead_shipped_gan": Figure(
+        "at most", 3.2, "the same, stage gan", lambda rows: _overhead(rows, "gan", shipped=True)
+    ),
+    "overhead_fast": Figure(
+        "at most", 1.8, "AND step of strategy fast over the same plain step, the larger of the two stages",
+        lambda rows: max(_overhead(rows, stage, INEXACT, strategy="fast") for stage in ("net", "gan")),
+    ),
     "speedup_vs_fp32_eager": Figure(
         "at least", 10.0, "AND step of baseline 1 over andfast's fastest, the smaller of the two stages",
         lambda rows: _speedup(rows, 1),
@@ -221,6 +246,10 @@ FIGURES: Final[dict[str, Figure]] = {
         lambda rows: _host_share(rows, "net"),
     ),
     "host_share_gan": Figure("at most", 0.1, "the same, stage gan", lambda rows: _host_share(rows, "gan")),
+    "identity_share": Figure(
+        "at most", 0.04, "identity networks drawn, over andfast's fastest AND step, the larger of the two stages",
+        _identity_share,
+    ),
     "peak_memory_ratio": Figure(
         "at most", 1.15, "andfast's fastest AND step over its fastest plain step, the larger of the two stages", _peak
     ),

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from andfast.adversary import PRESETS, Attack, AttackSettings, Objective, ReuseOptions
+from andfast.adversary.strategies import PGD, FastPGD
 from andfast.functional import blur_pool
 from andfast.losses import REAL_ESRGAN_LAYERS, GANLoss, PerceptualLoss
 from andfast.nn import DegradationNetwork, RRDBNet, VGGDiscriminator
@@ -60,12 +61,13 @@ class Variant:
     Attributes:
         name: for the report.
         baseline: its number in the list of baselines, 1 to 4; 2 computes what 1 does, 3 the better plain PyTorch, 4 is
-            andfast.
+            andfast. 5 is andfast with an ascent that is not exact.
         bf16: whether G, D, VGG and F run under bf16 autocast, in channels_last; else fp32, contiguous.
         degradation_fp32: F in fp32 nevertheless, andfast's default.
-        compiled: through torch.compile.
+        compiled: through torch.compile; andfast as `compile: true` does.
         graph: steps are CUDA graphs, optimizers and EMA included.
         core: G by the compiled convolution ops (impl="cuda").
+        fast: by strategy fast instead of pgd.
     """
 
     name: str
@@ -75,11 +77,16 @@ class Variant:
     compiled: bool = False
     graph: bool = False
     core: bool = False
+    fast: bool = False
 
+
+SHIPPED = Variant("andfast bf16, F in fp32, CUDA graph", 4, bf16=True, degradation_fp32=True, graph=True)
+"""What configs/andnet_x4.yaml and andgan_x4.yaml train with on a GPU."""
 
 VARIANTS = (  # in the order of their weight, as time may be up before the last
     Variant("andfast bf16", 4, bf16=True),
     Variant("andfast bf16, CUDA graph", 4, bf16=True, graph=True),
+    SHIPPED,
     Variant("andfast bf16, G in CUDA", 4, bf16=True, core=True),
     Variant("andfast bf16, G in CUDA, CUDA graph", 4, bf16=True, core=True, graph=True),
     Variant("naive bf16", 2, bf16=True),
@@ -87,6 +94,8 @@ VARIANTS = (  # in the order of their weight, as time may be up before the last
     Variant("best plain PyTorch", 3, bf16=True, compiled=True),
     Variant("andfast bf16, F in fp32", 4, bf16=True, degradation_fp32=True),
     Variant("andfast bf16, compiled", 4, bf16=True, compiled=True),
+    Variant("andfast bf16, compiled, CUDA graph", 4, bf16=True, compiled=True, graph=True),
+    Variant("andfast bf16, strategy fast, CUDA graph", 5, bf16=True, graph=True, fast=True),
     Variant("andfast fp32", 4),
 )
 
@@ -146,8 +155,10 @@ class Step:
         self._captured = None
 
     def _compile(self, owner, vgg):
-        """As ``compile: true`` does; in plain PyTorch VGG and what F does after its convolutions too."""
+        """As ``compile: true`` does. Plain PyTorch gets max-autotune, also VGG, and F but for its convolutions."""
         options = compile_options(self.device)
+        if self.naive is None:
+            options = {name: option for name, option in options.items() if name == "backend"}
         compile_networks(owner.generator, owner.discriminator, **options)
         if self.naive is not None and vgg is not None:
             vgg.compile(**options)
@@ -235,6 +246,7 @@ def package_step(variant, size, stage, device, reuse, *, timer=None, seed=0):
         discriminator.to(device)
         objective = Objective(1.0, 1.0, 0.1, vgg, discriminator, GANLoss("vanilla"))
     ball = PRESETS["calibrated"].ball_for(size.hr, size.hr)
+    mixed = variant.bf16 and not variant.degradation_fp32
     attack = Attack(
         degradation=DegradationNetwork(smallest_slope=ball.smallest_slope),
         generator=generator.to(device),
@@ -245,12 +257,14 @@ def package_step(variant, size, stage, device, reuse, *, timer=None, seed=0):
             patch_size=size.hr,
             channels=size.channels,
             chunk_size=default_chunk_size(stage, size.hr),
+            noise_dtype=torch.bfloat16 if mixed else torch.float32,
         ),
         reuse=reuse,
         autocast=torch.bfloat16 if variant.bf16 else None,
-        degradation_autocast=variant.bf16 and not variant.degradation_fp32,
+        degradation_autocast=mixed,
     )
-    return TrainingStep(attack, RankInfo(seed, int(stage == "gan")), timer=timer)
+    strategy = FastPGD() if variant.fast else PGD()
+    return TrainingStep(attack, RankInfo(seed, int(stage == "gan")), strategy=strategy, timer=timer)
 
 
 def naive_step(ours, variant, size, timer):

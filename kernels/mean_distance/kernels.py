@@ -36,7 +36,7 @@ CONFIG: Final = Config()
 
 
 @triton.jit
-def _sums_kernel(
+def _distance_sums_kernel(
     x_ptr,  # n values
     target_ptr,  # n values
     partials_ptr,  # (programs,) fp32
@@ -62,7 +62,7 @@ def _sums_kernel(
 
 
 @triton.jit(do_not_specialize=["n", "count"])
-def _mean_kernel(
+def _distance_mean_kernel(
     partials_ptr,  # (count,) fp32
     mean_ptr,  # fp32 scalar
     n,  # number of values
@@ -78,7 +78,7 @@ def _mean_kernel(
 
 
 @triton.jit
-def _gradient_kernel(
+def _distance_gradient_kernel(
     grad_ptr,  # fp32 scalar: gradient to the mean
     x_ptr,  # n values
     target_ptr,  # n values
@@ -116,8 +116,8 @@ def forward(x: Tensor, target: Tensor, square: bool, config: Config | None = Non
     programs = triton.cdiv(n, config.block * config.blocks)
     partials = torch.empty(programs, dtype=torch.float32, device=x.device)
     mean = torch.empty((), dtype=torch.float32, device=x.device)
-    _sums_kernel[programs,](x, target, partials, n, **_constants(square, config))
-    _mean_kernel[1,](partials, mean, n, programs, BLOCK=PARTIALS_BLOCK, num_warps=4)
+    _distance_sums_kernel[programs,](x, target, partials, n, **_constants(square, config))
+    _distance_mean_kernel[1,](partials, mean, n, programs, BLOCK=PARTIALS_BLOCK, num_warps=4)
     return mean
 
 
@@ -127,7 +127,7 @@ def backward(grad: Tensor, x: Tensor, target: Tensor, square: bool, config: Conf
     x, target = _in_same_order(x, target)
     grad_x = torch.empty_like(x)
     programs = triton.cdiv(x.numel(), config.block * config.blocks)
-    _gradient_kernel[programs,](grad, x, target, grad_x, x.numel(), **_constants(square, config))
+    _distance_gradient_kernel[programs,](grad, x, target, grad_x, x.numel(), **_constants(square, config))
     return grad_x
 
 

@@ -36,7 +36,7 @@ class Variant(NamedTuple):
         return f"{self.architecture} {self.kernel} {self.kind} {dtypes} {'odd' if self.odd else 'aligned'}"
 
     def source(self) -> ASTSource:
-        function = getattr(module, f"_{self.kernel}_kernel")
+        function = getattr(module, f"_distance_{self.kernel}_kernel")
         if self.kernel == "mean":
             types = {"partials_ptr": "*fp32", "mean_ptr": "*fp32"}
             return kernel_source(function, types, {"BLOCK": module.PARTIALS_BLOCK}, list(types))

@@ -50,7 +50,7 @@ def _load_shifted(
 
 
 @triton.jit(do_not_specialize=["height", "width", "tiles", "tiles_w", "all_tiles", "splits", "needs_grad"])
-def _grad_weight_kernel(
+def _dense_block_grad_weight_kernel(
     x_ptr,  # (N, F, H, W), contiguous channels
     growth_ptr,  # (N, 4G, H, W), channels_last: x1 to x4
     grad_growth_ptr,  # likewise: g1 to g4
@@ -187,7 +187,7 @@ def grad_weight(
         check_int32_extent(name, value.shape, value.stride())
     simple = aligned(features, channels, *pixel_strides(x), *pixel_strides(grad))
     if x.numel():
-        _grad_weight_kernel[groups * splits,](
+        _dense_block_grad_weight_kernel[groups * splits,](
             x, growth, grad_growth, grad, gw,
             features, channels, height, width, tiles, tiles_w, n * tiles, splits,
             sum(1 << k for k, needed in enumerate(needs_grad) if needed),

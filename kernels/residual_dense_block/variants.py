@@ -9,7 +9,7 @@ from ..common.compilation import image_kernel_source
 from ..common.variants import DTYPES, TableVariant, table_variants
 from .configs import CHANNEL_BLOCKS, OUTPUT_BLOCKS, TABLE
 from .convolution import _convolution_kernel
-from .grad_weight import _grad_weight_kernel
+from .grad_weight import _dense_block_grad_weight_kernel
 
 KERNELS: Final = (
     *(f"convolution_{block}" for block in OUTPUT_BLOCKS),
@@ -34,7 +34,7 @@ class Variant(TableVariant):
         config = self.config
         constants: dict[str, Any] = {"PRECISION": self.dot_precision}
         if self.kernel.startswith("grad_weight"):
-            function = _grad_weight_kernel
+            function = _dense_block_grad_weight_kernel
             constants.update(BLOCK_H=config.block_h, BLOCK_W=config.block_w, BLOCK_IN=self.block, BLOCK_OUT=self.block)
         else:
             function = _convolution_kernel

@@ -25,7 +25,7 @@ from .configs import TABLE
 
 
 @triton.jit(do_not_specialize=["height", "width", "tiles", "tiles_w", "save"])
-def _forward_kernel(
+def _upsampled_forward_kernel(
     x_ptr,  # (N, Cin, H, W), any strides
     w_ptr,  # ((FACTOR + 2)**2, Cin, Cout), contiguous: the taps of k
     bias_ptr,  # (Cout), contiguous
@@ -102,7 +102,7 @@ def _forward_kernel(
 
 
 @triton.jit(do_not_specialize=["height", "width", "tiles", "tiles_w"])
-def _grad_input_kernel(
+def _upsampled_grad_input_kernel(
     g_ptr,  # (N, Cout, FACTOR * H, FACTOR * W), any strides: the incoming gradient
     bits_ptr,  # (N, FACTOR * H, FACTOR * W, ceil(Cout / 8)) bytes; unused without ACTIVATED
     w_ptr,  # ((FACTOR + 2)**2, Cout, Cin), contiguous: the taps of k
@@ -208,7 +208,7 @@ def forward(
     config = config or table_config(TABLE, "forward", x.dtype, x.device, tf32)
     tiles, tiles_w = tile_counts(height, width, config)
     block_in, block_out = channel_block(c_in, config.block_k), channel_block(c_out)
-    _forward_kernel[n * tiles * factor**2 * triton.cdiv(c_out, block_out),](
+    _upsampled_forward_kernel[n * tiles * factor**2 * triton.cdiv(c_out, block_out),](
         x, kernel, bias.contiguous(), out, bits,
         c_in, c_out, height, width, tiles, tiles_w, *x.stride(), *out.stride(), slope, int(bits.numel() > 0),
         FACTOR=factor, BLOCK_H=config.block_h, BLOCK_W=config.block_w, BLOCK_IN=block_in, BLOCK_OUT=block_out,
@@ -249,7 +249,7 @@ def grad_input(
     config = config or table_config(TABLE, "grad_input", grad.dtype, grad.device, tf32)
     tiles, tiles_w = tile_counts(height, width, config)
     block_in, block_out = channel_block(c_in), channel_block(c_out, config.block_k)
-    _grad_input_kernel[n * tiles * triton.cdiv(c_in, block_in),](
+    _upsampled_grad_input_kernel[n * tiles * triton.cdiv(c_in, block_in),](
         grad, bits, kernel, grad_x,
         c_in, c_out, height, width, tiles, tiles_w, *grad.stride(), *grad_x.stride(), slope,
         FACTOR=factor, ACTIVATED=bits.numel() > 0,

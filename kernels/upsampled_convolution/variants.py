@@ -45,7 +45,7 @@ class Variant(TableVariant):
         if self.kernel == "grad_input":
             constants["ACTIVATED"] = self.activated
         return image_kernel_source(
-            getattr(module, f"_{self.kernel}_kernel"),
+            getattr(module, f"_upsampled_{self.kernel}_kernel"),
             constants,
             dtype=self.dtype,
             types=TYPES,

@@ -1,6 +1,7 @@
 """benchmarks/pages.py, figure.py and summary.py: tables, pictures and figures from rows with round numbers."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from benchmarks.rates import Rates
 from benchmarks.report import __main__ as command_line
 from benchmarks.report import figure, gaps, pages, profile, summary
 
+ROOT = Path(__file__).parents[2]
 Row = dict[str, Any]
 
 
@@ -147,6 +149,24 @@ def test_kernels_are_grouped_by_name() -> None:
     page = profile.markdown([record | {"launches": 14, "groups": groups}])
     assert "| dense blocks and tail (Triton) | 11 | 6 | 60% |" in page
     assert "enqueued by the host in 20 ms" in page
+
+
+def test_each_triton_kernel_has_a_group_and_a_name_of_its_own() -> None:
+    groups = {
+        "ascent_step": "ascent step",
+        "degradation_block": "degradation block",
+        "identity_gradients": "closed-form first step",
+        "mean_distance": "distances (losses)",
+        "residual_dense_block": "dense blocks",
+        "upsampled_convolution": "dense blocks and tail (Triton)",
+    }
+    names: dict[str, Path] = {}
+    for file in sorted((ROOT / "kernels").glob("*/*.py")):
+        for name in re.findall(r"^@triton\.jit(?:\([^)]*\))?\ndef (\w+_kernel)\(", file.read_text(), re.MULTILINE):
+            assert name not in names, f"{name} is in {file} and in {names[name]}"
+            names[name] = file
+            assert profile.group_of(name).startswith(groups[file.parent.name]), name
+    assert len(names) >= 20
 
 
 def test_the_section_of_the_readme() -> None:
