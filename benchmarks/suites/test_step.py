@@ -43,7 +43,7 @@ SIZE = FULL if CUDA else TINY
 BATCHES = [48, 32, 24, 16, 8, 4] if CUDA else [TINY.batch]
 SHARE = 6
 """Batch of one of eight GPUs."""
-SHARED = ("andfast bf16", "andfast bf16, CUDA graph", SHIPPED.name, "naive bf16")
+SHARED = ("andfast bf16", SHIPPED.name, "naive bf16")
 """Variants that are timed at this batch too."""
 ROUNDS, WARM_UP = (5, 2) if CUDA else (2, 1)
 TOLERANCE = {"net": 1e-4, "gan": 1e-2}
