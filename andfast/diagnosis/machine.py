@@ -140,17 +140,19 @@ def ops(report: Diagnosis, device_types: Sequence[str]) -> None:
         unavailable = dispatch.unavailable(device_type)
         report.data["ops"][device_type] = {}
         for index, (op, used) in enumerate(dispatch.chosen(device_type).items()):
-            reasons = unavailable.get(op, {})
+            reasons, basis = unavailable.get(op, {}), dispatch.basis(op, device_type)
             report.data["ops"][device_type][op] = {
                 "used": used,
                 "available": list(dispatch.available(op, device_type)),
                 "unavailable": reasons,
-                "counted": dispatch.counted(op, device_type),
+                "unmeasured": basis,
             }
             details = "; ".join(f"no {name}: {reason}" for name, reason in reasons.items())
             section = f"Ops on {device_type}" if index == 0 else ""
-            basis = ", chosen by counts, not measured" if dispatch.counted(op, device_type) else ""
-            report.add(section, f"{op:<21} {used:<10}{basis}" + (f" ({details})" if details else ""))
+            text = f"{op:<21} {used:<10}"
+            if basis is not None:
+                text += f", chosen by {basis}, not measured"
+            report.add(section, text + (f" ({details})" if details else ""))
 
 
 def tests(report: Diagnosis, device_type: str, dtypes: Sequence[torch.dtype]) -> None:

@@ -32,6 +32,7 @@ dispatch.register(
     OP,
     {"triton": triton_support.why_not, "reference": dispatch.everywhere},
     dtypes={"triton": triton_support.DTYPES},
+    measured=(9,),
 )
 
 

@@ -37,6 +37,7 @@ _logged: set[tuple[str, str, str]] = set()
 _TABLE: dict[str, dict[str, WhyNot]] = {}
 _DTYPES: dict[tuple[str, str], tuple[torch.dtype, ...]] = {}
 _RANKINGS: dict[str, dict[int, Ranking]] = {}
+_MEASURED: dict[str, tuple[int, ...]] = {}
 _RANKED_DTYPES = (None, torch.bfloat16, torch.float16)
 
 
@@ -46,6 +47,7 @@ def register(
     dtypes: Mapping[str, Sequence[torch.dtype]] | None = None,
     *,
     rankings: Mapping[int, Ranking] | None = None,
+    measured: Sequence[int] = (),
 ) -> None:
     """Register the implementations of ``op``.
 
@@ -54,6 +56,7 @@ def register(
         implementations: where each can run, fastest first.
         dtypes: supported dtypes of x, for implementations that do not support all.
         rankings: orders by major compute capability.
+        measured: major compute capabilities on which the order of registration was measured.
     """
     unknown = [name for name in implementations if name not in IMPLEMENTATIONS[1:]]
     if unknown:
@@ -61,6 +64,7 @@ def register(
     _TABLE[op] = dict(implementations)
     _DTYPES.update({(op, name): tuple(supported) for name, supported in (dtypes or {}).items()})
     _RANKINGS[op] = dict(rankings or {})
+    _MEASURED[op] = tuple(measured)
 
 
 def everywhere(_device_type: str) -> str | None:
@@ -134,17 +138,31 @@ def available(op: str, device_type: str, dtype: torch.dtype | None = None) -> tu
     return tuple(name for name in names if _takes(op, name, dtype) and table[name](device_type) is None)
 
 
-def counted(op: str, device_type: str) -> bool:
-    """Whether the order of ``op``'s implementations on ``device_type`` follows from counts, not measurements."""
-    ranking = _ranking(op, device_type)
-    return ranking is not None and not ranking.measured
+def basis(op: str, device_type: str) -> str | None:
+    """What the order of ``op``'s implementations on this device rests on, if not on measurements on such a device.
+
+    "counts" of operations, or "other devices" if there is no order for this compute capability; None where it was
+    measured, and where there is nothing to choose.
+    """
+    capability = _capability(device_type)
+    if capability is None or len(available(op, device_type)) < 2:
+        return None
+    ranking = _RANKINGS[op].get(capability)
+    if ranking is not None:
+        return None if ranking.measured else "counts"
+    return None if capability in _MEASURED[op] else "other devices"
 
 
 def _ranking(op: str, device_type: str) -> Ranking | None:
-    rankings = _RANKINGS.get(op)
-    if not rankings or device_type != "cuda" or not torch.cuda.is_available():
+    capability = _capability(device_type)
+    return None if capability is None else _RANKINGS[op].get(capability)
+
+
+def _capability(device_type: str) -> int | None:
+    """Major compute capability of the current device; None if it is not a CUDA device."""
+    if device_type != "cuda" or not torch.cuda.is_available():
         return None
-    return rankings.get(torch.cuda.get_device_capability()[0])
+    return torch.cuda.get_device_capability()[0]
 
 
 def unavailable(device_type: str) -> dict[str, dict[str, str]]:

@@ -119,7 +119,7 @@ def test_reports_cuda_ops_that_a_cpu_only_build_lacks(monkeypatch: pytest.Monkey
     report = machine.Diagnosis()
     extension._why_not_cuda_here.cache_clear()
     monkeypatch.setattr("andfast._C.CUDA_ARCHS", "")
-    monkeypatch.setattr(dispatch, "_ranking", lambda *_: None)  # asks the device
+    monkeypatch.setattr(dispatch, "_capability", lambda *_: None)  # asks the device
     machine.ops(report, ["cuda"])
     extension._why_not_cuda_here.cache_clear()
     blur_pool = report.data["ops"]["cuda"]["blur_pool"]
@@ -129,15 +129,18 @@ def test_reports_cuda_ops_that_a_cpu_only_build_lacks(monkeypatch: pytest.Monkey
     assert "no cuda: the extension was built without its CUDA part" in line
 
 
-def test_says_which_ops_were_chosen_by_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_says_which_ops_were_not_chosen_by_measurements(monkeypatch: pytest.MonkeyPatch) -> None:
     report = machine.Diagnosis()
-    monkeypatch.setattr(dispatch, "counted", lambda op, _: op == "residual_dense_block")
+    basis = {"ascent_step": "other devices", "residual_dense_block": "counts"}
+    monkeypatch.setattr(dispatch, "basis", lambda op, _: basis.get(op))
     machine.ops(report, ["cpu"])
-    counted = [text for _, _, text in report.lines if "chosen by counts, not measured" in text]
-    assert len(counted) == 1
-    assert counted[0].startswith("residual_dense_block ")
-    assert report.data["ops"]["cpu"]["residual_dense_block"]["counted"]
-    assert not report.data["ops"]["cpu"]["blur_pool"]["counted"]
+    lines = [text for _, _, text in report.lines if "not measured" in text]
+    assert len(lines) == len(basis)
+    for line, (op, reason) in zip(lines, basis.items(), strict=True):
+        assert line.startswith(op)
+        assert f", chosen by {reason}, not measured" in line
+    noted = {op: entry["unmeasured"] for op, entry in report.data["ops"]["cpu"].items() if entry["unmeasured"]}
+    assert noted == basis
 
 
 class Terminal(io.StringIO):

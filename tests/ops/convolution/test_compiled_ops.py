@@ -233,10 +233,11 @@ def test_auto_skips_cuda_for_channels_that_it_does_not_take(monkeypatch: pytest.
 
 
 @pytest.mark.parametrize(
-    ("capability", "half", "counted"), [((8, 0), "cuda", True), ((8, 6), "cuda", True), ((12, 0), "reference", False)]
+    ("capability", "half", "basis"),
+    [((8, 0), "cuda", "counts"), ((8, 6), "cuda", "counts"), ((12, 0), "reference", "other devices")],
 )
 def test_order_follows_the_compute_capability(
-    capability: tuple[int, int], half: str, counted: bool, monkeypatch: pytest.MonkeyPatch
+    capability: tuple[int, int], half: str, basis: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: capability)
@@ -244,8 +245,8 @@ def test_order_follows_the_compute_capability(
         monkeypatch.setitem(dispatch._TABLE[op], "triton", dispatch.everywhere)
         assert dispatch.resolve(op, "auto", "cuda", torch.bfloat16) == half
         assert dispatch.resolve(op, "auto", "cuda", torch.float32) == "reference"
-        assert dispatch.counted(op, "cuda") is counted
-        assert not dispatch.counted(op, "cpu")
+        assert dispatch.basis(op, "cuda") == basis
+        assert dispatch.basis(op, "cpu") is None
 
 
 def test_triton_is_first_on_hopper(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -254,7 +255,19 @@ def test_triton_is_first_on_hopper(monkeypatch: pytest.MonkeyPatch) -> None:
     for op in ("residual_dense_block", "upsampled_convolution"):
         monkeypatch.setitem(dispatch._TABLE[op], "triton", dispatch.everywhere)
         assert dispatch.available(op, "cuda", torch.bfloat16) == ("triton", "reference", "cuda")
-        assert not dispatch.counted(op, "cuda")
+        assert dispatch.basis(op, "cuda") is None
+
+
+@pytest.mark.parametrize(("capability", "basis"), [((9, 0), None), ((8, 0), "other devices")])
+def test_order_without_a_ranking_was_measured_on_hopper_alone(
+    capability: tuple[int, int], basis: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: capability)
+    monkeypatch.setitem(dispatch._TABLE["degradation_block"], "triton", dispatch.everywhere)
+    assert dispatch.basis("degradation_block", "cuda") == basis
+    monkeypatch.setitem(dispatch._TABLE["degradation_block"], "triton", lambda _: "not installed")
+    assert dispatch.basis("degradation_block", "cuda") is None
 
 
 def test_fakes_of_the_compiled_ops() -> None:
