@@ -9,7 +9,12 @@ from torch import Tensor
 from andfast.functional import compiled_ops
 from andfast.functional.layout import convolution_backward
 from andfast.kernels.common.layout import empty_channels_last
-from andfast.kernels.residual_dense_block.buffers import ACTIVATIONS, CONVOLUTIONS, input_of_weight_gradients
+from andfast.kernels.residual_dense_block.buffers import (
+    ACTIVATIONS,
+    CONVOLUTIONS,
+    bias_gradients,
+    input_of_weight_gradients,
+)
 
 _OPS: Any = torch.ops.andfast
 
@@ -94,29 +99,21 @@ def backward(
     if needs_x or any(needs_weights[:-1]) or any(needs_biases[:-1]):
         packed = pack(weights, (), grad.dtype, 0, scale, 1.0, backward=True)
         grad_x, grad_growth = _OPS.dense_blocks_backward(grad, saved, packed, growth, 1, 0, slope, scale, 1.0)
-    scaled = grad * scale if needs_weights[-1] or needs_biases[-1] else None
-
     grad_weights: list[Tensor | None] = [None] * CONVOLUTIONS
     if any(needs_weights):
         x = input_of_weight_gradients(x, saved)
-        grad_weights = _weight_gradients(grad_growth, scaled, x, saved, needs_weights)
-
-    grad_biases: list[Tensor | None] = [None] * CONVOLUTIONS
-    if any(needs_biases[:-1]):  # one reduction for four biases
-        assert grad_growth is not None
-        sums = compiled_ops.bias_gradient(grad_growth).split(growth)
-        # clone: an op's results may not share memory
-        grad_biases[:-1] = [
-            value.clone() if needed else None for value, needed in zip(sums, needs_biases, strict=False)
-        ]
-    if needs_biases[-1]:
-        assert scaled is not None
-        grad_biases[-1] = compiled_ops.bias_gradient(scaled)
+        grad_weights = _weight_gradients(grad_growth, grad, x, saved, scale, needs_weights)
+    grad_biases = bias_gradients(grad, grad_growth, growth, scale, needs_biases)
     return grad_x if needs_x else None, grad_weights, grad_biases
 
 
 def _weight_gradients(
-    grad_growth: Tensor | None, scaled: Tensor | None, x: Tensor, growth: Tensor, needs_weights: Sequence[bool]
+    grad_growth: Tensor | None,
+    grad: Tensor,
+    x: Tensor,
+    growth: Tensor,
+    scale: float,
+    needs_weights: Sequence[bool],
 ) -> list[Tensor | None]:
     """Gradients to the five weights by PyTorch's convolution, whose operands are whole tensors.
 
@@ -133,8 +130,8 @@ def _weight_gradients(
             if needs_weights[k]:
                 rows = slice(k * width, (k + 1) * width)
                 grad_weights[k] = torch.cat([by_x[rows], by_growth[rows, : k * width]], 1)
-    if scaled is not None and needs_weights[-1]:
-        grad_weights[-1] = torch.cat([_weight_gradient(scaled, x), _weight_gradient(scaled, growth)], 1)
+    if needs_weights[-1]:
+        grad_weights[-1] = torch.cat([_weight_gradient(grad, x), _weight_gradient(grad, growth)], 1).mul_(scale)
     return grad_weights
 
 

@@ -10,6 +10,7 @@ from ..common.layout import empty_channels_last, with_contiguous_channels
 from .buffers import (
     ACTIVATIONS,
     CONVOLUTIONS,
+    bias_gradients,
     first_activation,
     gathered_weights,
     gradient_to_x,
@@ -104,11 +105,4 @@ def backward(
             in_fp32[-1] *= scale
         grad_weights = [None if value is None else value.to(grad.dtype) for value in in_fp32]
 
-    grad_biases: list[Tensor | None] = [None] * CONVOLUTIONS
-    for k, needed in enumerate(needs_biases):
-        if needed:
-            last = k == CONVOLUTIONS - 1
-            grad_output = grad if last else grad_growth[:, k * width : (k + 1) * width]
-            total = grad_output.sum((0, 2, 3), dtype=torch.float32)
-            grad_biases[k] = (total * scale if last else total).to(grad.dtype)
-    return grad_x, grad_weights, grad_biases
+    return grad_x, grad_weights, bias_gradients(grad, grad_growth, width, scale, needs_biases)

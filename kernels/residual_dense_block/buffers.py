@@ -55,3 +55,32 @@ def input_of_weight_gradients(x: Tensor | None, saved: Tensor) -> Tensor:
     if x is None or saved.dtype == torch.uint8:
         raise ValueError("gradients to the weights of residual_dense_block need x and the growth, not signs")
     return x
+
+
+def bias_gradients(
+    grad: Tensor, grad_growth: Tensor | None, growth: int, scale: float, needs_biases: Sequence[bool]
+) -> list[Tensor | None]:
+    """Gradients to the five biases in two reductions, with fp32 sums; None for those not needed.
+
+    Args:
+        grad: (N, F, H, W), the gradient to the block's result.
+        grad_growth: (N, 4G, H, W), those to the pre-activations; not read if only the last bias is needed.
+        growth: G.
+        scale: of the residual.
+        needs_biases: which are needed.
+    """
+    result: list[Tensor | None] = [None] * CONVOLUTIONS
+    if any(needs_biases[:-1]):
+        assert grad_growth is not None
+        sums = _sum_over_pixels(grad_growth).split(growth)
+        for k, needed in enumerate(needs_biases[:-1]):
+            if needed:
+                result[k] = sums[k].to(grad.dtype, copy=True)  # an op's results may not share memory
+    if needs_biases[-1]:
+        result[-1] = (_sum_over_pixels(grad) * scale).to(grad.dtype)
+    return result
+
+
+def _sum_over_pixels(value: Tensor) -> Tensor:
+    """Sum over images and pixels, in at least fp32."""
+    return value.sum((0, 2, 3), dtype=torch.promote_types(value.dtype, torch.float32))
