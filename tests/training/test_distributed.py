@@ -9,15 +9,20 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from forked_ranks import Ranks
+from rerun import Rerun
 from small_steps import crops, make
+from test_captured_step import batches, everything, state, take
 from tiny_runs import environment, write_config
+from torch.nn.parallel import DistributedDataParallel
 
 from andfast import train
 from andfast.adversary import PRESETS, Attack, AttackSettings, Objective, ReuseOptions
 from andfast.nn import DegradationNetwork, RRDBNet
 from andfast.training.distributed import ProcessGroup, process_group
 from andfast.training.metrics_log import read_metrics
+from andfast.training.state import StageState
 from andfast.training.step import RankInfo, TrainingStep
 
 pytestmark = pytest.mark.slow
@@ -63,6 +68,46 @@ def shared_pass_error(group: ProcessGroup) -> torch.Tensor:
     return torch.stack([(a - b).norm() / a.norm() for a, b in zip(*gradients_of_both, strict=True)]).max()
 
 
+def flat(stage_state: StageState) -> torch.Tensor:
+    """All of :func:`everything` as one vector."""
+    return torch.cat([tensor.double().flatten() for tensor in everything(stage_state)])
+
+
+def captured_differences(group: ProcessGroup) -> dict[str, torch.Tensor]:
+    """What must be 0: differences in three steps, of two micro batches each, in any of the processes.
+
+    Captured steps against eager ones under DistributedDataParallel, weights and values of one rank against those of
+    the other, and whether a NaN in the images of rank 1 changes weights or is not step 4 on a rank.
+    """
+    differences = {}
+    for stage in ("net", "gan"):
+        eager, captured = (state(stage, backend, group, accumulate=2) for backend in (None, Rerun()))
+        assert isinstance(eager.step.generator_parallel, DistributedDataParallel)
+        assert captured.step.generator_parallel is None
+        error = torch.zeros((), dtype=torch.float64)
+        for number in range(3):
+            hr = batches(2 * (2 * number + group.rank), 2)
+            expected, values = take(eager, hr), take(captured, hr)
+            means = group.all_reduce_mean(torch.tensor(list(expected.values())))
+            actual = torch.tensor([values[name] for name in expected])
+            torch.testing.assert_close(actual, means, rtol=1e-5, atol=1e-6)
+            error = error.maximum((flat(captured) - flat(eager)).abs().max())
+        differences[f"captured against eager, {stage}"] = error
+        before = flat(captured)
+        differences[f"rank against rank, {stage}"] = (group.all_reduce_mean(before.clone()) - before).abs().max()
+        hr = batches(9, 2)
+        if group.rank == 1:
+            hr[1][0, 0, 0, 0] = torch.nan
+        captured.advance(hr)
+        captured.advance(batches(10, 2))
+        assert captured.latch is not None
+        failed = captured.latch.read().failed or 0
+        differences[f"after a NaN, {stage}"] = (flat(captured) - before).abs().max() + abs(failed - 4)
+    for difference in differences.values():
+        dist.all_reduce(difference, dist.ReduceOp.MAX)
+    return differences
+
+
 def on_two_ranks(folder: Path, function: Callable[[ProcessGroup], Any]) -> Any:
     """Result of a function on rank 0 of two that are forked from this process."""
 
@@ -89,6 +134,13 @@ def test_ddp_gradients_equal_one_process_with_twice_the_batch(tmp_path: Path) ->
 
 def test_ddp_reuses_the_discriminator_pass(tmp_path: Path) -> None:
     assert on_two_ranks(tmp_path, shared_pass_error) < 1e-10
+
+
+def test_captured_steps_of_two_ranks_equal_eager_ones(tmp_path: Path) -> None:
+    """Gradients averaged between two captured parts, against DistributedDataParallel: the same bits."""
+    differences = on_two_ranks(tmp_path, captured_differences)
+    assert len(differences) == 6
+    assert differences == dict.fromkeys(differences, 0)
 
 
 def test_torchrun_equals_one_process_with_twice_the_batch(tmp_path: Path) -> None:
