@@ -138,7 +138,8 @@ def tests(run: Any, limit: float) -> list[str]:
     ]
     command += ["--continue-on-collection-errors", *(["--benchmark-disable"] if _have(run, "pytest_benchmark") else [])]
     if _have(run, "pytest_timeout"):  # a session that ends by itself prints its failures; a killed one does not
-        command += ["--session-timeout", f"{max(10.0, limit - 10):.0f}"]
+        # Counted from the start of each process of pytest-xdist, which takes seconds.
+        command += ["--session-timeout", f"{max(10.0, limit - 15):.0f}"]
     return [*command, "-n", str(min(8, os.cpu_count() or 1))] if _have(run, "xdist") else command
 
 
@@ -239,7 +240,7 @@ STAGES = (
     Stage("build", "the extension for this device, and Triton's kernels beside it", 45, 200, build,
           environment=build_environment),
     Stage("rates", "copy bandwidth and matrix rate", 8, 45, rates, keep_rates, parts=("step", "ops", "profile")),
-    Stage("tests", "tests marked gpu", 90, 90, tests, counted, parts=("tests",)),
+    Stage("tests", "tests marked gpu", 90, 100, tests, counted, parts=("tests",)),
     Stage("step", "whole training steps", 70, 260, suite("test_step.py"), counted, parts=("step",)),
     Stage("profile", "kernels of a step by group, host against device", 20, 120, profile, parts=("profile",)),
     _ops("residual_dense_block", 10, 70),

@@ -187,7 +187,8 @@ def gpu_report(contents: dict[str, Any], results: Results, profiles: Sequence[di
     meanings = "\n".join(f"- `{name}`: {figure.meaning}" for name, figure in summary.FIGURES.items())
     parts = [
         f"# {results['machine'].get('name', 'unknown device')}",
-        "Written by `make gpu-check`.",
+        "Written by `make gpu-check`."
+        + " Tiny sizes (`--quick`): the numbers mean nothing." * bool(contents.get("quick")),
         machine_text(results),
         "## Figures",
         figures_table(contents),

@@ -129,6 +129,14 @@ def test_the_reserves_fit_into_the_budget() -> None:
     assert len({*stages.PRODUCTS, "summary.json", "results.json", "report.md", "roofline.png", "log.txt"}) <= 9
 
 
+def test_tests_end_before_they_are_killed(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stages, "_have", lambda *_: True)
+    (stage,) = (stage for stage in STAGES if stage.name == "tests")
+    command = stage.command(run, stage.limit)
+    assert stage.limit - float(command[command.index("--session-timeout") + 1]) >= 15
+    assert any(path.endswith("test_opcheck.py") for path in command)
+
+
 def test_summary_names_every_figure(run: Run) -> None:
     run.outcomes["step"] = runner.Outcome("timed out", 3.0, "killed after 3 s")
     runner.write(run)
@@ -256,6 +264,7 @@ def test_a_run_on_the_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
     page = (out / "report.md").read_text()
     assert "### blur_pool x4 forward, (2, 3, 32, 32) bf16 nhwc" in page
     assert "depthwise convolution" in page
+    assert "the numbers mean nothing" in page
     assert (out / "roofline.png").stat().st_size > 10_000
 
 
