@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from andfast.arguments import integer, positive
+from andfast.console import print_result
 from andfast.evaluation.layouts import LAYOUTS
 
 DESCRIPTION = """\
@@ -62,17 +63,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     options, settings = parser().parse_known_args(argv)
     # Imported after parsing: torch takes seconds.
     from andfast.calibration.run import run  # noqa: PLC0415
-    from andfast.config.errors import one_line  # noqa: PLC0415
 
-    try:
-        print(run(options, settings))
-    except (ValueError, OSError, RuntimeError) as error:
-        print(f"error: {one_line(str(error))}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted: nothing was written", file=sys.stderr)
-        return 130
-    return 0
+    return print_result(lambda: run(options, settings))
 
 
 if __name__ == "__main__":

@@ -2,11 +2,13 @@
 
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Literal
 
 from tqdm import tqdm
+
+from andfast.config.errors import one_line
 
 
 class _Handler(logging.Handler):
@@ -42,3 +44,20 @@ def log_to(stream: Literal["stdout", "stderr"], level: int = logging.INFO) -> It
 def log_to_stderr(level: int = logging.INFO) -> AbstractContextManager[None]:
     """As :func:`log_to`, for commands whose standard output is their result."""
     return log_to("stderr", level)
+
+
+def print_result(command: Callable[[], str]) -> int:
+    """Run a command that writes its files last, and print its text; return its exit code.
+
+    Returns:
+        0; 1 with the error as one line on standard error; 130 if interrupted.
+    """
+    try:
+        print(command())
+    except (ValueError, OSError, RuntimeError) as error:
+        print(f"error: {one_line(str(error))}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted: nothing was written", file=sys.stderr)
+        return 130
+    return 0

@@ -5,6 +5,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from andfast.console import print_result
+
 DESCRIPTION = """\
 Degrade a photograph against a restoration network G and write DIR/gallery.png and DIR/gallery.json: the identity
 network, a random perturbation, every step of the ascent, each parameter group alone, and scaled radii, each with the
@@ -52,18 +54,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code: 0, 1 on an error, 2 for an invalid command line, 130 if interrupted."""
     options, settings = parser().parse_known_args(argv)
     # Imported after parsing: torch takes seconds.
-    from andfast.config.errors import one_line  # noqa: PLC0415
     from andfast.gallery.run import run  # noqa: PLC0415
 
-    try:
-        print(run(options, settings))
-    except (ValueError, OSError, RuntimeError) as error:
-        print(f"error: {one_line(str(error))}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted: nothing was written", file=sys.stderr)
-        return 130
-    return 0
+    return print_result(lambda: run(options, settings))
 
 
 if __name__ == "__main__":
