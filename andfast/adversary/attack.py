@@ -101,7 +101,7 @@ class Start(NamedTuple):
 
     Attributes:
         identity: networks, the center of the ball.
-        factors: (networks,), float32, of their radii, in [0, 1); None for 1.
+        factors: (networks,), float32, of their radii; None for 1.
     """
 
     identity: Theta
@@ -140,6 +140,8 @@ class Attack:
         autocast: autocast dtype of G, D and VGG; None for fp32.
         degradation_autocast: run F under autocast as well, not in fp32.
         round_lr: round the degraded LR to 8 bits.
+        radius_factor: float32 scalar on the device, above 0: a factor on all radii, read by each :meth:`start`, so that
+            it may change in place; None for 1.
     """
 
     degradation: DegradationNetwork
@@ -150,6 +152,7 @@ class Attack:
     autocast: torch.dtype | None = None
     degradation_autocast: bool = False
     round_lr: bool = False
+    radius_factor: Tensor | None = None
 
     def sample(
         self,
@@ -198,11 +201,13 @@ class Attack:
             hr, generator, chunk, shard: see :meth:`sample`.
         """
         identity = self.sample(hr, generator, chunk=chunk, shard=shard)
-        if self.settings.image_radius == "fixed":
-            return Start(identity)
         networks, (first, total) = self._networks(hr, chunk, shard)
-        factors = torch.rand(total, generator=generator, device=hr.device)
-        return Start(identity, factors[first : first + networks])
+        factors = None
+        if self.settings.image_radius == "uniform":
+            factors = torch.rand(total, generator=generator, device=hr.device)[first : first + networks]
+        if self.radius_factor is not None:
+            factors = self.radius_factor.repeat(networks) if factors is None else factors * self.radius_factor
+        return Start(identity, factors)
 
     def _networks(self, hr: Tensor, chunk: range | None, shard: tuple[int, int]) -> tuple[int, tuple[int, int]]:
         """The number of networks of a chunk, and (offset, total) of its networks among those of the global batch."""
@@ -220,7 +225,7 @@ class Attack:
 
         Args:
             hr: (N, 3, H, W) in [0, 1].
-            start: from :meth:`start`, with factors in [0, 1]; or the identity networks alone, with factors of 1.
+            start: from :meth:`start`; or the identity networks alone, with factors of 1.
             callback: called with theta after each ascent step.
 
         Returns:

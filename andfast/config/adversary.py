@@ -18,6 +18,8 @@ WITH_ASCENT: Final[tuple[Strategy, ...]] = ("pgd", "fast", "noise", "style", "pg
 """Strategies that ascend."""
 WITH_STEPS: Final = tuple(strategy for strategy in WITH_ASCENT if strategy != "fast")
 """Strategies whose number and length of steps are set; fast has its own."""
+WITH_TARGET: Final[tuple[Strategy, ...]] = ("pgd", "fast", "random", "pgd_random_start")
+"""Strategies whose LR comes nearer to the clean LR the smaller the radii; that of style is another picture."""
 DEFAULT_STEPS: Final = 5
 
 
@@ -66,6 +68,9 @@ class AdversaryConfig:
     image_radius: Literal["fixed", "uniform"] | None = None
     """Radii per image: as they are, or times a factor that is uniform in (0, 1); null: the preset's, uniform with
     preset symmetric, else fixed."""
+    target_psnr: float | None = None
+    """dB, from 10 to 60: keep the mean PSNR of adversarial LR against clean LR here by a common factor on all radii,
+    adjusted every 10 steps; only with strategies pgd, fast, random and pgd_random_start. null: radii stay."""
     objective: Literal["plain", "aligned"] = "plain"
     """plain: the ascent maximizes G's loss; aligned: that of SR after the gain and offset per channel that fit HR best.
     G trains on its plain loss."""
@@ -78,6 +83,8 @@ class AdversaryConfig:
         check_at_least("adversary.steps", self.steps, 1)
         check_positive("adversary.step_size", self.step_size, "a number above 0 or null")
         check_at_least("adversary.chunk_size", self.chunk_size, 0)
+        must_be = "a number from 10 to 60 (dB) or null"
+        check_number("adversary.target_psnr", self.target_psnr, lambda target: 10 <= target <= 60, must_be)
         self._validate_radii()
         self._validate_strategy()
 
@@ -91,6 +98,7 @@ class AdversaryConfig:
             "lr_noise_radius": ("noise",),
             "lr_noise_norm": ("noise",),
             "step_size": WITH_STEPS,
+            "target_psnr": WITH_TARGET,
             **dict.fromkeys((*radii, "symmetric_kernels", "zero_mean_noise", "image_radius"), WITH_BALL),
         }
         for name, strategies in users.items():

@@ -15,13 +15,15 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _STAGES = {"net": "ANDNet (stage net)", "gan": "ANDGAN (stage gan)"}
-_CLEAN, _ADVERSARIAL, _LR = "#1f77b4", "#d1495b", "#3b7a57"
+_CLEAN, _ADVERSARIAL, _LR, _FACTOR = "#1f77b4", "#d1495b", "#3b7a57", "#8a6d3b"
 _SMOOTHING_THRESHOLD = 60  # points from which a running mean is drawn over the points
-_CLEAN_KEY, _ADVERSARIAL_KEY, _LR_KEY = _KEYS = ("loss_clean", "loss", "lr_psnr")
+_CLEAN_KEY, _ADVERSARIAL_KEY, _LR_KEY, _FACTOR_KEY = _KEYS = ("loss_clean", "loss", "lr_psnr", "radius_factor")
 
 
 def loss_curve(metrics_path: str | Path, path: str | Path) -> None:
     """Plot the loss on the clean and the adversarial LR, and the adversarial LR's PSNR, over the steps of each stage.
+
+    A factor on the radii ("radius_factor"), if logged, has an axis of its own over the PSNR's.
 
     Needs matplotlib (``pip install "andfast[demo]"``).
 
@@ -56,6 +58,8 @@ def loss_curve(metrics_path: str | Path, path: str | Path) -> None:
         top.set_title(_STAGES.get(stage, f"stage {stage}"), fontsize=13, pad=10)
         _draw_losses(top, steps, series[_CLEAN_KEY], series[_ADVERSARIAL_KEY])
         _draw_line(bottom, steps, series[_LR_KEY], _LR, "adversarial LR against clean LR")
+        if np.isfinite(series[_FACTOR_KEY]).any():
+            _draw_factor(bottom, steps, series[_FACTOR_KEY])
         bottom.set_xlabel("training step")
         bottom.xaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 5, 10], integer=True))
         bottom.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
@@ -109,6 +113,16 @@ def _draw_losses(axis: "Axes", steps: NDArray[Any], clean: NDArray[Any], adversa
         axis.set_yscale("log")
     elif drawn.size and drawn.min() > 0:
         axis.set_ylim(bottom=0)
+
+
+def _draw_factor(axis: "Axes", steps: NDArray[Any], factor: NDArray[Any]) -> None:
+    """Draw the factor on the radii over a logarithmic axis on the right."""
+    right = axis.twinx()
+    right.plot(steps, factor, color=_FACTOR, linewidth=1.2, linestyle="--", label="factor on the radii")
+    right.set_yscale("log")
+    right.set_ylabel("factor on the radii", color=_FACTOR)
+    right.tick_params(which="both", colors=_FACTOR)
+    right.spines["top"].set_visible(False)
 
 
 def _draw_line(axis: "Axes", steps: NDArray[Any], points: NDArray[Any], color: str, label: str) -> NDArray[Any]:

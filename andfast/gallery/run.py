@@ -22,7 +22,7 @@ from andfast.gallery.sheet import Cell, gallery_sheet
 from andfast.nn import RRDBNet
 from andfast.nn.interpolation_start import start_as_interpolation
 from andfast.nn.weights import generator_from_weights
-from andfast.training.frozen_attack import build_frozen_attack, check_precision, read_attack_settings
+from andfast.training.frozen_attack import build_frozen_attack, check_precision, read_attack_settings, target_note
 
 _FILES = ("gallery.png", "gallery.json")
 _BYTES_A_PIXEL = 260  # of HR and for a channel of F, as measured on crops of 64 to 256 with 64 channels
@@ -62,7 +62,7 @@ def run(options: argparse.Namespace, settings: Sequence[str]) -> str:
         },
         "cases": [_finite(case.numbers()) for case in cases],
     }
-    text = [f"G: {origin}", _table(cases)]
+    text = [f"G: {origin}", *target_note(config), _table(cases)]
     if options.target_psnr is not None:
         record["calibration"] = _calibrate(degrader, options, text)
     record["versions"] = {"andfast": __version__, "torch": torch.__version__}

@@ -9,6 +9,7 @@ import torch._dynamo
 from torch import Tensor, nn
 
 from andfast.adversary import PRESETS, Attack, AttackSettings, Ball, ConvolutionRadii, Objective, ReuseOptions
+from andfast.adversary.calibration import scaled
 from andfast.adversary.strategies import (
     PGD,
     Bicubic,
@@ -29,6 +30,7 @@ from andfast.nn.interpolation_start import start_as_interpolation
 from andfast.nn.weights import generator_from_weights
 from andfast.training.distributed import ProcessGroup
 from andfast.training.profiling import Spans
+from andfast.training.radius_controller import LARGEST_FACTOR
 from andfast.training.step import RankInfo, TrainingStep, unscaled
 
 NOISE_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -198,14 +200,28 @@ def build_strategy(config: AdversaryConfig) -> Strategy:
             return Synthetic()
 
 
-def build_attack(config: TrainConfig, stage: Stage, generator: nn.Module, objective: Objective) -> Attack:
-    """Build the attack on G in a stage."""
+def _smallest_slope(config: AdversaryConfig, ball: Ball) -> float:
+    """Lower bound of the slopes for which the ascent takes gradients."""
+    reach = 1.0 if config.target_psnr is None else LARGEST_FACTOR
+    if config.strategy == "pgd_random_start":  # the ball's center is a point this far from the identity
+        reach *= 1 + (1.0 if config.random_scale is None else config.random_scale)
+    return scaled(ball, reach).smallest_slope
+
+
+def build_attack(
+    config: TrainConfig,
+    stage: Stage,
+    generator: nn.Module,
+    objective: Objective,
+    radius_factor: Tensor | None = None,
+) -> Attack:
+    """Build the attack on G in a stage, with a factor on all radii that may change in place."""
     settings = build_attack_settings(config, stage)
     return Attack(
         degradation=DegradationNetwork(
             config.scale,
             padding=config.degradation.padding,
-            smallest_slope=settings.ball.smallest_slope,
+            smallest_slope=_smallest_slope(config.adversary, settings.ball),
             impl=config.ops,
         ),
         generator=generator,
@@ -215,6 +231,7 @@ def build_attack(config: TrainConfig, stage: Stage, generator: nn.Module, object
         autocast=AUTOCAST[config.precision],
         degradation_autocast=config.degradation.precision == "mixed",
         round_lr=config.degradation.round_lr,
+        radius_factor=radius_factor,
     )
 
 
@@ -244,6 +261,7 @@ def build_step(
     timer: Spans | None = None,
     shard: tuple[int, int] | None = None,
     parallel: bool = True,
+    radius_factor: Tensor | None = None,
 ) -> TrainingStep:
     """Build the training step of a stage on this process's device.
 
@@ -257,6 +275,7 @@ def build_step(
         shard: (rank, world size) whose part of the global batch to compute, to rerun another rank's step; None for
             those of ``group``.
         parallel: whether DistributedDataParallel averages gradients.
+        radius_factor: see :class:`andfast.adversary.Attack`.
     """
     device = group.device
     generator = generator.to(device=device, memory_format=_memory_format(config))  # type: ignore[call-overload]
@@ -266,7 +285,7 @@ def build_step(
         compile_networks(generator, discriminator)
     rank, world_size = (group.rank, group.world_size) if shard is None else shard
     return TrainingStep(
-        build_attack(config, stage, generator, objective),
+        build_attack(config, stage, generator, objective, radius_factor),
         RankInfo(config.seed, STAGES.index(stage), rank, world_size, config.accumulate),
         generator_parallel=group.parallel(generator) if parallel else None,
         discriminator_parallel=group.parallel(discriminator) if parallel and discriminator is not None else None,

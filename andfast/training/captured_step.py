@@ -18,6 +18,7 @@ from andfast.training.distributed import ProcessGroup
 from andfast.training.ema import EMA
 from andfast.training.latch import Latch
 from andfast.training.profiling import StepTimer
+from andfast.training.radius_controller import RadiusController
 from andfast.training.step import FINITE, TrainingStep
 
 STEPS_AHEAD: Final = 2
@@ -49,6 +50,7 @@ class CapturedStep:
         timer: times the step's phases.
         backend: captures the step.
         name: for log messages.
+        radii: adjusts the attack's factor on the radii; None without one.
         check, required: see :class:`CUDAGraphCallable`.
 
     Attributes:
@@ -67,11 +69,12 @@ class CapturedStep:
         backend: Backend,
         *,
         name: str,
+        radii: RadiusController | None = None,
         check: bool = True,
         required: bool,
     ) -> None:
         self._step, self._networks, self._optimizers = step, networks, optimizers
-        self._scaler, self._ema, self._group, self._timer = scaler, ema, group, timer
+        self._scaler, self._ema, self._group, self._timer, self._radii = scaler, ema, group, timer, radii
         self.latch = Latch(group.device)
         self._buffers = [buffer for network in networks.values() for buffer in network.buffers()]
         self._saved_buffers = copies(self._buffers)
@@ -171,6 +174,8 @@ class CapturedStep:
                 finite = finite & ~overflow
         self.latch.set_if(~finite, values)
         failed = self.latch.flag > 0
+        if self._radii is not None:
+            self._radii.update(values["lr_psnr"], skip=failed)
         with self._step.span("optimizer"):
             for name, optimizer in self._optimizers.items():
                 self._optimizer_step(optimizer, torch.maximum(self.latch.flag, overflows[name].float()))
@@ -258,6 +263,8 @@ class CapturedStep:
             "buffers": [*self._buffers, *self._saved_buffers],
             "latch": [self.latch.flag],
         }
+        if self._radii is not None:
+            state["radii"] = self._radii.tensors()
         if self._scaler.is_enabled():
             assert self._scaler._growth_tracker is not None
             state["scaler"] = [self._scale, self._scaler._growth_tracker]

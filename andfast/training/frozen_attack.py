@@ -33,6 +33,12 @@ def read_attack_settings(
     return config
 
 
+def target_note(config: TrainConfig) -> list[str]:
+    """A line for the terminal if the radii would follow a target in training; here they are as configured."""
+    target = config.adversary.target_psnr
+    return [] if target is None else [f"radii are as configured: adversary.target_psnr {target:g} applies to training"]
+
+
 def check_precision(precision: str, device: torch.device) -> None:
     """Raise if G cannot run in a precision ("fp32", "bf16" or "fp16") on a device."""
     if precision == "fp16" and device.type != "cuda":

@@ -18,6 +18,7 @@ from andfast.training.distributed import ProcessGroup, process_group
 from andfast.training.metrics_log import MetricsLog
 from andfast.training.opening import OpenRun, open_run
 from andfast.training.ops import check_ops
+from andfast.training.radius_controller import RadiusController
 from andfast.training.rng import seed_everything
 from andfast.training.run_folder import (
     check_still_there,
@@ -75,6 +76,8 @@ class Run:
         self.validation, self.summary = opened.validation, opened.summary
         self.selections = opened.selections
         self.opened = opened
+        self.radii: RadiusController | None = None
+        """Of the stage before."""
         self.started = options.resume
         """Whether a step was done, after which a run that was set aside is deleted."""
 
@@ -123,6 +126,7 @@ class Run:
                     except NonFiniteStepError as failure:
                         raise files.save_failure(state, failure) from None
         state.close()
+        self.radii = state.radii
         self._end_stage(state, files, log)
 
     def _stage_state(self, stage: Stage) -> StageState:
@@ -138,6 +142,8 @@ class Run:
         state = StageState(self.config, stage, generator, self.group)
         if here and self.checkpoint is not None:
             state.load(self.checkpoint)
+        elif state.radii is not None and self.radii is not None:
+            state.radii.start_from(self.radii)
         if self.validation is not None:
             selection = self.selections[stage]
             if state.best_by != selection.metric:

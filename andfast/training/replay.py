@@ -41,6 +41,8 @@ def replay(path: Path, device: str = "auto") -> dict[str, float]:
     )
     for name, network in state.trained().items():
         network.load_state_dict(contents["weights"][name])
+    if state.radii is not None:
+        state.radii.load(contents["radii"])
     state.done = failure["step"] - 1
     values = state.gradients([batch.to(torch_device) for batch in contents["batches"]])
     if not state.scaler.is_enabled():

@@ -48,6 +48,9 @@ class RunOutput:
             **{f"seconds_{name}": spent / steps for name, spent in phases.items()},
         }
         values = {**values, "lr": state.last_learning_rate}
+        if state.radii is not None and (warning := state.radii.warning(values["radius_factor"])):
+            logger.warning("%s", warning)
+            self._opened.summary.add_note(warning)
         self._log.write(state.name, state.done, values, timing)
         return describe(values, timing)
 
@@ -117,6 +120,7 @@ class RunOutput:
                 "batches": list(failure.batches),
                 "weights": {key: dict(weights) for key, weights in state.weights().items()},
                 "values": failure.values,
+                "radii": None if state.radii is None else state.radii.state(),
                 "rank": self._group.rank,
                 "world_size": self._group.world_size,
             },
@@ -139,13 +143,18 @@ class RunOutput:
 
 
 def describe(values: Mapping[str, float], timing: Mapping[str, float]) -> str:
-    """A logged step in short: "loss 0.0512, 38.1 img/s, ascent 78%, LR 24.1 dB, gain +0.0123, lr 0.0001"."""
+    """A logged step in short: "loss 0.0512, 38.1 img/s, ascent 78%, LR 24.1 dB, gain +0.0123, lr 0.0001".
+
+    With a factor on the radii, it follows LR's PSNR: "LR 24.1 dB, radii x0.87".
+    """
     parts = [
         f"loss {values['loss']:.4f}",
         f"{timing['images_per_second']:.1f} img/s",
         f"ascent {timing['ascent_share']:.0%}",
         f"LR {values['lr_psnr']:.1f} dB",
     ]
+    if "radius_factor" in values:
+        parts.append(f"radii x{values['radius_factor']:.3g}")
     if "loss_gain" in values:
         parts.append(f"gain {values['loss_gain']:+.4f}")
     parts.append(f"lr {values['lr']:.3g}")

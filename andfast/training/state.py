@@ -15,6 +15,7 @@ from andfast.training.distributed import ProcessGroup
 from andfast.training.ema import EMA
 from andfast.training.latch import Latch
 from andfast.training.profiling import StepTimer
+from andfast.training.radius_controller import RadiusController
 from andfast.training.rng import restore_rng_state, rng_state
 from andfast.training.schedule import is_constant, learning_rate
 from andfast.training.selection import PSNR
@@ -36,6 +37,7 @@ class StageState:
         step: the training step, with the networks.
         ema: exponential moving average of G's weights; equal to them with a decay of 0.
         timer: times the phases of the steps.
+        radii: adjusts the factor on the attack's radii; None without ``adversary.target_psnr``.
         best: best validation score of the stage so far; None before the first validation.
         best_by: name of that score.
         validation_due: whether a stop came before the validation of the last step.
@@ -68,6 +70,8 @@ class StageState:
         if backend is None and captures_step(config, group.device.type):
             backend = CUDAGraphBackend()
         self._group, self._backend, self._required = group, backend, config.cuda_graph is True
+        target = config.adversary.target_psnr
+        self.radii = None if target is None else RadiusController(target, group.device)
         self.step: TrainingStep = build_step(
             config,
             stage,
@@ -77,6 +81,7 @@ class StageState:
             timer=self.timer,
             shard=shard,
             parallel=backend is None,
+            radius_factor=None if self.radii is None else self.radii.factor,
         )
         self.ema = EMA(self.step.generator, config.ema_decay)
         self._adam = {"fused": cuda or backend is not None, "capturable": cuda and backend is not None}
@@ -107,6 +112,7 @@ class StageState:
                 self.timer,
                 self._backend,
                 name=f"stage {self.name}: CUDA graph of the step",
+                radii=self.radii,
                 required=self._required,
             )
         self._set_learning_rate()
@@ -188,6 +194,7 @@ class StageState:
         return {
             "optimizers": {name: _optimizer_state(optimizer) for name, optimizer in self.optimizers.items()},
             "scaler": self.scaler.state_dict(),
+            "radii": None if self.radii is None else self.radii.state(),
             "rng": rng_state(),
             "best_score": self.best,
             "best_by": self.best_by,
@@ -226,6 +233,8 @@ class StageState:
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate
         self.scaler.load_state_dict(checkpoint.state["scaler"])
+        if self.radii is not None:
+            self.radii.load(checkpoint.state["radii"])
         restore_rng_state(checkpoint.state["rng"])
         self.best = checkpoint.state.get("best_score", checkpoint.state.get("best_psnr_rgb"))
         self.best_by = checkpoint.state.get("best_by", PSNR)

@@ -110,6 +110,7 @@ class TrainingStep:
         Returns:
             Scalars on the device, means over the micro batches: "loss" (G's weighted sum on the adversarial LR), its
             terms, "lr_psnr" (dB, LR against clean LR), and in stage gan "discriminator", "real_logit" and "fake_logit".
+            With a factor on the radii, also "radius_factor", as it was in this step.
             If the strategy ascends, also "loss_clean" ("loss" on the clean LR; "loss_start" on the ascent's start, if
             that is degraded) and "loss_gain" (their difference).
         """
@@ -139,6 +140,8 @@ class TrainingStep:
             values["loss_clean" if self.strategy.starts_clean else "loss_start"] = start
             values["loss_gain"] = values["loss"] - start
         values["lr_psnr"] = mean_psnr(batch.lr, batch.clean)
+        if self.attack.radius_factor is not None:
+            values["radius_factor"] = self.attack.radius_factor
         return values
 
     def draws(self, hr: Tensor, step: int, micro: int = 0) -> Iterator[Any]:

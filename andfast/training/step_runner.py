@@ -100,6 +100,8 @@ class StepRunner:
             raise NonFiniteStepError(name, values, batches)
         values.pop(_GRADIENTS, None)
         state.update()
+        if state.radii is not None:
+            state.radii.update(values["lr_psnr"])
         return values, stop
 
     def _due(self) -> bool:

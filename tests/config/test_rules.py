@@ -91,6 +91,21 @@ PARTS = ("kernel", "rest", "noise", "slope")
             "convolutions, was true; set adversary.preset to 'symmetric'",
         ),
         (["--adversary.image_radius=random"], "adversary.image_radius"),
+        *(
+            (
+                [f"--adversary.target_psnr={target}"],
+                f"adversary.target_psnr must be a number from 10 to 60 (dB) or null, was {value}",
+            )
+            for target, value in ((9.9, "9.9"), (61, "61.0"), (-30, "-30.0"), (".nan", "nan"), (".inf", "inf"))
+        ),
+        *(
+            (
+                [f"--adversary.strategy={strategy}", "--adversary.target_psnr=30"],
+                f"adversary.target_psnr must be null with adversary.strategy '{strategy}', which does not use it, was "
+                "30.0; 'pgd', 'fast', 'random' or 'pgd_random_start' would",
+            )
+            for strategy in ("none", "bicubic", "noise", "style", "synthetic")
+        ),
         (["--adversary.objective=align"], "did you mean 'aligned'?"),
         (
             ["--adversary.random_scale=2"],
@@ -264,6 +279,9 @@ def test_invalid_values_raise(arguments: list[str], message: str) -> None:
         ["--adversary.preset=symmetric", "--adversary.radius_color=1", *(f"--adversary.radius_{x}=0" for x in PARTS)],
         ["--adversary.zero_mean_noise=true", "--adversary.image_radius=uniform", "--adversary.objective=aligned"],
         ["--adversary.radius_convolution=0", "--adversary.radius_slope=0", "--adversary.radius_noise=1"],
+        ["--adversary.target_psnr=10", "--adversary.preset=paper"],
+        ["--adversary.target_psnr=60", "--adversary.strategy=random"],
+        ["--adversary.target_psnr=null", "--adversary.strategy=none"],
         ["--degradation.images_per_network=0", "--ema_decay=0"],
         ["--validation.hr=[a]", "--validation.lr=b", "--validation.sheet=0", "--validation.crop_border=0"],
         ["--init_weights=null", "--compile=true", "--precision=fp32"],

@@ -109,6 +109,17 @@ def test_missing_and_infinite_values_are_gaps(tmp_path, drawn):
     assert "adversarial case" not in lines(top)
 
 
+def test_factor_on_the_radii_has_an_axis(tmp_path, drawn):
+    source = [record | {"radius_factor": 1 / record["step"]} for record in records("net", 100)]
+    loss_curve(write(tmp_path / "m.jsonl", source + records("gan", 50)), tmp_path / "c.png")
+    *axes, right = drawn[0].axes
+    assert len(axes) == 4  # stage gan has no such axis
+    assert right.get_yscale() == "log"
+    expected = [[record["step"], record["radius_factor"]] for record in source]
+    np.testing.assert_allclose(lines(right)["factor on the radii"], expected)
+    assert right.get_ylabel() == "factor on the radii"
+
+
 def test_one_record_is_enough(tmp_path, drawn):
     write(tmp_path / "m.jsonl", [{"stage": "net", "step": 5, "loss_clean": 1.0, "loss": 2.0, "lr_psnr": 30}])
     loss_curve(tmp_path / "m.jsonl", tmp_path / "c.png")

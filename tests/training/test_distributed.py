@@ -13,17 +13,20 @@ import torch.distributed as dist
 from forked_ranks import Ranks
 from rerun import Rerun
 from small_steps import crops, make
-from test_captured_step import batches, everything, state, take
+from test_captured_step import CONFIG, batches, everything, state, take
 from tiny_runs import environment, write_config
 from torch.nn.parallel import DistributedDataParallel
 
 from andfast import train
 from andfast.adversary import PRESETS, Attack, AttackSettings, Objective, ReuseOptions
 from andfast.nn import DegradationNetwork, RRDBNet
+from andfast.training import radius_controller
 from andfast.training.distributed import ProcessGroup, process_group
 from andfast.training.metrics_log import read_metrics
+from andfast.training.signals import GracefulStop
 from andfast.training.state import StageState
 from andfast.training.step import RankInfo, TrainingStep
+from andfast.training.step_runner import StepRunner
 
 pytestmark = pytest.mark.slow
 
@@ -108,6 +111,28 @@ def captured_differences(group: ProcessGroup) -> dict[str, torch.Tensor]:
     return differences
 
 
+def radius_states(group: ProcessGroup, batch: int) -> torch.Tensor:
+    """Factors on the radii of five steps, eager and captured, and the controllers' states after them."""
+    results = []
+    for backend in (None, Rerun()):
+        stage_state = state("net", backend, group, adversary=replace(CONFIG.adversary, target_psnr=30.0))
+        assert stage_state.radii is not None
+        steps = StepRunner(replace(CONFIG, log_every=1), stage_state, group, GracefulStop(), total=5)
+        for number in range(5):
+            values, _ = steps.take([crops(4).roll(number, 3)[group.rank * batch :][:batch]])
+            results.append(values["radius_factor"])
+        results += stage_state.radii.state().values()
+    return torch.tensor(results, dtype=torch.float64)
+
+
+def radius_states_of_ranks(group: ProcessGroup) -> torch.Tensor:
+    """Those of each rank, which has two of the four images, as rows."""
+    own = radius_states(group, batch=2)
+    rows = [torch.empty_like(own) for _ in range(2)]
+    dist.all_gather(rows, own)
+    return torch.stack(rows)
+
+
 def on_two_ranks(folder: Path, function: Callable[[ProcessGroup], Any]) -> Any:
     """Result of a function on rank 0 of two that are forked from this process."""
 
@@ -141,6 +166,19 @@ def test_captured_steps_of_two_ranks_equal_eager_ones(tmp_path: Path) -> None:
     differences = on_two_ranks(tmp_path, captured_differences)
     assert len(differences) == 6
     assert differences == dict.fromkeys(differences, 0)
+
+
+def test_ranks_agree_on_the_radii(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bit for bit, though their images differ; up to rounding as one process with all images."""
+    monkeypatch.setattr(radius_controller, "PERIOD", 2)
+    first, second = on_two_ranks(tmp_path, radius_states_of_ranks)
+    assert torch.equal(first, second)
+    eager, captured = first.chunk(2)
+    torch.testing.assert_close(eager, captured, rtol=1e-4, atol=1e-4)
+    assert eager[1] == 1 != eager[2]
+    assert eager[2] != eager[4]
+    single = radius_states(ProcessGroup(0, 1, torch.device("cpu")), batch=4)
+    torch.testing.assert_close(first, single, rtol=1e-3, atol=1e-3)
 
 
 def test_torchrun_equals_one_process_with_twice_the_batch(tmp_path: Path) -> None:

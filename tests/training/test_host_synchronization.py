@@ -8,6 +8,7 @@ from small_steps import crops, make
 from torch._library.custom_ops import OPDEFS
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from andfast.training.radius_controller import RadiusController
 from andfast.training.step import RankInfo
 
 WAITING = {
@@ -60,6 +61,17 @@ def test_step_has_no_host_synchronization(kind: str | None, autocast: torch.dtyp
     ours = {"residual_dense_block", "degradation_block_backward", "blur_pool", "upsampled_convolution_backward"}
     assert ours | {"conv_transpose2d", "leaky_relu_"} <= ops.seen
     assert {"mean_distance", "mean_distance_backward"} <= ops.seen
+
+
+def test_radii_that_follow_a_target_have_no_host_synchronization() -> None:
+    radii = RadiusController(30.0, torch.device("cpu"))
+    settings = {"image_radius": "uniform"}
+    step, hr = make(steps=1, attack={"radius_factor": radii.factor}, settings=settings), crops(2)
+    with SynchronizingOps() as ops:
+        values = step.gradients([hr], 0)
+        radii.update(values["lr_psnr"], skip=values["loss"] > 1e9)
+    assert ops.synchronizing == []
+    assert radii.state()["count"] == 1
 
 
 @pytest.mark.parametrize("act", [lambda x: x.sum().item(), lambda x: x[x > 0], lambda x: x + torch.tensor([1.0])])
