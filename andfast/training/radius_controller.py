@@ -74,9 +74,9 @@ class RadiusController:
         """Continue from the result of :meth:`state`."""
         self._set(torch.tensor([state[name] for name in _NAMES]))
 
-    def start_from(self, other: "RadiusController") -> None:
+    def start_from(self, before: "RadiusController") -> None:
         """Take the factor of another controller, such as that of the stage before, and nothing else."""
-        self.load({**other.state(), "sum": 0.0, "count": 0.0})
+        self.load({**before.state(), "sum": 0.0, "count": 0.0})
 
     def warning(self, factor: float) -> str | None:
         """A message the first time that the factor, as read by the host, is at one of its limits."""

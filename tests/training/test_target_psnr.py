@@ -24,6 +24,7 @@ from andfast.training import radius_controller, replay
 from andfast.training import state as state_module
 from andfast.training.build import build_attack, build_objective, build_strategy
 from andfast.training.checkpoint import latest, load_checkpoint
+from andfast.training.frozen_attack import read_attack_settings, target_note
 from andfast.training.held_out import attack_crops
 from andfast.training.metrics_log import read_metrics
 from andfast.training.state import StageState
@@ -69,7 +70,7 @@ def test_factor_multiplies_all_radii(strategy: Any, ball: str, image_radius: str
     smaller = make(strategy=built, settings=settings | {"ball": scaled(BALLS[ball], 0.4)})
     factor = torch.tensor(0.4)
     step = make(strategy=built, settings=settings | {"ball": BALLS[ball]}, attack={"radius_factor": factor})
-    ours, expected = (one.adversarial_batch(hr, 3) for one in (step, smaller))
+    ours, expected = step.adversarial_batch(hr, 3), smaller.adversarial_batch(hr, 3)
     torch.testing.assert_close(ours.lr, expected.lr, atol=2e-4, rtol=0)
     factor.fill_(1.0)  # in place
     assert (step.adversarial_batch(hr, 3).lr - expected.lr).abs().max() > 2e-3
@@ -175,6 +176,12 @@ def test_held_out_crops_are_attacked_at_the_runs_strength() -> None:
         lr, clean = attack_crops(step.attack, step.generator, hr, seed=1)
         psnr.append(-10 * (lr - clean).square().mean().log10().item())
     assert psnr[1] - psnr[0] == pytest.approx(20, abs=3)
+
+
+def test_commands_that_show_the_attack_note_the_target() -> None:
+    note = "radii are as configured: adversary.target_psnr 30 applies to training"
+    for target, expected in (("null", []), ("30", [note])):
+        assert target_note(read_attack_settings(None, [f"--adversary.target_psnr={target}"], 4)) == expected
 
 
 def logged(folder: Path) -> list[dict[str, Any]]:
