@@ -39,9 +39,9 @@ class AdversaryConfig:
     """Radius of strategy noise, in levels of 255: root mean square (l2) or largest value (linf); null: 8."""
     lr_noise_norm: Literal["l2", "linf"] | None = None
     """Norm of the ball of strategy noise; null: l2."""
-    preset: Literal["symmetric", "calibrated", "strong", "paper"] = "calibrated"
-    """symmetric: balls without color and shift; calibrated: three balls of about 30 dB each; strong: of 25 dB; paper:
-    the literal joint ball, 20."""
+    preset: Literal["symmetric", "calibrated", "strong", "paper"] = "symmetric"
+    """symmetric: balls for kernel, rest and noise, without color, brightness and shift; calibrated: three balls of about
+    30 dB each; strong: of 25 dB; paper: the literal joint ball, 20."""
     steps: int = DEFAULT_STEPS
     """Ascent steps per training step (paper: 5)."""
     step_size: float | None = None
@@ -149,8 +149,8 @@ class AdversaryConfig:
                     f"adversary.radius_{name} must be null with adversary.preset {self.preset!r}, was {radius}; use "
                     f"{_listed('adversary.' + allowed[0], *allowed[1:])}"
                 )
-        zero_by_default = {"radius_color"}
-        if all(getattr(self, name) == 0 for name in allowed if name not in zero_by_default) and not self.radius_color:
+        zero_by_default = {"radius_color", "radius_slope"} if self.preset == "symmetric" else set()
+        if all(getattr(self, name) == 0 or (name in zero_by_default and not getattr(self, name)) for name in allowed):
             raise ValueError(
                 f"{_listed('adversary.' + allowed[0], *allowed[1:], word='or')} must be above 0, all were 0"
             )

@@ -130,7 +130,7 @@ def configs(draw: st.DrawFn) -> TrainConfig:
         gan=draw(number),
     )
     change("validation", hr=draw(texts)[:1], lr=draw(st.none() | names), exclude=draw(texts))
-    preset_name = draw(st.sampled_from(["calibrated", "strong", "paper"]))
+    preset_name = draw(st.sampled_from(["symmetric", "calibrated", "strong", "paper"]))
     radius = draw(st.none() | number)
     change(
         "adversary",

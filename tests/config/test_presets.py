@@ -52,6 +52,6 @@ def test_demo_differs_in_sizes_only() -> None:
     radii = (demo.adversary.radius_convolution, demo.adversary.radius_noise, demo.adversary.radius_slope)
     assert all(radius is not None and radius > 0 for radius in radii)  # all three groups take part
     assert demo.generator.growth == 32  # the only growth that spandrel's ESRGAN supports
-    assert full.adversary.preset == "calibrated"
+    assert full.adversary.preset == "symmetric"
     assert dataclasses.replace(demo.degradation, channels=64) == full.degradation
     assert not set(demo.data.include) & set(demo.validation.include)

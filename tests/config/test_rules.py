@@ -51,7 +51,10 @@ PARTS = ("kernel", "rest", "noise", "slope")
             "adversary.radius_noise must be a number of at least 0 or null, was -1.0",
         ),
         (
-            [f"--adversary.radius_{name}=0" for name in ("convolution", "noise", "slope")],
+            [
+                "--adversary.preset=calibrated",
+                *(f"--adversary.radius_{name}=0" for name in ("convolution", "noise", "slope")),
+            ],
             "adversary.radius_convolution, radius_noise or radius_slope must be above 0, all were 0",
         ),
         (
@@ -59,34 +62,38 @@ PARTS = ("kernel", "rest", "noise", "slope")
             "adversary.radius_joint must be a number above 0 or null, was inf",
         ),
         (
-            ["--adversary.radius_joint", "3"],
+            ["--adversary.preset=calibrated", "--adversary.radius_joint", "3"],
             "adversary.radius_joint must be null with adversary.preset 'calibrated'",
         ),
         (
-            ["--adversary.radius_kernel", "3"],
+            ["--adversary.preset=calibrated", "--adversary.radius_kernel", "3"],
             "adversary.radius_kernel must be null with adversary.preset 'calibrated', was 3.0; use "
             "adversary.radius_convolution, radius_noise and radius_slope",
         ),
         (
-            ["--adversary.preset=symmetric", "--adversary.radius_convolution", "3"],
+            ["--adversary.radius_convolution", "3"],
             "adversary.radius_convolution must be null with adversary.preset 'symmetric', was 3.0; use "
             "adversary.radius_color, radius_kernel, radius_rest, radius_noise and radius_slope",
         ),
         (
-            ["--adversary.preset=symmetric", "--adversary.radius_joint", "3"],
+            ["--adversary.radius_joint", "3"],
             "adversary.radius_joint must be null with adversary.preset 'symmetric'",
         ),
         (
             ["--adversary.preset=paper", "--adversary.radius_rest", "3"],
             "adversary.radius_rest must be null with adversary.preset 'paper', which has one joint ball",
         ),
-        (["--adversary.preset=symmetric", "--adversary.radius_color=-1"], "adversary.radius_color must be a number of"),
+        (["--adversary.radius_color=-1"], "adversary.radius_color must be a number of"),
         (
-            ["--adversary.preset=symmetric", *(f"--adversary.radius_{name}=0" for name in PARTS)],
+            [*(f"--adversary.radius_{name}=0" for name in PARTS)],
             "adversary.radius_color, radius_kernel, radius_rest, radius_noise or radius_slope must be above 0, all",
         ),
         (
-            ["--adversary.symmetric_kernels=true"],
+            [*(f"--adversary.radius_{name}=0" for name in PARTS if name != "slope")],  # which is 0 by default
+            "adversary.radius_color, radius_kernel, radius_rest, radius_noise or radius_slope must be above 0, all",
+        ),
+        (
+            ["--adversary.preset=calibrated", "--adversary.symmetric_kernels=true"],
             "adversary.symmetric_kernels must be null with adversary.preset 'calibrated', which has one ball for whole "
             "convolutions, was true; set adversary.preset to 'symmetric'",
         ),
@@ -275,13 +282,18 @@ def test_invalid_values_raise(arguments: list[str], message: str) -> None:
         [*GAN, "--data.patch_size=128", "--loss.l1=1", "--loss.perceptual=0", "--loss.gan=0"],
         ["--data.patch_size=68", "--scale=2", "--data.workers=0"],
         ["--adversary.preset=paper", "--adversary.radius_joint=3"],
-        ["--adversary.preset=symmetric", "--adversary.radius_color=1", "--adversary.symmetric_kernels=false"],
-        ["--adversary.preset=symmetric", "--adversary.radius_color=1", *(f"--adversary.radius_{x}=0" for x in PARTS)],
+        ["--adversary.radius_color=1", "--adversary.symmetric_kernels=false"],
+        ["--adversary.radius_color=1", *(f"--adversary.radius_{x}=0" for x in PARTS)],
         ["--adversary.zero_mean_noise=true", "--adversary.image_radius=uniform", "--adversary.objective=aligned"],
-        ["--adversary.radius_convolution=0", "--adversary.radius_slope=0", "--adversary.radius_noise=1"],
         ["--adversary.target_psnr=10", "--adversary.preset=paper"],
         ["--adversary.target_psnr=60", "--adversary.strategy=random"],
         ["--adversary.target_psnr=null", "--adversary.strategy=none"],
+        [
+            "--adversary.preset=calibrated",
+            "--adversary.radius_convolution=0",
+            "--adversary.radius_slope=0",
+            "--adversary.radius_noise=1",
+        ],
         ["--degradation.images_per_network=0", "--ema_decay=0"],
         ["--validation.hr=[a]", "--validation.lr=b", "--validation.sheet=0", "--validation.crop_border=0"],
         ["--init_weights=null", "--compile=true", "--precision=fp32"],
