@@ -182,7 +182,7 @@ def configuration_lines(ball: Ball, patch_size: int) -> str:
     if ball.joint:
         return f"adversary:\n  preset: paper\n  radius_joint: {ball.convolution:.4g}"
     split = isinstance(ball.convolution, ConvolutionRadii)
-    preset = ["  preset: symmetric"] if split else []
+    preset = [f"  preset: {'symmetric' if split else 'calibrated'}"]
     if isinstance(ball.convolution, ConvolutionRadii) and not ball.convolution.symmetric:
         preset.append("  symmetric_kernels: false")
     if ball.zero_mean_noise != split:

@@ -237,10 +237,12 @@ def test_writes_files(photo: Path, weights: Path, tmp_path: Path, capsys: pytest
     record = json.loads((out / "gallery.json").read_text())
     assert record["hr_size"] == [32, 32]
     assert record["scale"] == 4
-    assert record["adversary"]["radii"] == {"convolution": 0.0018, "noise": 0.65, "slope": 0.032}
+    assert record["adversary"]["radii"].keys() == {"color", "kernel", "rest", "noise", "slope"}
+    assert record["adversary"]["radii"]["kernel"] == 0.8
     assert record["adversary"]["patch_size"] == 256
     assert len(record["cases"]) == 2 + 5 + 3 + 1
-    assert record["cases"][6]["radii"]["noise"] == pytest.approx(0.65 / 8)
+    noise = record["adversary"]["radii"]["noise"]
+    assert record["cases"][6]["radii"]["noise"] == pytest.approx(noise / 8)  # 32 of 256 pixels
     assert record["cases"][6]["loss_gain"] > record["cases"][1]["loss_gain"]
 
     before = (out / "gallery.json").read_bytes()
