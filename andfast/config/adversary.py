@@ -40,8 +40,8 @@ class AdversaryConfig:
     lr_noise_norm: Literal["l2", "linf"] | None = None
     """Norm of the ball of strategy noise; null: l2."""
     preset: Literal["symmetric", "calibrated", "strong", "paper"] = "symmetric"
-    """symmetric: balls for kernel, rest and noise, without color, brightness and shift; calibrated: three balls of about
-    30 dB each; strong: of 25 dB; paper: the literal joint ball, 20."""
+    """symmetric: balls for kernel, rest and noise, without color, brightness and shift; calibrated: three balls of
+    about 30 dB each; strong: of 25 dB; paper: the literal joint ball, 20."""
     steps: int = DEFAULT_STEPS
     """Ascent steps per training step (paper: 5)."""
     step_size: float | None = None

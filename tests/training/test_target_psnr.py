@@ -158,7 +158,7 @@ def test_slopes_stay_above_their_bound() -> None:
     """The bound holds at the largest factor, and around a random point."""
 
     def bound(**settings: Any) -> float:
-        config = replace(CONFIG, adversary=AdversaryConfig(**settings))
+        config = replace(CONFIG, adversary=AdversaryConfig(preset="calibrated", **settings))
         objective = build_objective(config, "net", torch.device("cpu"))
         attack = build_attack(config, "net", RRDBNet(features=4, blocks=1, growth=4), objective)
         return attack.degradation.smallest_slope
@@ -192,7 +192,7 @@ def logged(folder: Path) -> list[dict[str, Any]]:
 
 def test_run_reaches_the_target(tmp_path: Path) -> None:
     options = ("--net.steps=60", "--checkpoint_every=1000", "--batch_size=3", "--degradation.channels=8")
-    assert train_here(tmp_path, *options, "--adversary.target_psnr=27") == 0
+    assert train_here(tmp_path, *options, "--adversary.preset=calibrated", "--adversary.target_psnr=27") == 0
     lines = logged(tmp_path)
     psnr = [line["lr_psnr"] for line in lines]
     assert sum(psnr[:10]) / 10 < 24.5
@@ -269,7 +269,7 @@ def test_failed_step_is_reproduced(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_target_out_of_reach_warns_once(tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: Any) -> None:
     monkeypatch.setattr(radius_controller, "PERIOD", 1)
-    radii = [f"--adversary.radius_{name}=1e-6" for name in ("convolution", "noise", "slope")]
+    radii = [f"--adversary.radius_{name}=1e-6" for name in ("kernel", "rest", "noise")]
     assert train_here(tmp_path, "--adversary.target_psnr=12", "--net.steps=6", *radii) == 0
     warnings = [record.message for record in caplog.records if record.levelno == logging.WARNING]
     assert [message for message in warnings if "out of reach" in message] == [
