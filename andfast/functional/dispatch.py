@@ -139,10 +139,10 @@ def available(op: str, device_type: str, dtype: torch.dtype | None = None) -> tu
 
 
 def basis(op: str, device_type: str) -> str | None:
-    """What the order of ``op``'s implementations on this device rests on, if not on measurements on such a device.
+    """What the order of ``op``'s implementations on this device rests on, if it was not measured on such a device.
 
-    "counts" of operations, or "other devices" if there is no order for this compute capability; None where it was
-    measured, and where there is nothing to choose.
+    "counts" of operations, or "default order", that of registration; None where it was measured, and where there is
+    nothing to choose.
     """
     capability = _capability(device_type)
     if capability is None or len(available(op, device_type)) < 2:
@@ -150,7 +150,7 @@ def basis(op: str, device_type: str) -> str | None:
     ranking = _RANKINGS[op].get(capability)
     if ranking is not None:
         return None if ranking.measured else "counts"
-    return None if capability in _MEASURED[op] else "other devices"
+    return None if capability in _MEASURED[op] else "default order"
 
 
 def _ranking(op: str, device_type: str) -> Ranking | None:

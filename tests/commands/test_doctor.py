@@ -131,7 +131,7 @@ def test_reports_cuda_ops_that_a_cpu_only_build_lacks(monkeypatch: pytest.Monkey
 
 def test_says_which_ops_were_not_chosen_by_measurements(monkeypatch: pytest.MonkeyPatch) -> None:
     report = machine.Diagnosis()
-    basis = {"ascent_step": "other devices", "residual_dense_block": "counts"}
+    basis = {"ascent_step": "default order", "residual_dense_block": "counts"}
     monkeypatch.setattr(dispatch, "basis", lambda op, _: basis.get(op))
     machine.ops(report, ["cpu"])
     lines = [text for _, _, text in report.lines if "not measured" in text]

@@ -234,7 +234,7 @@ def test_auto_skips_cuda_for_channels_that_it_does_not_take(monkeypatch: pytest.
 
 @pytest.mark.parametrize(
     ("capability", "half", "basis"),
-    [((8, 0), "cuda", "counts"), ((8, 6), "cuda", "counts"), ((12, 0), "reference", "other devices")],
+    [((8, 0), "cuda", "counts"), ((8, 6), "cuda", "counts"), ((12, 0), "reference", "default order")],
 )
 def test_order_follows_the_compute_capability(
     capability: tuple[int, int], half: str, basis: str, monkeypatch: pytest.MonkeyPatch
@@ -258,7 +258,7 @@ def test_triton_is_first_on_hopper(monkeypatch: pytest.MonkeyPatch) -> None:
         assert dispatch.basis(op, "cuda") is None
 
 
-@pytest.mark.parametrize(("capability", "basis"), [((9, 0), None), ((8, 0), "other devices")])
+@pytest.mark.parametrize(("capability", "basis"), [((9, 0), None), ((8, 0), "default order")])
 def test_order_without_a_ranking_was_measured_on_hopper_alone(
     capability: tuple[int, int], basis: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
