@@ -66,10 +66,11 @@ roofline: ## floors of the ops and of a step for this GPU or a named one; ROOFLI
 docs-results: ## docs/results.md and README's table from benchmarks/results/
 	@python=.venv/bin/python; [ -x $$python ] || python=$${PYTHON:-python3}; $$python -m benchmarks.report --docs
 
-wheel: setup ## manylinux wheels in dist/, of all Pythons on the PATH (PYTHONS); ANDFAST_CPU_ONLY=1 without CUDA
+wheel: setup ## manylinux wheels in dist/, of all Pythons on the PATH or pyenv's (PYTHONS); ANDFAST_CPU_ONLY=1 without CUDA
 	@bash .ci/wheel.sh .venv
 
-# The wheels of one Python, PYTHON's or else python3.11's. Two environments, one after the other, minutes each.
+# The wheels of one Python, PYTHON's or else python3.11's. Two environments, one after the other, minutes each;
+# .ci/test-wheel.sh can keep one (TEST_VENV).
 test-wheel: ## install wheels of dist/ into empty environments, oldest and newest torch, and run the fast tests
 	@tag=$$($${PYTHON:-python3.11} -c 'import sys; print("cp%d%d" % sys.version_info[:2])') && \
 	for torch in reference newest; do \

@@ -5,7 +5,8 @@
 #
 # REQUIREMENTS, requirements/reference.txt or newest.txt, gives torch. The wheels must be of one Python: PYTHON, or the one of
 # that version on the PATH. PYTEST_ARGS goes to pytest; WHEEL_TESTS names what to test ("tests", without those of the
-# checkout's own files and benchmarks), JOBS the number of processes. The environment and the copies are deleted at the end; 12 GB of disk.
+# checkout's own files and benchmarks), JOBS the number of processes. The environment and the copies are deleted at the end;
+# 12 GB of disk. TEST_VENV names a folder to keep the environment in: a later call with the same REQUIREMENTS starts at once.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -20,16 +21,23 @@ for wheel in "$@"; do
 done
 version=$(basename "$1" | sed -nE 's/^andfast-[^-]+-cp3([0-9]+)-.*\.whl$/3.\1/p')
 [ -n "$version" ] || die "$1 is not a wheel of andfast"
+venv=${TEST_VENV:+$(realpath -m "$TEST_VENV")}
 base=${PYTHON:-python$version}
+[ -z "$venv" ] || [ ! -x "$venv/bin/python" ] || base=$venv/bin/python
 [ "$("$base" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)" = "$version" ] ||
   die "$(basename "$1") needs Python $version, $base is not that; set PYTHON"
 
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-[ "$(df -Pm "$work" | awk 'NR == 2 { print $4 }')" -ge 12288 ] || die "$work needs 12 GB of disk; set TMPDIR to another folder"
+venv=${venv:-$work/venv}
+python=$venv/bin/python
+if [ ! -x "$python" ]; then
+  mkdir -p "$venv"
+  [ "$(df -Pm "$venv" | awk 'NR == 2 { print $4 }')" -ge 12288 ] ||
+    die "$venv needs 12 GB of disk; set TMPDIR, or TEST_VENV, to another folder"
+  "$base" -m venv "$venv"
+fi
 say "installing $requirements for Python $version"
-"$base" -m venv "$work/venv"
-python=$work/venv/bin/python
 "$python" -m pip install --quiet --disable-pip-version-check -r "$requirements"
 
 # The tests and the files that they read, without the package and its kernels.
@@ -42,7 +50,7 @@ for wheel in "$@"; do
   "$python" -m pip install --quiet --disable-pip-version-check --no-deps --force-reinstall "$wheel"
   (
     cd "$work/outside"
-    export PYTHONSAFEPATH=1 OMP_NUM_THREADS=1 PATH="$work/venv/bin:$PATH"
+    export PYTHONSAFEPATH=1 OMP_NUM_THREADS=1 PATH="$venv/bin:$PATH"
     python -c '
 import sys, torch, andfast
 from andfast.functional import extension

@@ -7,7 +7,7 @@
 # devices, else one compiled here with VENV's torch. andfast._C is compiled for each Python.
 #
 # PYTHONS names the interpreters to build for, like "python3.12 /path/to/python3.13"; one that does not run is an error.
-# Unset: VENV's, and those of python3.11, python3.12 and python3.13 that are on the PATH with their headers.
+# Unset: VENV's, and those of python3.11, python3.12 and python3.13 that are on the PATH, or pyenv's, with their headers.
 # ANDFAST_CPU_ONLY=1 leaves CUDA out; the version then ends in +cpu. Else the wheels have code for 8.0 and 9.0a and PTX of 8.0
 # (ANDFAST_CUDA_ARCHS), and a missing toolkit is an error.
 set -euo pipefail
@@ -41,12 +41,15 @@ fi
 
 declare -A interpreters=()  # by tag
 for name in ${PYTHONS:-python3.11 python3.12 python3.13}; do
+  if [ -z "${PYTHONS:-}" ] && ! tag_of "$name" >/dev/null; then  # pyenv's shims run only the versions that are selected
+    name=$(pyenv whence --path "$name" 2>/dev/null | tail -n 1 | grep . || echo "$name")
+  fi
   tag=$(tag_of "$name") || tag=
   case $tag in
     cp311 | cp312 | cp313) ;;
     *)
       [ -z "${PYTHONS:-}" ] || die "PYTHONS must name interpreters of Python 3.11, 3.12 or 3.13, $name is not one that runs"
-      say "no wheel for $name: it is not on the PATH, or does not run"
+      say "no wheel for $name: it is not on the PATH, or does not run; PYTHONS can name it by its path"
       continue
       ;;
   esac

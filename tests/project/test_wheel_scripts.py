@@ -65,3 +65,25 @@ def test_wheels_that_cannot_be_tested(tmp_path: Path, name: str | None, message:
     assert done.returncode == 1
     assert done.stderr.startswith("andfast: error: ")
     assert done.stderr.rstrip().endswith(message)
+
+
+def test_kept_environment_is_used_again(tmp_path: Path) -> None:
+    python, log, wheel = tmp_path / "venv/bin/python", tmp_path / "log", tmp_path / "andfast-1.0-cp312-cp312-linux.whl"
+    python.parent.mkdir(parents=True)
+    python.write_text(f'#!/bin/sh\necho "$*" >>{log}\n[ "$1" != -c ] || echo 3.12\n')
+    python.chmod(0o755)
+    wheel.touch()
+    command = ["bash", ".ci/test-wheel.sh", "requirements/reference.txt", str(wheel)]
+    environment = os.environ | {"PYTHON": "false", "TEST_VENV": str(tmp_path / "venv"), "WHEEL_TESTS": "tests/nn"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    calls = [line for line in log.read_text().splitlines() if line.startswith("-m ")]
+    assert [line.split()[:3] for line in calls] == [
+        ["-m", "pip", "install"],
+        ["-m", "pip", "install"],
+        ["-m", "pytest", "--benchmark-disable"],
+    ]
+    assert calls[0].endswith("-r requirements/reference.txt")
+    assert calls[1].endswith(str(wheel))
+    assert "not slow and not gpu tests/nn" in calls[2]
+    assert python.exists()
