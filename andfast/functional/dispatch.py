@@ -11,6 +11,8 @@ from typing import Final, NamedTuple
 
 import torch
 
+from andfast.functional.constant_result import constant_result
+
 IMPLEMENTATIONS: Final = ("auto", "reference", "triton", "cuda", "cpp")
 """Valid values of an op's ``impl`` argument."""
 
@@ -73,7 +75,7 @@ def everywhere(_device_type: str) -> str | None:
 
 
 # A constant for torch.compile, which cannot trace queries of devices and packages.
-@torch.compiler.assume_constant_result
+@constant_result
 def resolve(
     op: str,
     impl: str,

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import torch
 
+from andfast.functional.constant_result import constant_result
+
 LIBRARY = Path(__file__).parents[1] / "_ops.abi3.so"
 
 _logger = logging.getLogger(__name__)
@@ -58,7 +60,7 @@ def why_not_cpu(device_type: str) -> str | None:
     return why_missing()
 
 
-@torch.compiler.assume_constant_result  # device queries cannot be traced
+@constant_result  # device queries cannot be traced
 def why_not_cuda(device_type: str) -> str | None:
     """Why the CUDA ops cannot run on tensors of this device type, or None if they can."""
     if device_type != "cuda":

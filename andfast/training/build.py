@@ -5,7 +5,6 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-import torch._dynamo
 from torch import Tensor, nn
 
 from andfast.adversary import PRESETS, Attack, AttackSettings, Ball, ConvolutionRadii, Objective, ReuseOptions
@@ -241,6 +240,8 @@ def compile_networks(generator: nn.Module, discriminator: nn.Module | None, **op
     One compiled block serves all 23. Compiling G as a whole takes minutes and fuses nothing more, since its dense
     blocks are custom ops.
     """
+    import torch._dynamo  # noqa: PLC0415  # takes a second, which runs without compile do not need
+
     # These flags skip guards as long as the dictionaries that hold parameters do not change, and requires_grad does not
     # change them: gradients were computed for weights frozen since compilation, or missing for weights trained since.
     for name in ("skip_tensor_guards_with_matching_dict_tags", "use_recursive_dict_tags_for_guards"):
