@@ -41,7 +41,6 @@ class AttackSettings:
         objective: "plain" for the loss itself, or "aligned" for that of SR aligned with HR in gain and offset, see
             :func:`andfast.adversary.objective.aligned`.
         image_radius: "fixed", or "uniform" for a factor per network on all radii, drawn uniformly from [0, 1).
-        early_stride: in all ascent steps but the last, only every so many of G's RRDBs run; 1 for all.
     """
 
     ball: Ball
@@ -54,7 +53,6 @@ class AttackSettings:
     slope: str = "layer"
     images_per_network: int = 1
     chunk_size: int = 0
-    early_stride: int = 1
     objective: str = "plain"
     image_radius: str = "fixed"
 
@@ -233,17 +231,12 @@ class Attack:
         """
         with self.frozen_loss(hr) as (targets, loss):
             settings = self.settings
-            truncated = settings.early_stride > 1
-            early_loss = self._loss(hr, targets, settings.early_stride) if truncated else loss
 
             def objective(theta: Theta) -> Tensor:
-                return early_loss(self._run_degradation(hr, theta))
+                return loss(self.run_degradation(hr, theta))
 
             def first(theta: Theta) -> Tensor:
-                return early_loss(self.degradation.closed_form_first_step(hr, theta))
-
-            def last(theta: Theta) -> Tensor:
-                return loss(self._run_degradation(hr, theta))
+                return loss(self.degradation.closed_form_first_step(hr, theta))
 
             identity, factors = (start, None) if isinstance(start, Theta) else start
             return targets, ascend(
@@ -255,7 +248,6 @@ class Attack:
                 loss_scale=self.loss_scale,
                 factors=factors,
                 first=first if self.reuse.closed_form_first_step else None,
-                last=last if truncated else None,
                 callback=callback,
                 impl=self.degradation.impl,
             )
@@ -263,10 +255,19 @@ class Attack:
     @contextmanager
     def frozen_loss(self, hr: Tensor) -> Iterator[tuple[Targets, Callable[[Tensor], Tensor]]]:
         """Within this context G and D are frozen; yields the targets for HR, and the objective as a function of LR."""
-        # A captured graph replays its own casts, so none may come from, or stay in, the autocast cache.
-        with self._frozen(), self.autocast_context(hr, cache_enabled=False):
+        with self.frozen_losses(hr) as loss_of:
             targets = self.objective.targets(hr)
-            yield targets, self._loss(hr, targets)
+            yield targets, loss_of(hr, targets)
+
+    @contextmanager
+    def frozen_losses(self, x: Tensor) -> Iterator[Callable[[Tensor, Targets], Callable[[Tensor], Tensor]]]:
+        """As :meth:`frozen_loss`, for any images on the device of x.
+
+        Yields a function of HR and its targets; its result is the objective as a function of LR.
+        """
+        # A captured graph replays its own casts, so none may come from, or stay in, the autocast cache.
+        with self._frozen(), self.autocast_context(x, cache_enabled=False):
+            yield partial(self._loss, self._frozen_generator())
 
     @property
     def loss_scale(self) -> float:
@@ -277,7 +278,7 @@ class Attack:
     def degrade(self, hr: Tensor, theta: Theta) -> tuple[Tensor, Tensor]:
         """LR for G to restore, see :meth:`as_input`, and the clean LR, each (N, 3, H / scale, W / scale)."""
         with self.autocast_context(hr):
-            lr = self._run_degradation(hr, theta).to(hr.dtype)
+            lr = self.run_degradation(hr, theta).to(hr.dtype)
         return self.as_input(lr), self.clean(hr)
 
     def as_input(self, lr: Tensor) -> Tensor:
@@ -311,9 +312,8 @@ class Attack:
     def _frozen(self) -> AbstractContextManager[None]:
         return frozen(self.generator, self.objective.discriminator)
 
-    def _loss(self, hr: Tensor, targets: Targets, stride: int = 1) -> Callable[[Tensor], Tensor]:
-        """The objective of frozen networks as a function of LR; G has every ``stride``-th of its RRDBs."""
-        restore = self._frozen_generator(stride)
+    def _loss(self, restore: Callable[[Tensor], Tensor], hr: Tensor, targets: Targets) -> Callable[[Tensor], Tensor]:
+        """The objective of frozen networks as a function of LR, with G as ``restore``."""
 
         def loss(lr: Tensor) -> Tensor:
             sr = restore(lr)
@@ -324,18 +324,14 @@ class Attack:
 
         return loss
 
-    def _frozen_generator(self, stride: int = 1) -> Callable[[Tensor], Tensor]:
+    def _frozen_generator(self) -> Callable[[Tensor], Tensor]:
         """G for the ascent steps, which do not change its weights: cast and packed once for all of them."""
         options: dict[str, Callable[[Tensor], Tensor]] = {}
         packed = False
-        if isinstance(self.generator, RRDBNet) and (self.reuse.cast_weights or stride > 1):
+        if isinstance(self.generator, RRDBNet) and self.reuse.cast_weights:
             weight = self.generator.conv_first.weight
-            body = None
-            if self.reuse.cast_weights:
-                body = self.generator.frozen_body(weight.device, self.autocast or weight.dtype, stride)
+            body = self.generator.frozen_body(weight.device, self.autocast or weight.dtype)
             packed = body is not None
-            if body is None and stride > 1:
-                body = self.generator.truncated_body(stride)
             if body is not None:
                 options["body"] = body
         if self.autocast is None or not self.reuse.cast_weights:
@@ -351,7 +347,8 @@ class Attack:
         cast = dict(zip(names, copies(weights, self.autocast), strict=True))
         return lambda lr: functional_call(self.generator, cast, (lr,), options)
 
-    def _run_degradation(self, hr: Tensor, theta: Theta) -> Tensor:
+    def run_degradation(self, hr: Tensor, theta: Theta) -> Tensor:
+        """F in its own precision: LR (N, 3, H / scale, W / scale), not clamped."""
         if self.autocast is None or self.degradation_autocast:
             return self.degradation(hr, theta)
         with torch.autocast(hr.device.type, enabled=False):

@@ -33,7 +33,6 @@ def ascend(
     loss_scale: float = 1.0,
     factors: Tensor | None = None,
     first: Callable[[Theta], Tensor] | None = None,
-    last: Callable[[Theta], Tensor] | None = None,
     callback: Callable[[Theta], None] | None = None,
     impl: str = "auto",
 ) -> Ascent:
@@ -54,7 +53,6 @@ def ascend(
         loss_scale: factor on the objective against underflow of float16 gradients; the normalisation removes it.
         factors: (N,), float32: a factor per network on all radii; None for 1.
         first: the objective of the first step alone, which may rely on theta being the identity.
-        last: the objective of the last step alone, where the others have a cheaper one.
         callback: called with theta after each step.
         impl: implementation of the step, see :func:`andfast.functional.ascent_step`.
 
@@ -70,10 +68,8 @@ def ascend(
     objectives = [objective] * steps
     if steps and first is not None:
         objectives[0] = first
-    if steps and last is not None:
-        objectives[-1] = last
     for step_objective in objectives:
-        loss, gradient = _loss_and_gradient(step_objective, theta, loss_scale)
+        loss, gradient = loss_and_gradient(step_objective, theta, loss_scale)
         losses.append(loss)
         theta = ball.step(theta, gradient, identity, step_size, factors=factors, impl=impl)
         del gradient  # as large as theta: free it before the next step
@@ -82,8 +78,8 @@ def ascend(
     return Ascent(theta, torch.stack(losses) if losses else identity.weights[0].new_empty(0))
 
 
-def _loss_and_gradient(objective: Callable[[Theta], Tensor], theta: Theta, loss_scale: float) -> tuple[Tensor, Theta]:
-    """The mean objective at theta, and its gradient. The graph, which holds theta, is freed on return."""
+def loss_and_gradient(objective: Callable[[Theta], Tensor], theta: Theta, loss_scale: float) -> tuple[Tensor, Theta]:
+    """The mean objective at theta, and its gradient times ``loss_scale``. The graph, which holds theta, is freed."""
     leaves = theta.rebuild(tensor.detach().requires_grad_() for tensor in theta.tensors())
     with torch.enable_grad():
         # Views, because torch's flop counter cannot follow autograd.grad where a module's inputs are leaves.

@@ -28,7 +28,7 @@ class AdversaryConfig:
     """The adversary: how LR is made from HR, and the inner ascent on F's parameters"""
 
     strategy: Strategy = "pgd"
-    """pgd: complete AND, ascent from identity networks; fast: the same in 4 passes, 3 of them through a quarter of G;
+    """pgd: complete AND, ascent from identity networks; fast: the same by a pass over each quarter of a picture;
     none: no adversary, LR by clean pooling; bicubic: the same by antialiased bicubic; noise: ascent on noise added to
     the clean LR; random: a random point of the ball, no ascent; style: ascent from F with random kernels, not
     identities (fails, as in the paper); pgd_random_start: ascent around a random point; synthetic: Real-ESRGAN's

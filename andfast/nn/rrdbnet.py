@@ -110,15 +110,8 @@ class RRDBNet(nn.Module):
         out: Tensor = self.conv_last(self.conv_hr(self.conv_up2(self.conv_up1(features))))
         return out
 
-    def truncated_body(self, stride: int) -> nn.Sequential:
-        """Every ``stride``-th RRDB, the first included: a cheaper body for :meth:`forward`."""
-        return cast(nn.Sequential, self.body[::stride])
-
-    def frozen_body(
-        self, device: torch.device, dtype: torch.dtype, stride: int = 1
-    ) -> Callable[[Tensor], Tensor] | None:
-        """The dense blocks of every ``stride``-th RRDB as one op, with their weights packed now for features of this
-        dtype on this device.
+    def frozen_body(self, device: torch.device, dtype: torch.dtype) -> Callable[[Tensor], Tensor] | None:
+        """All dense blocks as one op, with their weights packed now for features of this dtype on this device.
 
         None where ``impl`` resolves to neither "cuda" nor "triton". No gradient reaches the weights.
         """
@@ -128,7 +121,7 @@ class RRDBNet(nn.Module):
             return None
         layers = [
             layer
-            for rrdb in self.truncated_body(stride)
+            for rrdb in self.body
             for block in rrdb.children()
             for layer in cast(_ResidualDenseBlock, block).convolutions()
         ]

@@ -24,11 +24,13 @@ from andfast.adversary.strategies import (
     Strategy,
     StyleShift,
 )
+from andfast.adversary.strategies.fast import SMALLEST_WINDOW, quarters
 from andfast.config.adversary import WITH_ASCENT, WITH_BALL, AdversaryConfig
 from andfast.config.adversary import Strategy as Name
 from andfast.functional import blur_pool
 from andfast.metrics.psnr import mean_psnr
 from andfast.nn import RRDBNet, Theta
+from andfast.nn.interpolation_start import start_as_interpolation
 from andfast.resize import bicubic_downscale
 from andfast.training.build import build_strategy
 from andfast.training.cuda_graph import CUDAGraphCallable
@@ -153,39 +155,98 @@ def test_pgd_is_the_attack() -> None:
     assert_equal(PGD().search(attack, hr, draw)[1], attack.search(hr, draw)[1])
 
 
-def test_fast_runs_a_part_of_the_generator_in_early_passes() -> None:
-    """Every fourth RRDB in three passes, all of them in the last, whose loss alone is known."""
+@pytest.mark.parametrize(("height", "width"), [(16, 16), (17, 23), (24, 15), (9, 40), (1, 1), (64, 64)])
+def test_quarters_cover_the_picture_once(height: int, width: int) -> None:
+    """Or as often as a side that is not divided has them repeat; first halves are even."""
+    windows, count = quarters(height, width), torch.zeros(height, width)
+    for window in windows:
+        window.of(count).add_(1)
+        assert window.area == window.of(count).numel() > 0
+        assert window.top % 2 == window.left % 2 == 0
+    divided = [side >= 2 * SMALLEST_WINDOW for side in (height, width)]
+    assert len(windows) == 4
+    assert (count == 4 / 2 ** sum(divided)).all()
+    assert all(window.bottom - window.top >= SMALLEST_WINDOW for window in windows) or not divided[0]
+
+
+@pytest.mark.parametrize("reused", [True, False])
+def test_fast_is_a_step_per_quarter(reused: bool) -> None:
+    """In float64, written out: kernels and slopes step in each pass, the noise of a quarter in its own."""
+    attack, hr = fast_attack(reused), crops(2, 64).double()
+    draw = FastPGD().draw(attack, hr, SEED)
+    _, ascent = FastPGD().search(attack, hr, draw)
+    ball, identity, factors = attack.settings.ball, draw.identity, draw.factors
+    weights, slopes = identity.weights, identity.slopes
+    losses = []
+    for top, left in ((0, 0), (1, 1), (0, 1), (1, 0)):
+        half = (slice(None), slice(None), slice(32 * top, 32 * top + 32), slice(32 * left, 32 * left + 32))
+        low = (slice(None), slice(None), slice(8 * top, 8 * top + 8), slice(8 * left, 8 * left + 8))
+        zeros = [noise[half if k < 5 else low] for k, noise in enumerate(identity.noises)]
+        theta = Theta(
+            *(tuple(t.clone().requires_grad_() for t in group) for group in (weights, zeros, slopes))  # type: ignore
+        )
+        loss = (attack.generator(attack.degradation(hr[half], theta)) - hr[half]).abs().mean()
+        gradient = theta.rebuild(iter(torch.autograd.grad(loss, tuple(theta.tensors()))))
+        start = identity._replace(noises=tuple(zeros))
+        moved = ball.with_radii({"noise": ball.noise / 2}).step(
+            theta.detach(), gradient, start, 1.0, factors=factors, impl="reference"
+        )
+        weights, slopes = moved.weights, moved.slopes
+        losses.append(loss.detach())
+        for k, noise in enumerate(moved.noises):
+            torch.testing.assert_close(ascent.theta.noises[k][half if k < 5 else low], noise, rtol=1e-6, atol=1e-9)
+    for ours, theirs in zip((*weights, *slopes), (*ascent.theta.weights, *ascent.theta.slopes), strict=True):
+        torch.testing.assert_close(theirs, ours, rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(ascent.losses, torch.stack(losses).mean()[None])
+    used = ball.overshoot(ascent.theta, identity, factors)[1:]  # color has a radius of 0
+    assert used.max() <= 1 + 1e-6
+
+
+def fast_attack(reused: bool = True, **settings: Any) -> Attack:
+    """On a G that depends on LR, in float64, with radii per image."""
     torch.manual_seed(0)
-    generator = RRDBNet(features=6, blocks=5, growth=3)
-    attack, hr = make(generator=generator).attack, crops(2)
-    calls = [0] * 5
-    for number, block in enumerate(generator.body):
-        block.register_forward_hook(lambda *_, number=number: calls.__setitem__(number, calls[number] + 1))
-    thetas: list[Theta] = []
-    settings = replace(attack.settings, steps=4, step_size=0.4, early_stride=4)
-    start = PGD().draw(attack, hr, SEED)
-    _, ascent = replace(attack, settings=settings).search(hr, start, thetas.append)
-    assert calls == [4, 1, 1, 1, 4]
-    _, fast = FastPGD().search(attack, hr, start)
-    assert_equal(fast.theta, ascent.theta)
+    generator = RRDBNet(features=6, blocks=1, growth=3)
+    start_as_interpolation(generator)
+    ball = PRESETS["symmetric"].ball_for(64, 64, 8)
+    return make(
+        generator=generator.double(),
+        settings={"ball": ball, "image_radius": "uniform", "patch_size": 64} | settings,
+        attack={"reuse": ReuseOptions(closed_form_first_step=reused)},
+    ).attack
+
+
+def test_fast_raises_the_loss_and_stays_in_a_joint_ball() -> None:
+    hr = crops(3, 64).double()
+    attack = fast_attack(ball=Ball(0.02, 0.3, 0.02, joint=True), image_radius="fixed")
+    draw = FastPGD().draw(attack, hr, SEED)
+    theta = FastPGD().search(attack, hr, draw)[1].theta
+    assert attack.settings.ball.overshoot(theta, draw.identity).max() <= 1 + 1e-6
     with torch.no_grad():
-        truncated = (generator(blur_pool(hr, 4), generator.body[::4]) - hr).abs().mean()
-        last = (generator(attack.degradation(hr, thetas[2])) - hr).abs().mean()
-    torch.testing.assert_close(ascent.losses[0], truncated, rtol=1e-5, atol=0)
-    torch.testing.assert_close(fast.losses, last[None], rtol=1e-5, atol=0)
+        before, after = (
+            (attack.generator(attack.degradation(hr, networks)) - hr).abs().mean((1, 2, 3))
+            for networks in (draw.identity, theta)
+        )
+    assert (after > before).all()
 
 
-def test_truncated_passes_use_cast_weights() -> None:
-    """The same bits as with autocast's own casts."""
-    torch.manual_seed(0)
-    hr, ascents = crops(2), []
-    for cast_weights in (True, False):
-        torch.manual_seed(0)
-        generator = RRDBNet(features=6, blocks=4, growth=3)
-        reuse = ReuseOptions(cast_weights=cast_weights)
-        attack = make(generator=generator, attack={"autocast": torch.bfloat16, "reuse": reuse}).attack
-        ascents.append(FastPGD().search(attack, hr, PGD().draw(attack, hr, SEED))[1])
-    assert_equal(*ascents)
+def test_fast_passes_see_a_quarter_of_the_picture() -> None:
+    """So that all of them cost as much of G as one pass, and the discriminator sees none of them."""
+    step = step_of("fast", discriminator="vgg", size=64)
+    attack, hr, shapes = step.attack, crops(2, 64), []
+    assert step.discriminator is not None
+    attack.generator.register_forward_hook(lambda _, args, __: shapes.append(tuple(args[0].shape)))
+    step.discriminator.register_forward_hook(lambda *_: pytest.fail("the discriminator was called"))
+    lr_of(FastPGD(), attack, hr)
+    assert shapes == [(2, 3, 8, 8)] * 4
+
+
+@pytest.mark.parametrize("per_network", [2, 0])
+def test_fast_with_shared_networks_and_odd_sides(per_network: int) -> None:
+    attack = make(settings={"images_per_network": per_network}).attack
+    lr, clean = lr_of(FastPGD(), attack, crops(2, 84)[..., :76])
+    assert lr.shape == clean.shape == (2, 3, 21, 19)
+    assert lr.isfinite().all()
+    assert not torch.equal(lr, clean)
 
 
 def test_classical_lr() -> None:
