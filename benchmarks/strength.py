@@ -47,6 +47,14 @@ ALL: Final = "all"
 """The whole ball, among the names of its groups."""
 
 
+class InBF16(DegradationNetwork):
+    """F under bf16 autocast."""
+
+    def forward(self, hr: Tensor, theta: Theta) -> Tensor:
+        with torch.autocast(hr.device.type, torch.bfloat16):
+            return super().forward(hr, theta).float()
+
+
 @dataclass(frozen=True)
 class Row:
     """An attack.
@@ -56,6 +64,7 @@ class Row:
         strategy: makes LR.
         settings: of AttackSettings, in place of the exact attack's.
         options: of Attack, likewise.
+        degradation: class of F in the attack.
         tf32: F's products are of TF32 values, emulated by the reference implementation, which a CPU takes.
     """
 
@@ -63,6 +72,7 @@ class Row:
     strategy: Strategy = field(default_factory=PGD)
     settings: Mapping[str, Any] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
+    degradation: type[DegradationNetwork] = DegradationNetwork
     tf32: bool = False
 
 
@@ -80,6 +90,7 @@ ROWS: Final[dict[str, Row]] = {
     "random": Row("`random`, no ascent", RandomPoint()),
     "bf16": Row("`pgd`, G in bf16", options={"autocast": torch.bfloat16}),
     "mixed": Row("`pgd`, G, F and noise in bf16", settings={"noise_dtype": torch.bfloat16}, options=_MIXED),
+    "f-bf16": Row("`pgd`, F and noise in bf16", settings={"noise_dtype": torch.bfloat16}, degradation=InBF16),
     "tf32": Row("`pgd`, F in TF32", tf32=True),
     "fp16-noise": Row("`pgd`, noise in fp16", settings={"noise_dtype": torch.float16}),
 }
@@ -155,12 +166,15 @@ class Setup:
         """Gain per image and draw, (draws * N,), and the median time of the attack per image in milliseconds."""
         gains, times = [], []
         settings = replace(self.settings, ball=ball, **row.settings)
-        degradation = DegradationNetwork(self.generator.scale, smallest_slope=ball.smallest_slope)
+        exact, attacked = (
+            network(self.generator.scale, smallest_slope=ball.smallest_slope)
+            for network in (DegradationNetwork, row.degradation)
+        )
         for draw in range(self.draws):
             for number, hr in enumerate(self.hr.split(self.batch)):
                 # A sum over images, scaled to the mean over a training batch.
                 objective = Objective(l1=hr.shape[0] * hr.shape[2] * hr.shape[3] / BATCH_PIXELS)
-                attack = Attack(degradation, self.generator, objective, settings, **row.options)
+                attack = Attack(attacked, self.generator, objective, settings, **row.options)
                 start = row.strategy.draw(attack, hr, StepSeed((draw, 0, number)))
                 if hr.is_cuda and not times:
                     row.strategy.search(attack, hr, start)  # compiles kernels
@@ -169,7 +183,7 @@ class Setup:
                     theta: Theta = row.strategy.search(attack, hr, start)[1].theta
                 times.append((_now(hr) - begun) * 1e3 / hr.shape[0])
                 with torch.no_grad():
-                    degraded = degradation(hr, _in_fp32(theta))
+                    degraded = exact(hr, _in_fp32(theta))
                     gains.append(self.losses(degraded, hr) - self.losses(blur_pool(hr, self.generator.scale), hr))
         return torch.cat(gains), statistics.median(times)
 
@@ -230,8 +244,8 @@ def measure(setup: Setup, rows: Sequence[str], groups: Sequence[str]) -> list[di
         exact, exact_time = setup.gains(ROWS[EXACT], ball)
         for name in rows:
             gains, milliseconds = (exact, exact_time) if name == EXACT else setup.gains(ROWS[name], ball)
-            found = {"row": name, "label": ROWS[name].label, "group": group, "ms_per_image": milliseconds}
-            results.append(found | strength(gains, exact) | {"gains": gains.tolist()})
+            entry = {"row": name, "label": ROWS[name].label, "group": group, "ms_per_image": milliseconds}
+            results.append(entry | strength(gains, exact) | {"gains": gains.tolist()})
             print(f"{group}: {name}: mean {results[-1].get('mean', float('nan')):.3f}", file=sys.stderr, flush=True)
     return results
 

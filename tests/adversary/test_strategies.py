@@ -231,7 +231,7 @@ def test_fast_raises_the_loss_and_stays_in_a_joint_ball() -> None:
 
 def test_fast_passes_see_a_quarter_of_the_picture() -> None:
     """So that all of them cost as much of G as one pass, and the discriminator sees none of them."""
-    step = step_of("fast", discriminator="vgg", size=64)
+    step = step_of("fast", discriminator="unet", size=64)
     attack, hr, shapes = step.attack, crops(2, 64), []
     assert step.discriminator is not None
     attack.generator.register_forward_hook(lambda _, args, __: shapes.append(tuple(args[0].shape)))

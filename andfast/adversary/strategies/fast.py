@@ -60,29 +60,24 @@ class FastPGD(PGD):
         content = replace(attack, objective=replace(attack.objective, discriminator=None, gan_loss=None))
         form = layout.memory_format(hr)
         theta = identity._replace(noises=tuple(noise.clone(memory_format=form) for noise in identity.noises))
-        targets, losses = attack.targets(hr), []
+        targets = attack.targets(hr)
+        losses: list[Tensor] = []
         windows = quarters(hr.shape[2] // scale, hr.shape[3] // scale)
         picture = hr.shape[2] * hr.shape[3] // scale**2
         with content.frozen_losses(hr) as loss_of:
             for number, window in enumerate(windows):
                 part = window.of(hr, scale).contiguous(memory_format=form)
+                own = _crop(theta, window, scale)
+                own = own._replace(noises=tuple(noise.contiguous(memory_format=form) for noise in own.noises))
                 loss = loss_of(part, content.objective.targets(part))
                 at_identity = number == 0 and attack.reuse.closed_form_first_step
                 degrade = attack.degradation.closed_form_first_step if at_identity else attack.run_degradation
-                value, gradient = loss_and_gradient(
-                    _composed(loss, degrade, part), _crop(theta, window, scale), attack.loss_scale
-                )
+                value, gradient = loss_and_gradient(_composed(loss, degrade, part), own, attack.loss_scale)
                 losses.append(value * (window.area / picture / len(windows) * len(set(windows))))
                 share = ball.with_radii({"noise": ball.noise * math.sqrt(window.area / picture)})
-                moved = share.step(
-                    _crop(theta, window, scale),
-                    gradient,
-                    _crop(identity, window, scale),
-                    1.0,
-                    factors=factors,
-                    impl=attack.degradation.impl,
-                )
-                del gradient
+                center, impl = _crop(identity, window, scale), attack.degradation.impl
+                moved = share.step(own, gradient, center, 1.0, factors=factors, impl=impl)
+                del own, gradient
                 theta = _merge(theta, moved, window, scale)
         if ball.joint:  # each pass kept its own quarter and the global parts inside, not all of them together
             theta = project(theta, identity, ball, factors)
