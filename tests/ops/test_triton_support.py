@@ -18,7 +18,7 @@ def gpu(monkeypatch):
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (8, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index=0: (8, 0))
     monkeypatch.setattr(dispatch, "_logged", set())
     yield monkeypatch
     triton_support._why_not_here.cache_clear()

@@ -30,7 +30,7 @@ def fake_machine(monkeypatch, archs="8.0:9.0+PTX", version="13.0", *capabilities
     monkeypatch.setattr(torch.version, "cuda", version)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: bool(capabilities))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: len(capabilities))
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: capabilities[index])
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index=0: capabilities[index])
 
 
 @pytest.mark.parametrize(
