@@ -3,7 +3,7 @@
 #
 #     bash benchmarks/gpu_session.sh FOLDER [PART...]
 #
-# FOLDER gets a folder per part and its log. Parts: tests, convolution, step, profile, tune, compiled, ops; all of them, in
+# FOLDER gets a folder per part and its log. Parts: tests, convolution, step, profile, tune, compiled, ops; all, in
 # this order and in 13 minutes at most, if none is named. PYTHON names the interpreter: .venv's if there is one, else
 # python3. GPU_CHECK_ARGS is added to the parts of benchmarks.gpu_check: "--allow-cpu --quick" tries them without a GPU.
 set -uo pipefail
