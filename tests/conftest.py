@@ -1,7 +1,9 @@
 """Shared by all tests: hypothesis profile, random seed, skips of marked tests that this machine cannot run."""
 
 import os
+import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
@@ -48,3 +50,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def _seeded() -> None:
     """Every test starts from the same random state."""
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def terminal_signals() -> Iterator[None]:
+    """SIGHUP and SIGINT as a terminal's processes have them; after nohup and in the background they are ignored."""
+    defaults = {signal.SIGHUP: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
+    earlier = {number: signal.signal(number, handler) for number, handler in defaults.items()}
+    yield
+    for number, handler in earlier.items():
+        signal.signal(number, handler)

@@ -18,7 +18,7 @@ from andfast.training.checkpoint import latest, load_checkpoint
 from andfast.training.failure import load_failure
 from andfast.training.metrics_log import read_metrics
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("terminal_signals")]
 
 OPS = {
     "ascent_step", "blur_pool", "degradation_block", "identity_gradients", "mean_distance", "residual_dense_block",

@@ -14,6 +14,8 @@ import torch
 from andfast.training.failure import NonFiniteLossError, dump_failure, largest_gradient, load_failure
 from andfast.training.signals import SIGNALS, GracefulStop, StopRequested
 
+pytestmark = pytest.mark.usefixtures("terminal_signals")
+
 
 def test_error_names_loss_step_and_dump(tmp_path: Path) -> None:
     dump = dump_failure(tmp_path, stage="gan", step=12, name="perceptual", state={})

@@ -23,6 +23,8 @@ from andfast.training.checkpoint import checkpoints, load_checkpoint, save_check
 from andfast.training.metrics_log import read_metrics
 from andfast.training.step_runner import StepRunner
 
+pytestmark = pytest.mark.usefixtures("terminal_signals")
+
 
 def newest(folder: Path) -> Any:
     return load_checkpoint(checkpoints(folder / "run")[-1])
