@@ -1,5 +1,6 @@
 """The strength benchmark: its yardstick, its results, costs and errors."""
 
+import argparse
 import json
 from pathlib import Path
 
@@ -31,6 +32,12 @@ def weights(path: Path, scale: int = 4, **sizes: int) -> Path:
     start_as_interpolation(generator)
     save_weights(path, generator)
     return path
+
+
+def one_photograph(file: Path, photos: str, *arguments: str) -> argparse.Namespace:
+    """Options for 32 x 32 pixels of one photograph, in the whole ball."""
+    command = ["--weights", str(file), "--photos", photos, "--patch=32", "--images=1", "--groups", "all"]
+    return strength.parse([*command, *arguments])
 
 
 @pytest.fixture
@@ -75,20 +82,7 @@ def test_groups_are_those_of_the_ball_by_default() -> None:
 def test_rows_differ_from_the_exact_attack(costs: None, photos: str, tmp_path: Path) -> None:
     """In their theta, not only in their labels; a second draw has other networks."""
     file = weights(tmp_path / "g.safetensors", features=6, blocks=1, growth=3)
-    options = strength.parse(
-        [
-            "--weights",
-            str(file),
-            "--photos",
-            photos,
-            "--patch=32",
-            "--images=1",
-            "--groups",
-            "all",
-            "--draws=2",
-            "--channels=8",
-        ]
-    )
+    options = one_photograph(file, photos, "--draws=2", "--channels=8")
     entries = strength.run(options)["networks"][0]["strength"]
     assert [entry["row"] for entry in entries] == list(ROWS)
     gains = {entry["row"]: tuple(entry["gains"]) for entry in entries}
@@ -99,22 +93,7 @@ def test_rows_differ_from_the_exact_attack(costs: None, photos: str, tmp_path: P
 @pytest.mark.slow
 def test_generator_of_full_size(costs: None, photos: str, tmp_path: Path) -> None:
     file = weights(tmp_path / "full.safetensors")
-    options = strength.parse(
-        [
-            "--weights",
-            str(file),
-            "--photos",
-            photos,
-            "--patch=32",
-            "--images=1",
-            "--draws=1",
-            "--groups",
-            "all",
-            "--rows",
-            "pgd",
-            "fast",
-        ]
-    )
+    options = one_photograph(file, photos, "--draws=1", "--rows", "pgd", "fast")
     network = strength.run(options)["networks"][0]
     assert (network["blocks"], network["features"]) == (23, 64)
     assert network["strength"][1]["mean"] > 0.5
