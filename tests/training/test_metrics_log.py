@@ -4,6 +4,7 @@ import json
 import math
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +112,11 @@ def test_tensorboard_drops_repeated_steps(tmp_path: Path) -> None:
         for step in range(1, 6):
             log.write("net", step, {"loss": 1.0 * step, "impl": "cpp"}, {"seconds": 2.0})
         log.write("gan", 1, {"loss": 7.0})
+        opened = time.time()
         log.sync()
+    # TensorBoard reads event files by name: the second they were opened in, then a number that is not padded.
+    while int(time.time()) <= int(opened):
+        time.sleep(0.05)
     with MetricsLog(tmp_path, tensorboard=True, resume_from=("net", 3)) as log:
         log.write("net", 4, {"loss": 40.0})
         log.write("gan", 1, {"loss": 70.0})
