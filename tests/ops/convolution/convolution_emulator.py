@@ -3,11 +3,10 @@
 import ctypes
 import dataclasses
 import functools
+import hashlib
 import math
 import os
-import shutil
 import subprocess
-import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -38,7 +37,8 @@ from convolution_structs import (
 from torch import Tensor
 
 FOLDER = Path(__file__).resolve().parent
-SOURCES = FOLDER.parents[2] / "csrc" / "convolution"
+ROOT = FOLDER.parents[2]
+SOURCES = ROOT / "csrc" / "convolution"
 COMPILER = os.environ.get("CXX", "c++").split()[-1]
 FLAGS = ("-O2", "-std=c++20", "-fPIC", "-shared", "-fno-strict-aliasing", "-Wall", "-Wextra", "-Wno-unknown-pragmas")
 ROUNDING = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}  # at most, of a normal number
@@ -55,15 +55,22 @@ class Report(ctypes.Structure):
 
 @functools.cache
 def compiled(driver: str, headers: Path = SOURCES, *flags: str) -> ctypes.CDLL:
-    """The emulator's shared library for a driver, a .cpp in emulator/, with the kernels in ``headers``."""
-    folder = Path(tempfile.mkdtemp(prefix="andfast-emulator-"))
-    try:
-        library = folder / "emulator.so"
-        command = [COMPILER, *FLAGS, *flags, "-DANDFAST_EMULATOR", f"-I{headers}", f"-I{FOLDER}"]
-        subprocess.run([*command, str(FOLDER / "emulator" / driver), "-o", str(library)], check=True)
-        loaded = ctypes.CDLL(str(library))
-    finally:
-        shutil.rmtree(folder)
+    """The emulator's shared library for a driver, a .cpp in emulator/, with the kernels in ``headers``.
+
+    It is kept in build/, by a hash of all that it is made of, so that test processes compile it once.
+    """
+    command = [COMPILER, *FLAGS, *flags, "-DANDFAST_EMULATOR", str(FOLDER / "emulator" / driver)]
+    content = hashlib.sha256(subprocess.run([COMPILER, "--version"], check=True, capture_output=True).stdout)
+    content.update(repr([driver, *FLAGS, *flags]).encode())
+    for file in sorted([*headers.iterdir(), *(FOLDER / "emulator").iterdir()]):
+        content.update(file.name.encode() + file.read_bytes())
+    library = ROOT / "build" / "emulators" / f"{content.hexdigest()}.so"
+    if not library.exists():
+        library.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = library.with_suffix(f".{os.getpid()}")
+        subprocess.run([*command, f"-I{headers}", f"-I{FOLDER}", "-o", str(unfinished)], check=True)
+        unfinished.replace(library)
+    loaded = ctypes.CDLL(str(library))
     loaded.packed_elements.restype = ctypes.c_int64
     loaded.run.restype = ctypes.c_char_p
     if hasattr(loaded, "run_dense_blocks"):

@@ -61,16 +61,10 @@ int64_t launch_problem(const Problem& problem, int multiprocessors) {
     return 0;
   }
   return with_kernel(shape, [&]<bool kRows, Resampling kResampling>() -> int64_t {
-#ifdef ANDFAST_ONLY_ROWS  // 0 or 1; one kernel, in bf16, which compiles in half of the time
-    if constexpr (kRows == ANDFAST_ONLY_ROWS && kResampling == static_cast<Resampling>(ANDFAST_ONLY_RESAMPLING)) {
-      return launch_kernel<Dtype::kBFloat16, kRows, kResampling>(problem, multiprocessors);
-    }
-    emulator::error("no such kernel");
-    return 0;
-#else
+#ifndef ANDFAST_ONLY_BFLOAT16  // which compiles in half of the time
     if (shape.dtype == Dtype::kHalf) return launch_kernel<Dtype::kHalf, kRows, kResampling>(problem, multiprocessors);
-    return launch_kernel<Dtype::kBFloat16, kRows, kResampling>(problem, multiprocessors);
 #endif
+    return launch_kernel<Dtype::kBFloat16, kRows, kResampling>(problem, multiprocessors);
   });
 }
 
