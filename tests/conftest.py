@@ -27,6 +27,9 @@ hypothesis.settings.load_profile("andfast")
 # Triton 3.9 warns unless fusion of a * b + c is configured; 1 is the default of 3.6 and 3.9.
 os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
 
+# Scalar code is enough here: Inductor finds a CPU's vector instructions with six compilations and processes, 18 s.
+os.environ.setdefault("TORCHINDUCTOR_VEC_ISA_OK", "0")
+
 # One thread per process: for small tensors, threads waiting for each other on a busy machine cost minutes.
 torch.set_num_threads(1)
 

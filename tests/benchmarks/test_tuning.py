@@ -159,7 +159,7 @@ else:
 
     @pytest.mark.slow
     def test_launches_in_the_interpreter() -> None:
-        triton_interpreter.run(__file__, "test_errors")
+        triton_interpreter.run(__file__, keyword="test_errors")
 
 
 class Event:

@@ -1,7 +1,8 @@
 """Run kernel tests in Triton's interpreter, in a process of their own; run code in a process without Triton.
 
-TRITON_INTERPRET must be set before triton is imported and must not leak into other tests. So a test file reruns itself
-in a subprocess with TRITON_INTERPRET=1; tests under ``if INTERPRETED`` run there only, after :func:`repair`.
+TRITON_INTERPRET must be set before triton is imported and must not leak into other tests. So an op's test file reruns
+itself, and others of its op, in a subprocess with TRITON_INTERPRET=1; tests under ``if INTERPRETED`` run there only,
+after :func:`repair`.
 """
 
 import os
@@ -22,11 +23,19 @@ quiet = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 """The interpreter computes with NumPy, which warns about non-finite values."""
 
 
-def run(file: str, keyword: str = "") -> None:
-    """Rerun the tests of a file that match a keyword expression in the interpreter; fail unless all pass."""
+SCHEMA_AND_FAKE = ("test_schema", "test_faketensor")
+"""opcheck's tests of what depends on the implementation; tests of the ops check autograd and tracing."""
+
+
+def run(file: str, *siblings: str, keyword: str = "") -> None:
+    """Rerun the tests of a file, and of files beside it, that match a keyword expression in one interpreter.
+
+    Fails unless all pass.
+    """
+    files = [file, *(str(Path(file).with_name(name)) for name in siblings)]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST")}
     environment.update(TRITON_INTERPRET="1", OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1")
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", keyword, file]
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", keyword, *files]
     done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
 

@@ -1,4 +1,7 @@
-"""The ascent step's Triton kernels for groups with parts against the definition in float64, in Triton's interpreter."""
+"""The ascent step's Triton kernels for groups with parts against the definition in float64.
+
+test_ascent_step_kernels.py runs this file in Triton's interpreter.
+"""
 
 import pytest
 import torch
@@ -9,16 +12,9 @@ from triton_interpreter import INTERPRETED
 from andfast.functional import ascent_step, dispatch
 from andfast.functional.ascent_parts import KernelParts, ZeroMean
 
-CASES = 40
+CASES = 28
 
 pytestmark = triton_interpreter.quiet
-
-
-if not INTERPRETED:
-
-    @pytest.mark.slow
-    def test_in_the_interpreter() -> None:
-        triton_interpreter.run(__file__)
 
 
 if INTERPRETED:

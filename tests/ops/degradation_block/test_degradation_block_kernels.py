@@ -26,7 +26,7 @@ from andfast.kernels.common.config import PRECISIONS, KernelConfig, channel_bloc
 from andfast.kernels.degradation_block import saved as saved_form
 from andfast.kernels.degradation_block.configs import TABLE
 
-CASES = 70
+CASES = 42
 GROUP = 14
 
 pytestmark = triton_interpreter.quiet
@@ -39,7 +39,7 @@ if not INTERPRETED:
 
     @pytest.mark.slow
     def test_in_the_interpreter() -> None:
-        triton_interpreter.run(__file__)
+        triton_interpreter.run(__file__, "test_row_kernels.py")
 
     def test_explicit_impl_reports_missing_device() -> None:
         with pytest.raises(RuntimeError, match=r"impl='triton' of degradation_block .* CUDA devices.*'cpu'"):
@@ -133,7 +133,7 @@ if INTERPRETED:
         dtype = torch.float16 if seed % 5 == 4 else torch.float32
         n = g.choice([1, 1, 1, 2])
         c_in, c_out = (g.choice([1, 2, 3, 3, 5, 7, 8, 13, 16, 17]) for _ in range(2))
-        if seed % 40 == 7:
+        if seed % 20 == 7:
             c_in, c_out = g.choice([(64, 3), (3, 64), (33, 65)])
         height, width = (g.choice([1, 1, 2, 3, 4, 5, 7, 8, 11, 13, 16]) for _ in range(2))
         config = g.choice(CONFIGS)
@@ -307,9 +307,8 @@ if INTERPRETED:
         arguments = _arguments(1)
         arguments[0] = arguments[0].contiguous(memory_format=torch.channels_last)
         leaves = [tensor.requires_grad_() for tensor in arguments]
-        torch.library.opcheck(FORWARD.default, (*leaves, "replicate", True, "triton"))
-        # The autograd and compile tests of opcheck have run; signs alone change only the outputs' shapes.
-        schema = ("test_schema", "test_faketensor")
+        schema = triton_interpreter.SCHEMA_AND_FAKE
+        torch.library.opcheck(FORWARD.default, (*leaves, "replicate", True, "triton"), test_utils=schema)
         torch.library.opcheck(FORWARD.default, (*leaves, "replicate", True, "triton", False), test_utils=schema)
         frozen = [tensor.detach() for tensor in leaves]
         torch.library.opcheck(FORWARD.default, (*frozen, "zeros", False, "triton", False), test_utils=schema)

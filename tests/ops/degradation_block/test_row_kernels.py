@@ -1,4 +1,7 @@
-"""The degradation block's row kernels: parity in Triton's interpreter, and compiled code."""
+"""The degradation block's row kernels: parity, and compiled code.
+
+test_degradation_block_kernels.py runs this file in Triton's interpreter.
+"""
 
 import random
 from typing import Any
@@ -19,10 +22,6 @@ pytestmark = triton_interpreter.quiet
 if not INTERPRETED:
     from andfast.kernels.common.compilation import compile_variant, excess, resources
     from andfast.kernels.degradation_block.variants import Variant, variants_of
-
-    @pytest.mark.slow
-    def test_in_the_interpreter() -> None:
-        triton_interpreter.run(__file__)
 
     CASES = [(architecture, kernel) for architecture, kernels in ROWS_CANDIDATES.items() for kernel in kernels]
 

@@ -25,7 +25,7 @@ if not INTERPRETED:
 
     @pytest.mark.slow
     def test_in_the_interpreter() -> None:
-        triton_interpreter.run(__file__, "not nothing_required")
+        triton_interpreter.run(__file__, keyword="not nothing_required")
 
     def test_auto_resolves_by_device_and_dtype(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(dispatch._TABLE[OP], "triton", dispatch.everywhere)
@@ -102,7 +102,9 @@ if INTERPRETED:
         x, grad = (torch.randn(2, 3, 4, 6).contiguous(memory_format=torch.channels_last) for _ in range(2))
         before, after = torch.randn(2, 2, 3, 5), torch.randn(2, 2, 3, 5)
         arguments = (x, grad, before, after, [5, 1], torch.float32, [True, False], True, "zeros", "triton")
-        torch.library.opcheck(torch.ops.andfast.identity_gradients.default, arguments)
+        torch.library.opcheck(
+            torch.ops.andfast.identity_gradients.default, arguments, test_utils=triton_interpreter.SCHEMA_AND_FAKE
+        )
 
     @pytest.mark.parametrize(("noise", "slope"), [("full", "layer"), ("single", "channel")])
     def test_closed_form_first_step_matches_reference(noise: str, slope: str) -> None:

@@ -1,6 +1,6 @@
-"""Chains of frozen blocks in Triton against the definition and against single blocks, in Triton's interpreter.
+"""Chains of frozen blocks in Triton against the definition and against single blocks.
 
-This file reruns itself in the interpreter, see triton_interpreter; tests under ``if INTERPRETED`` run only there.
+test_residual_dense_block_kernels.py runs this file in Triton's interpreter.
 """
 
 import pytest
@@ -29,13 +29,6 @@ def chain(blocks: int, **sizes: int) -> tuple[Tensor, list[Tensor], list[Tensor]
     parameters = [make_float32(**sizes)[1:] for _ in range(blocks)]
     weights, biases = ([tensor for block in parameters for tensor in block[kind]] for kind in (0, 1))
     return x.requires_grad_(), weights, biases
-
-
-if not INTERPRETED:
-
-    @pytest.mark.slow
-    def test_in_the_interpreter() -> None:
-        triton_interpreter.run(__file__)
 
 
 if INTERPRETED:
@@ -86,10 +79,12 @@ if INTERPRETED:
         packed = pack_dense_blocks(weights, biases, x.dtype, blocks_per_group=2, impl="triton")
         constants = (*packed[3:9], packed.impl)
         forward, backward = torch.ops.andfast.frozen_dense_blocks, torch.ops.andfast.frozen_dense_blocks_backward
-        torch.library.opcheck(forward.default, (x, *packed[:2], *constants, True))
+        utils = triton_interpreter.SCHEMA_AND_FAKE
+        torch.library.opcheck(forward.default, (x, *packed[:2], *constants, True), test_utils=utils)
         with torch.no_grad():
             out, signs = forward(x, *packed[:2], *constants, True)
-            torch.library.opcheck(backward.default, (torch.randn_like(out), signs, packed.backward, *constants))
+            arguments = (torch.randn_like(out), signs, packed.backward, *constants)
+            torch.library.opcheck(backward.default, arguments, test_utils=utils)
 
     def test_are_the_body_of_a_frozen_generator() -> None:
         torch.manual_seed(0)

@@ -6,6 +6,7 @@ interpreter computes bf16 incorrectly, so fp32 and fp16 are tested here, and bf1
 
 import itertools
 import random
+from collections.abc import Iterator
 from typing import Any
 
 import layouts
@@ -24,7 +25,7 @@ from andfast.functional.residual_dense_block_reference import residual_dense_blo
 from andfast.functional.selftest import self_test
 from andfast.kernels.common.config import KernelConfig
 
-CASES = 30
+CASES = 20
 NAMES = ("out", "x", *(f"weight {k}" for k in range(5)), *(f"bias {k}" for k in range(5)))
 
 pytestmark = triton_interpreter.quiet
@@ -44,7 +45,7 @@ if not INTERPRETED:
 
     @pytest.mark.slow
     def test_in_the_interpreter() -> None:
-        triton_interpreter.run(__file__)
+        triton_interpreter.run(__file__, "test_chain_kernels.py")
 
 
 # ------------------------------------------------------------------------------------------------- in the interpreter
@@ -146,10 +147,12 @@ if INTERPRETED:
             assert_near(tensor, exact, 1e-5 if x.dtype == torch.float32 else 4e-3, f"{name}, {what}")
 
     @pytest.fixture(autouse=True)
-    def _on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    def _on_cpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         """Enable impl="triton" on the CPU for the interpreter, with few programs, as each takes milliseconds."""
         monkeypatch.setitem(dispatch._TABLE["residual_dense_block"], "triton", dispatch.everywhere)
         _configure(monkeypatch, CONFIGS[0])
+        yield
+        convolution._plan.cache_clear()
 
     def _configure(monkeypatch: pytest.MonkeyPatch, config: KernelConfig) -> None:
         convolution._plan.cache_clear()
@@ -243,7 +246,8 @@ if INTERPRETED:
         x = x.contiguous(memory_format=memory_format).requires_grad_()
         leaves = [tensor.requires_grad_(not frozen) for tensor in (*weights, *biases)]
         weights, biases = leaves[:5], leaves[5:]
-        torch.library.opcheck(forward_op, (x, weights, biases, 0.2, 0.2, not frozen, "triton"))
+        utils = triton_interpreter.SCHEMA_AND_FAKE
+        torch.library.opcheck(forward_op, (x, weights, biases, 0.2, 0.2, not frozen, "triton"), test_utils=utils)
         with torch.no_grad():
             out, saved = forward_op(x, weights, biases, 0.2, 0.2, not frozen, "triton")
             needed = [not frozen] * 5
@@ -251,6 +255,7 @@ if INTERPRETED:
             torch.library.opcheck(
                 backward_op,
                 (torch.randn_like(out), saved, frozen_weights, 0.2, 0.2, True, needed, needed, "triton", x.detach()),
+                test_utils=utils,
             )
 
     @pytest.mark.parametrize("frozen", [False, True])

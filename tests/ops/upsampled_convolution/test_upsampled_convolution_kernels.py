@@ -26,7 +26,7 @@ from andfast.kernels.upsampled_convolution.configs import TABLE
 from andfast.nn import RRDBNet
 from andfast.nn.frozen import frozen as frozen_parameters
 
-CASES = 28
+CASES = 20
 NAMES = ("out", "x", "weight", "bias")
 
 pytestmark = triton_interpreter.quiet
@@ -52,7 +52,7 @@ if not INTERPRETED:
 
     @pytest.mark.slow
     def test_in_the_interpreter() -> None:
-        triton_interpreter.run(__file__, "test")
+        triton_interpreter.run(__file__)
 
     def test_runs_without_triton() -> None:
         triton_interpreter.run_without_triton(
@@ -250,13 +250,15 @@ if INTERPRETED:
         x, *parameters = make(2, 4, 9, 3, 4)
         x = x.contiguous(memory_format=memory_format).requires_grad_()
         parameters = [tensor.requires_grad_(not frozen) for tensor in parameters]
-        torch.library.opcheck(forward_op, (x, *parameters, 2, 0.2, frozen, "triton"))
+        utils = triton_interpreter.SCHEMA_AND_FAKE
+        torch.library.opcheck(forward_op, (x, *parameters, 2, 0.2, frozen, "triton"), test_utils=utils)
         with torch.no_grad():
             out, signs = forward_op(x, *parameters, 2, 0.2, True, "triton")
             needed, last = [True, not frozen, not frozen], memory_format == torch.channels_last
             kept, saved = (None, signs) if frozen else (x.detach(), out)
             grad, weight = torch.randn_like(out), parameters[0].detach()
-            torch.library.opcheck(backward_op, (grad, saved, kept, weight, 2, 0.2, needed, last, "triton"))
+            arguments = (grad, saved, kept, weight, 2, 0.2, needed, last, "triton")
+            torch.library.opcheck(backward_op, arguments, test_utils=utils)
 
     @pytest.mark.parametrize("frozen", [False, True])
     def test_compiles_to_one_graph(frozen: bool) -> None:
