@@ -46,29 +46,20 @@ NOTHING = ReuseOptions(closed_form_first_step=False, hr_features=False, cast_wei
 """What is stored was computed the long way."""
 
 
-def train(reuse: ReuseOptions = NOTHING, *, recovered: bool = False) -> dict[str, dict[str, list[float]]]:
-    """Both stages in float32 on the CPU, ANDGAN from ANDNet's averaged weights; losses by stage and name.
-
-    Args:
-        reuse: what a step computes once.
-        recovered: F keeps no z and takes the slopes' gradients from its layers' results, as a training run's does.
-    """
-    with _one_thread():
-        torch.manual_seed(0)
-        generator, discriminator = RRDBNet(features=8, blocks=1, growth=4), UNetDiscriminator(features=4)
-        vgg = PerceptualLoss({"conv1_2": 0.1}, weights="random")
-        with_gan = Objective(1.0, 1.0, 0.1, vgg, discriminator, GANLoss("vanilla"))
-        return {
-            "net": _stage(generator, Objective(1.0), 0, reuse, recovered=recovered),
-            "gan": _stage(generator, with_gan, 1, reuse, recovered=recovered),
-        }
-
-
-def train_net(steps: int, *, chunk_size: int = 0, compiler: str | None = None) -> dict[str, list[float]]:
-    """The first steps of stage net; losses by name.
+def train_net(
+    steps: int = STEPS,
+    reuse: ReuseOptions = NOTHING,
+    *,
+    recovered: bool = False,
+    chunk_size: int = 0,
+    compiler: str | None = None,
+) -> tuple[dict[str, list[float]], dict[str, Tensor]]:
+    """The first steps of stage net in float32 on the CPU; losses by name, and G's averaged weights.
 
     Args:
         steps: number of steps.
+        reuse: what a step computes once.
+        recovered: F keeps no z and takes the slopes' gradients from its layers' results, as a training run's does.
         chunk_size: images per chunk of the attack; 0 for all.
         compiler: backend of torch.compile for G; None for eager.
     """
@@ -77,7 +68,21 @@ def train_net(steps: int, *, chunk_size: int = 0, compiler: str | None = None) -
         generator = RRDBNet(features=8, blocks=1, growth=4)
         if compiler is not None:
             compile_networks(generator, None, backend=compiler)
-        return _stage(generator, Objective(1.0), 0, ReuseOptions(), chunk_size, steps=steps)
+        losses = _stage(generator, Objective(1.0), 0, reuse, chunk_size, recovered=recovered, steps=steps)
+        return losses, generator.state_dict()
+
+
+def train_gan(
+    weights: dict[str, Tensor], steps: int = STEPS, reuse: ReuseOptions = NOTHING, *, recovered: bool = False
+) -> dict[str, list[float]]:
+    """The first steps of stage gan from these weights of G; losses by name."""
+    with _one_thread():
+        torch.manual_seed(0)
+        generator, discriminator = RRDBNet(features=8, blocks=1, growth=4), UNetDiscriminator(features=4)
+        vgg = PerceptualLoss({"conv1_2": 0.1}, weights="random")
+        generator.load_state_dict(weights)
+        objective = Objective(1.0, 1.0, 0.1, vgg, discriminator, GANLoss("vanilla"))
+        return _stage(generator, objective, 1, reuse, recovered=recovered, steps=steps)
 
 
 def train_against_batch_statistics(reuse: ReuseOptions = NOTHING, steps: int = STEPS) -> dict[str, list[float]]:
@@ -150,7 +155,12 @@ def differences(ours: dict[str, list[float]], theirs: dict[str, list[float]]) ->
 def main() -> None:
     """Rewrite losses.json."""
     before = json.loads(FILE.read_text()) if FILE.exists() else None
-    losses_by_case = {**train(), "gan, batch statistics": train_against_batch_statistics()}
+    net, weights = train_net()
+    losses_by_case = {
+        "net": net,
+        "gan": train_gan(weights),
+        "gan, batch statistics": train_against_batch_statistics(),
+    }
     FILE.write_text(json.dumps({"torch": torch.__version__.split("+")[0], "losses": losses_by_case}, indent=1) + "\n")
     print(f"wrote {FILE.name}: {STEPS} steps of each stage, with torch {torch.__version__}")
     if before is not None and len(before["losses"]["net"]["loss"]) == STEPS:
