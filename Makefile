@@ -16,6 +16,8 @@ ROOFLINE_ARGS ?=
 # The tests of a file share a process, so that its fixtures train and compile once; files keep their order, short ones last.
 PARALLEL = -n $(JOBS) --dist loadfile --no-loadscope-reorder
 export PYTHON
+# pip compiles no bytecode (.ci/setup.sh); if it were not kept, each of the tests' processes would compile torch's, 4 s.
+unexport PYTHONDONTWRITEBYTECODE
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16

@@ -15,9 +15,10 @@ ema_decay: 0.5
 generator: {features: 8, blocks: 1, growth: 4}
 discriminator: {kind: unet, features: 4}
 degradation: {channels: 8}
+adversary: {steps: 2}
 loss: {perceptual_layers: {conv1_2: 0.1}, vgg_weights: random}
-net: {steps: 10, lr: 1.0e-3}
-gan: {steps: 10, lr: 1.0e-4}
+net: {steps: 6, lr: 1.0e-3}
+gan: {steps: 6, lr: 1.0e-4}
 data:
   train: ["package:skimage/data"]
   include: [astronaut.png, chelsea.png]

@@ -17,6 +17,7 @@ def test_mark_is_that_of_torch() -> None:
 def test_commands_start_without_the_compiler() -> None:
     program = (
         f"import sys; sys.path[:] = {sys.path}; import andfast.upscale, andfast.evaluate, andfast.doctor; "
+        "import andfast.training.loop; "
         "assert 'torch._dynamo' not in sys.modules"
     )
     assert os.spawnv(os.P_WAIT, sys.executable, [sys.executable, "-c", program]) == 0

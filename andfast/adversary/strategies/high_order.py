@@ -13,7 +13,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchvision.io import decode_jpeg, encode_jpeg
 
 Range = tuple[float, float]
 
@@ -234,6 +233,8 @@ def poisson_noise(x: Tensor, *, gray: bool, rng: np.random.Generator) -> Tensor:
 
 def jpeg(x: Tensor, quality: int) -> Tensor:
     """Compress (3, H, W) in [0, 1] with a JPEG codec, and decompress it; values outside are clamped."""
+    from torchvision.io import decode_jpeg, encode_jpeg  # noqa: PLC0415 - takes two seconds
+
     encoded = encode_jpeg(x.clamp(0, 1).mul(255).round().to(torch.uint8).contiguous(), quality)
     return decode_jpeg(encoded).to(x.dtype) / 255
 

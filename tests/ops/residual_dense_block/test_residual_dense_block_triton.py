@@ -4,7 +4,6 @@ import itertools
 
 import pytest
 import torch
-import triton_interpreter
 from dense_blocks import make_float32
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -12,14 +11,6 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from andfast.functional import dispatch, residual_dense_block
 from andfast.kernels.common.config import PRECISIONS, reduction_block, smallest_block
 from andfast.kernels.residual_dense_block.configs import CHANNEL_BLOCKS, OUTPUT_BLOCKS, TABLE
-
-
-def test_runs_without_triton() -> None:
-    triton_interpreter.run_without_triton(
-        "w = [torch.rand(2 if k < 4 else 3, 3 + 2 * k, 3, 3) for k in range(5)]\n"
-        "f.residual_dense_block(torch.rand(1, 3, 4, 4), w, [one[:, 0, 0, 0] for one in w])\n"
-        "import andfast.kernels.residual_dense_block.configs"
-    )
 
 
 def test_triton_is_unavailable_on_cpu() -> None:

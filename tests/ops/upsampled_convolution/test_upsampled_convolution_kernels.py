@@ -54,12 +54,6 @@ if not INTERPRETED:
     def test_in_the_interpreter() -> None:
         triton_interpreter.run(__file__)
 
-    def test_runs_without_triton() -> None:
-        triton_interpreter.run_without_triton(
-            "f.upsampled_convolution(torch.rand(1, 3, 4, 4), torch.rand(2, 3, 3, 3), torch.rand(2))\n"
-            "import andfast.kernels.upsampled_convolution.configs"
-        )
-
     def test_triton_is_unavailable_on_cpu() -> None:
         with pytest.raises(RuntimeError, match=r"impl='triton' of upsampled_convolution .* CUDA devices.*'cpu'"):
             upsampled_convolution(*make(), impl="triton")
