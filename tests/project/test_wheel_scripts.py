@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_packaging import copy_checkout, run, run_well
+from test_packaging import copy_checkout, quick_compiler, run, run_well
 
 from andfast.functional import extension
 
@@ -26,6 +26,7 @@ def test_prebuilt_library_is_packaged_without_torch(tmp_path: Path) -> None:
         "CPLUS_INCLUDE_PATH": str(Path(torch.__file__).parent / "include"),
         "ANDFAST_PREBUILT_OPS": str(extension.LIBRARY),
         "ANDFAST_CUDA_ARCHS": extension.cuda_archs().replace(":", ";"),
+        "CXX": quick_compiler(tmp_path),
     }
     run_well(*BUILD, "--outdir", tmp_path, ".", cwd=tree, **variables)
     (wheel,) = tmp_path.glob("andfast-*.whl")
