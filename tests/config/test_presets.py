@@ -48,10 +48,9 @@ def test_presets_have_the_numbers_of_the_paper() -> None:
 def test_demo_differs_in_sizes_only() -> None:
     demo, full = preset("demo"), TrainConfig(output=Path("x"))
     assert demo.stages == ["net", "gan"]
-    assert (demo.adversary.preset, demo.adversary.steps, demo.adversary.step_size) == ("calibrated", 5, None)
-    radii = (demo.adversary.radius_convolution, demo.adversary.radius_noise, demo.adversary.radius_slope)
-    assert all(radius is not None and radius > 0 for radius in radii)  # all three groups take part
+    assert demo.adversary.preset == full.adversary.preset == "symmetric"
+    radii = (demo.adversary.radius_kernel, demo.adversary.radius_rest, demo.adversary.radius_noise)
+    assert all(radius is not None and radius > 0 for radius in radii)  # all groups of its ball take part
     assert demo.generator.growth == 32  # the only growth that spandrel's ESRGAN supports
-    assert full.adversary.preset == "symmetric"
     assert dataclasses.replace(demo.degradation, channels=64) == full.degradation
     assert not set(demo.data.include) & set(demo.validation.include)
