@@ -7,10 +7,10 @@ JOBS ?= 2
 PYTEST_ARGS ?=
 GPU_CHECK_ARGS ?=
 CHECKED ?= tests/adversary tests/config tests/training tests/nn tests/project/test_language.py
-# What another torch or Triton can break: not parsing, files, drawing and reports, and not C++ that is compiled for the CPU.
+# What another torch or Triton can break: not parsing, files, drawing and reports, and not csrc/convolution by itself.
 NEWEST ?= tests/adversary tests/inference tests/losses tests/metrics tests/nn tests/ops tests/training tests/data/test_loader.py \
 	$(addprefix tests/commands/test_,calibrate.py degrade.py demo.py doctor.py evaluate.py export.py prepare.py upscale.py) \
-	--ignore-glob='*_emulator.py'
+	--ignore-glob='*_emulator.py' --ignore-glob='*mma_compile.py'
 FAULTS_ARGS ?=
 ROOFLINE_ARGS ?=
 # The tests of a file share a process, so that its fixtures train and compile once; files keep their order, short ones last.

@@ -130,7 +130,7 @@ class Calls(TorchDispatchMode):
 
 def counted(reuse: ReuseOptions, **options: Any) -> dict[str, int]:
     with Calls() as calls:
-        run(reuse, **options)
+        run(reuse, **{"dtype": torch.float32} | options)
     return calls.counts
 
 
