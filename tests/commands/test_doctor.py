@@ -14,6 +14,7 @@ from PIL import Image
 from andfast import doctor
 from andfast.config.files import dump
 from andfast.config.schema import (
+    AdversaryConfig,
     DataConfig,
     DegradationConfig,
     DiscriminatorConfig,
@@ -50,6 +51,7 @@ def config(tmp_path: Path, photos: Path) -> TrainConfig:
         precision="fp32",
         generator=GeneratorConfig(features=8, blocks=1, growth=4),
         degradation=DegradationConfig(channels=8),
+        adversary=AdversaryConfig(steps=3),
         discriminator=DiscriminatorConfig(kind="unet", features=8),
         loss=LossConfig(vgg_weights="random", perceptual_layers={"conv2_2": 1.0}),
         data=DataConfig(train=[str(photos)], patch_size=32),
@@ -319,7 +321,7 @@ def test_peak_scales_with_the_batch_size(config: TrainConfig) -> None:
 @pytest.mark.slow
 def test_chunking_bounds_the_memory_of_the_ascent() -> None:
     """At the paper's size in stage net, counted as the CPU runs it, whose ascent step has temporaries."""
-    paper = TrainConfig(output=Path("x"), device="cpu")
+    paper = TrainConfig(output=Path("x"), device="cpu", adversary=AdversaryConfig(steps=3))
     chunked, unchunked = (
         step_memory(replace(paper, adversary=replace(paper.adversary, chunk_size=size)), "net") for size in (None, 0)
     )

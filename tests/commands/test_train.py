@@ -94,9 +94,9 @@ def assert_same_run(run: Path, reference: Path) -> None:
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An uninterrupted run of both stages."""
+    """An uninterrupted run of both stages, without data workers."""
     folder = tmp_path_factory.mktemp("uninterrupted")
-    train(folder, *write_config(folder))
+    assert train_here(folder, *write_config(folder)) == 0
     return folder / "run"
 
 
