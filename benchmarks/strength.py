@@ -257,8 +257,9 @@ def markdown(results: Mapping[str, Any]) -> str:
     lines = [
         f"Gain in L1 loss over that of `pgd`: mean / 10% quantile / smallest over {results['images']} photographs x "
         f"{settings['draws']} draws, {settings['patch']}x{settings['patch']}, F of {settings['channels']} channels, "
-        f"preset `{settings['preset']}`. Operations: a step of stage `net` over a plain one, counted at full size. ms: "
-        f"the attack per image, measured on {on}. Commit {str(machine['commit'])[:7]}.",
+        f"preset `{settings['preset']}`, radii per image {PRESETS[settings['preset']].image_radius}. Operations: step "
+        f"of stage `net` over a plain one, counted at full size. ms: the attack per image, on {on}. "
+        f"Commit {str(machine['commit'])[:7]}.",
     ]
     for network in results["networks"]:
         size = f"{network['blocks']} blocks, {network['features']} features"
@@ -339,6 +340,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     settings = AttackSettings(
         preset.ball_for(side, side, options.channels),
         step_size=preset.step_size,
+        image_radius=preset.image_radius,
         patch_size=side,
         channels=options.channels,
     )

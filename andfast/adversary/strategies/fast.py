@@ -1,15 +1,15 @@
 """A cheaper attack: a pass over each quarter of the picture, in place of five over all of it."""
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Final, NamedTuple
 
 import torch
 from torch import Tensor
 
 from andfast.adversary.attack import Attack, Start
-from andfast.adversary.ball import project
+from andfast.adversary.ball import Ball, ConvolutionRadii
 from andfast.adversary.objective import Targets
 from andfast.adversary.pgd import Ascent, loss_and_gradient
 from andfast.adversary.strategies.pgd import PGD
@@ -43,9 +43,13 @@ class Window(NamedTuple):
 class FastPGD(PGD):
     """Projected gradient ascent whose passes see one quarter of the picture each; docs/method.md has its strength.
 
-    Kernels and slopes are global, so a part of the picture tells their gradient: they make a step of a whole radius in
-    each pass. Noise maps are local: a pass moves those of its quarter, within the quarter's share of their radius. All
-    passes together cost as much of G as one pass over the picture.
+    Kernels and slopes are global, so a quarter tells their gradient. Before each pass they are one step of a whole
+    radius from the identity, along the sum of the gradients so far (dual averaging, Xiao 2010). Noise maps are local:
+    each quarter's pass gives their gradient there, and all of them move once, at the end. The passes together cost as
+    much of G as one over the picture.
+
+    At the identity the loss may rise towards both blur and sharpening, and its gradient often leads to the lower
+    maximum. So where the ball has a kernel part, the first pass is at :func:`sharpened` kernels.
 
     The attack's steps and step size do not apply. Its discriminator, which sees whole pictures, is left out of the
     ascent: in stage gan it maximizes the content loss.
@@ -57,31 +61,56 @@ class FastPGD(PGD):
         """Ascend from the drawn networks. The only loss is the mean over quarters before each one's pass."""
         identity, factors = draw
         ball, scale = attack.settings.ball, attack.degradation.scale
+        step = partial(ball.step, step_size=1.0, factors=factors, impl=attack.degradation.impl)
         content = replace(attack, objective=replace(attack.objective, discriminator=None, gan_loss=None))
         form = layout.memory_format(hr)
-        theta = identity._replace(noises=tuple(noise.clone(memory_format=form) for noise in identity.noises))
         targets = attack.targets(hr)
+        total = Theta(
+            tuple(torch.zeros_like(weight) for weight in identity.weights),
+            tuple(torch.zeros_like(noise, memory_format=form) for noise in identity.noises),
+            tuple(torch.zeros_like(slope) for slope in identity.slopes),
+        )
+        theta = sharpened(identity, ball, factors)
         losses: list[Tensor] = []
         windows = quarters(hr.shape[2] // scale, hr.shape[3] // scale)
-        picture = hr.shape[2] * hr.shape[3] // scale**2
+        area = sum(window.area for window in windows)
         with content.frozen_losses(hr) as loss_of:
             for number, window in enumerate(windows):
-                part = window.of(hr, scale).contiguous(memory_format=form)
-                own = _crop(theta, window, scale)
-                own = own._replace(noises=tuple(noise.contiguous(memory_format=form) for noise in own.noises))
+                share = window.area / area
+                part, center = window.of(hr, scale).contiguous(memory_format=form), _crop(identity, window, scale)
                 loss = loss_of(part, content.objective.targets(part))
-                at_identity = number == 0 and attack.reuse.closed_form_first_step
+                at_identity = theta is identity and attack.reuse.closed_form_first_step
                 degrade = attack.degradation.closed_form_first_step if at_identity else attack.run_degradation
-                value, gradient = loss_and_gradient(_composed(loss, degrade, part), own, attack.loss_scale)
-                losses.append(value * (window.area / picture / len(windows) * len(set(windows))))
-                share = ball.with_radii({"noise": ball.noise * math.sqrt(window.area / picture)})
-                center, impl = _crop(identity, window, scale), attack.degradation.impl
-                moved = share.step(own, gradient, center, 1.0, factors=factors, impl=impl)
+                own = center._replace(weights=theta.weights, slopes=theta.slopes)
+                value, gradient = loss_and_gradient(_composed(loss, degrade, part), own, attack.loss_scale * share)
+                losses.append(value * share)
+                for whole, seen in zip(_crop(total, window, scale).tensors(), gradient.tensors(), strict=True):
+                    whole.add_(seen)
+                if number < len(windows) - 1:
+                    theta = step(center, total._replace(noises=gradient.noises), center)
                 del own, gradient
-                theta = _merge(theta, moved, window, scale)
-        if ball.joint:  # each pass kept its own quarter and the global parts inside, not all of them together
-            theta = project(theta, identity, ball, factors)
-        return targets, Ascent(theta, torch.stack(losses).sum()[None])
+        return targets, Ascent(step(identity, total, identity), torch.stack(losses).sum()[None])
+
+
+def sharpened(identity: Theta, ball: Ball, factors: Tensor | None = None) -> Theta:
+    """Identity networks whose convolutions all sharpen: each weight w (O, I, 3, 3) gains a multiple of w - mean tap.
+
+    The change's length is the square of the kernel part's radius, at most the radius. So networks with a small radius
+    stay near the identity, whose gradient is right for them.
+
+    Args:
+        identity: N networks.
+        ball: its kernel part's radius is used; if it has none, the result is ``identity``.
+        factors: (N,): a factor per network on all radii; None for 1.
+    """
+    if not isinstance(ball.convolution, ConvolutionRadii) or not ball.convolution.kernel:
+        return identity
+    changes = [weight - weight.mean((-2, -1), keepdim=True) for weight in identity.weights]
+    length = torch.stack([torch.linalg.vector_norm(change, dim=(1, 2, 3, 4)) for change in changes]).norm(dim=0)  # (N,)
+    radius = ball.convolution.kernel * (torch.ones_like(length) if factors is None else factors)
+    amount = (radius * radius.clamp(max=1) / length).to(length.dtype).view(-1, 1, 1, 1, 1)
+    pairs = zip(identity.weights, changes, strict=True)
+    return identity._replace(weights=tuple(weight + amount * change for weight, change in pairs))
 
 
 def quarters(height: int, width: int) -> list[Window]:
@@ -108,16 +137,6 @@ def _composed(
 
 def _crop(theta: Theta, window: Window, scale: int) -> Theta:
     """Theta for a window of the picture; noise maps are views."""
-    return theta._replace(noises=tuple(window.of(n, _factor(k, scale)) for k, n in enumerate(theta.noises)))
-
-
-def _merge(theta: Theta, part: Theta, window: Window, scale: int) -> Theta:
-    """``part`` as the window's part of theta, whose noise maps are overwritten."""
-    for k, (noise, own) in enumerate(zip(theta.noises, part.noises, strict=True)):
-        window.of(noise, _factor(k, scale)).copy_(own)
-    return part._replace(noises=theta.noises)
-
-
-def _factor(layer: int, scale: int) -> int:
-    """Side of a layer's noise map over LR's."""
-    return scale if layer < BLOCKS_EACH_SIDE else 1
+    return theta._replace(
+        noises=tuple(window.of(n, scale if k < BLOCKS_EACH_SIDE else 1) for k, n in enumerate(theta.noises))
+    )
