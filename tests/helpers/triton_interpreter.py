@@ -35,7 +35,9 @@ def run(file: str, *siblings: str, keyword: str = "") -> None:
     files = [file, *(str(Path(file).with_name(name)) for name in siblings)]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST")}
     environment.update(TRITON_INTERPRET="1", OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1")
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", keyword, *files]
+    environment["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # they take a second
+    options = ["-q", "-x", "-p", "no:cacheprovider", "-p", "pytest_timeout", "-k", keyword]
+    command = [sys.executable, "-m", "pytest", *options, *files]
     done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
 
