@@ -55,6 +55,11 @@ ROWS: Final[dict[str, Row]] = {
     "and": Row("AND", "complete_and", _SYMMETRIC),
     "and-slope": Row("AND, slopes too", "complete_and", {**_SYMMETRIC, "adversary.radius_slope": 0.032}),
     "and-aligned": Row("AND, aligned objective", "complete_and", {**_SYMMETRIC, "adversary.objective": "aligned"}),
+    "and-fast": Row(
+        "AND, strategy fast",
+        "complete_and",
+        {**_SYMMETRIC, "adversary.strategy": "fast", "adversary.step_size": None},
+    ),
     # A smaller ball around a point that is itself damaged as much as the ascent would.
     "and-random": Row(
         "AND around a random point",
