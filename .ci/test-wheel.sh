@@ -42,7 +42,7 @@ say "installing $requirements for Python $version"
 
 # The tests and the files that they read, without the package and its kernels.
 mkdir "$work/outside"
-cp -r tests csrc configs docs benchmarks pyproject.toml README.md "$work/outside"
+cp -r tests csrc configs examples docs benchmarks pyproject.toml README.md "$work/outside"
 
 read -ra tests <<<"${WHEEL_TESTS:-tests --ignore=tests/project --ignore=tests/benchmarks}"
 for wheel in "$@"; do
