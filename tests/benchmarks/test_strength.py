@@ -63,8 +63,9 @@ def test_results_by_weights_group_and_row(
             exact = entries[group, EXACT]
             assert exact["mean"] == exact["min"] == exact["quantile_10"] == exact["of_mean_gains"] == 1
             assert len(exact["gains"]) == 2
-            # Noise for photographs, and a G that has learned nothing: fast is weaker than on those of method.md.
-            assert entries[group, "random"]["mean"] < 0.3 < entries[group, "fast"]["mean"]
+            # On noise for photographs and a G that has learned nothing, fast is weak with kernels alone.
+            assert entries[group, "fast"]["mean"] > {"kernel": 0.3, "all": 0.5}[group]
+            assert entries[group, "random"]["mean"] < 0.1
             assert exact["ms_per_image"] > 0
     assert results["operations"]["random"] < results["operations"]["fast"] < results["operations"]["pgd"]
     text = (tmp_path / "out" / "strength.md").read_text()
