@@ -6,7 +6,9 @@ SHELL := /bin/bash
 JOBS ?= 2
 PYTEST_ARGS ?=
 GPU_CHECK_ARGS ?=
-CHECKED ?= tests/adversary tests/config tests/training tests/nn tests/project/test_language.py
+# Without files that train whole runs for seconds each; make test has them.
+CHECKED ?= tests/adversary tests/config tests/training tests/nn tests/project/test_language.py \
+	$(addprefix --ignore=tests/training/test_,target_psnr.py run_stops.py run_data.py schedule.py)
 # What another torch or Triton can break: not parsing, files, drawing and reports, and not csrc/convolution by itself.
 NEWEST ?= tests/adversary tests/inference tests/losses tests/metrics tests/nn tests/ops tests/training tests/data/test_loader.py \
 	$(addprefix tests/commands/test_,calibrate.py degrade.py demo.py doctor.py evaluate.py export.py prepare.py upscale.py) \
