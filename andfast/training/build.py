@@ -263,6 +263,7 @@ def build_step(
     shard: tuple[int, int] | None = None,
     parallel: bool = True,
     radius_factor: Tensor | None = None,
+    strategy: Strategy | None = None,
 ) -> TrainingStep:
     """Build the training step of a stage on this process's device.
 
@@ -277,6 +278,7 @@ def build_step(
             those of ``group``.
         parallel: whether DistributedDataParallel averages gradients.
         radius_factor: see :class:`andfast.adversary.Attack`.
+        strategy: in place of the configured one.
     """
     device = group.device
     generator = generator.to(device=device, memory_format=_memory_format(config))  # type: ignore[call-overload]
@@ -291,7 +293,7 @@ def build_step(
         generator_parallel=group.parallel(generator) if parallel else None,
         discriminator_parallel=group.parallel(discriminator) if parallel and discriminator is not None else None,
         scale_loss=scale_loss,
-        strategy=build_strategy(config.adversary),
+        strategy=build_strategy(config.adversary) if strategy is None else strategy,
         timer=timer,
     )
 

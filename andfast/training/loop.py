@@ -5,6 +5,7 @@ import shlex
 import time
 from contextlib import ExitStack
 
+from andfast.adversary.strategies import Strategy
 from andfast.config.machine import resolve_device
 from andfast.config.schema import RunOptions, Stage, TrainConfig
 from andfast.config.stages import position
@@ -41,8 +42,14 @@ class Stopped(Exception):
     """A signal stopped the run; the message says how to resume."""
 
 
-def run(config: TrainConfig, options: RunOptions) -> None:
+def run(config: TrainConfig, options: RunOptions, *, strategy: Strategy | None = None) -> None:
     """Run the configured stages, from the start or from the newest checkpoint.
+
+    Args:
+        config: of the run.
+        options: of the command.
+        strategy: how LR is made, in place of the configured one. It is not part of the run's files: pass it again to
+            resume. A failed step is replayed with the configured one.
 
     Raises:
         Stopped: a signal stopped the run; everything is saved.
@@ -55,7 +62,8 @@ def run(config: TrainConfig, options: RunOptions) -> None:
                 stack.enter_context(locked_run(config.output))
         training: Run | None = None
         try:
-            training = Run(config, options, group, stop, open_run(config, options, group, stop))
+            opened = open_run(config, options, group, stop)
+            training = Run(config, options, group, stop, opened, strategy)
             training.train()
         except StopRequested as error:
             raise Stopped(f"stopped by {error} before the first step; the same command starts again") from None
@@ -68,9 +76,16 @@ class Run:
     """The stages of an opened run on one rank. An earlier run that it replaces is deleted after the first step."""
 
     def __init__(
-        self, config: TrainConfig, options: RunOptions, group: ProcessGroup, stop: GracefulStop, opened: OpenRun
+        self,
+        config: TrainConfig,
+        options: RunOptions,
+        group: ProcessGroup,
+        stop: GracefulStop,
+        opened: OpenRun,
+        strategy: Strategy | None,
     ) -> None:
         self.config, self.options, self.group, self.stop = config, options, group, stop
+        self.strategy = strategy
         self.output = config.output
         self.checkpoint, self.images = opened.checkpoint, opened.images
         self.validation, self.summary = opened.validation, opened.summary
@@ -139,7 +154,7 @@ class Run:
             generator = generator_from_weights(weights_path(self.output, "net"), impl=self.config.ops)
         else:
             generator = build_generator(self.config)
-        state = StageState(self.config, stage, generator, self.group)
+        state = StageState(self.config, stage, generator, self.group, strategy=self.strategy)
         if here and self.checkpoint is not None:
             state.load(self.checkpoint)
         elif state.radii is not None and self.radii is not None:

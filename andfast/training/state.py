@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from andfast.adversary.strategies import Strategy
 from andfast.config.schema import Stage, TrainConfig
 from andfast.training.build import build_step, captures_step
 from andfast.training.captured_step import CapturedStep
@@ -32,6 +33,7 @@ class StageState:
         group: the processes that train together.
         shard: see :func:`andfast.training.build.build_step`.
         backend: captures the steps; None for CUDA graphs, if the configuration enables them.
+        strategy: how LR is made, in place of the configured one.
 
     Attributes:
         step: the training step, with the networks.
@@ -54,6 +56,7 @@ class StageState:
         *,
         shard: tuple[int, int] | None = None,
         backend: Backend | None = None,
+        strategy: Strategy | None = None,
     ) -> None:
         settings = config.stage(stage)
         self.name, self._settings = stage, settings
@@ -82,6 +85,7 @@ class StageState:
             shard=shard,
             parallel=backend is None,
             radius_factor=None if self.radii is None else self.radii.factor,
+            strategy=strategy,
         )
         self.ema = EMA(self.step.generator, config.ema_decay)
         self._adam = {"fused": cuda or backend is not None, "capturable": cuda and backend is not None}

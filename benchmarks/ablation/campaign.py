@@ -134,7 +134,7 @@ def _start(plan: Plan, seed: int, tests: Tests) -> dict[str, Any]:
     if plan.start_weights is None:
         _show(f"seed {seed}, start: {plan.start_steps} steps")
         config = plan.config(seed, None)
-        if (failed := train(config)) is not None:
+        if (failed := train(config, None)) is not None:
             raise ValueError(f"{config.output}: the start cannot be trained: {failed}")
     return cached_score(plan.output / f"seed-{seed}" / "scores" / "start.json", plan.start(seed), [], tests)
 
@@ -142,7 +142,7 @@ def _start(plan: Plan, seed: int, tests: Tests) -> dict[str, Any]:
 def _train_and_score(plan: Plan, seed: int, name: str, tests: Tests) -> dict[str, Any]:
     config = plan.config(seed, name)
     began, before = time.monotonic(), steps_done(config.output)
-    failed = train(config)
+    failed = train(config, name)
     if steps_done(config.output) > before:
         _show(f"  trained in {time.monotonic() - began:.0f} s; scoring")
     weights = weights_path(config.output, STAGE)

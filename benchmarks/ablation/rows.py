@@ -21,11 +21,13 @@ class Row:
         label: for tables.
         config: file in configs/table2 with the settings of its adversary.
         settings: others that differ from those all rows share.
+        test_damage: LR is damaged as in the second test, see :mod:`benchmarks.ablation.upper_bound`.
     """
 
     label: str
     config: str
     settings: Settings = field(default_factory=dict)
+    test_damage: bool = False
 
     def all_settings(self) -> dict[str, Any]:
         """Settings of the row's file and its own.
@@ -71,6 +73,7 @@ ROWS: Final[dict[str, Row]] = {
             "adversary.radius_rest": 0.015,
         },
     ),
+    "test-damage": Row("the test's own damage, a bound", "real_esrgan", test_damage=True),
 }
 """Rows by name, in the order of the table."""
 

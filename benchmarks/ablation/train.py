@@ -16,6 +16,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, Final
 
+from andfast.adversary.strategies import Synthetic
 from andfast.config.files import build, load
 from andfast.config.machine import validate_machine
 from andfast.config.names import check_names
@@ -30,6 +31,7 @@ from andfast.training.metrics_log import read_metrics
 from andfast.training.run_folder import MARK, read_json, weights_path
 from benchmarks.ablation.photographs import Photographs
 from benchmarks.ablation.rows import CHECKPOINTS, ROWS, SIZES, START, Row, Settings
+from benchmarks.ablation.upper_bound import random_damage
 
 STAGE: Final = "net"
 UNCHANGED: Final = 100.0
@@ -172,8 +174,12 @@ def check_rows(plan: Plan, seeds: list[int], rows: list[str]) -> None:
                 )
 
 
-def train(config: TrainConfig) -> str | None:
+def train(config: TrainConfig, row: str | None) -> str | None:
     """Train, or continue, or skip a training that is done.
+
+    Args:
+        config: of the training.
+        row: its name in ROWS, or None for the start.
 
     Returns:
         Why it ended early, if a loss became infinite or NaN; the weights are those from before that step.
@@ -183,8 +189,9 @@ def train(config: TrainConfig) -> str | None:
     """
     if is_done(config):
         return None
+    strategy = Synthetic(random_damage) if row is not None and ROWS[row].test_damage else None
     try:
-        run(config, RunOptions(resume=(config.output / MARK).is_file()))
+        run(config, RunOptions(resume=(config.output / MARK).is_file()), strategy=strategy)
     except NonFiniteLossError as error:
         return str(error)
     return None

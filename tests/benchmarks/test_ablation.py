@@ -245,8 +245,23 @@ def test_every_row_is_valid(folders, tmp_path, monkeypatch, size):
     }
     shared = {(config.batch_size, config.data.patch_size, config.net.steps) for config in configs.values()}
     assert len(shared) == 1
-    assert len({str(config.adversary) for row, config in configs.items() if row}) == len(rows.ROWS)
+    settings = {(str(config.adversary), rows.ROWS[row].test_damage) for row, config in configs.items() if row}
+    assert len(settings) == len(rows.ROWS)
     assert len({row.label for row in rows.ROWS.values()}) == len(rows.ROWS)
+
+
+def test_bound_trains_on_the_damage_of_the_test(folders, tmp_path, monkeypatch):
+    calls = []
+    damage = train.random_damage
+
+    def counted(hr, scale, rng):
+        calls.append(hr.shape)
+        return damage(hr, scale, rng)
+
+    monkeypatch.setattr(train, "random_damage", counted)
+    assert command(folders, tmp_path / "output", "--rows", "test-damage", "--seeds", "0") == 0
+    assert calls == [(3, 32, 32)] * (TINY.settings["batch_size"] * TINY.steps)
+    assert results_of(tmp_path / "output")["methods"]["test-damage"]["seeds"]["0"]["lr_psnr"] < 45
 
 
 def test_help_lists_rows(capsys):

@@ -23,6 +23,7 @@ from benchmarks.ablation.damage import (
     round_to_8_bits,
     sharpen,
 )
+from benchmarks.ablation.upper_bound import random_damage
 
 HR = torch.stack([photograph("astronaut", 96, 80), photograph("coffee", 96, 80)])
 LR = blur_pool(HR.float() / 255, 4)
@@ -105,3 +106,16 @@ def test_fringes_move_red_out_and_blue_in():
     expected = shift * (24.5 - 16) / (0.5 * (32**2 + 32**2) ** 0.5)
     assert moved[0].item() == pytest.approx(-expected, rel=0.1)
     assert moved[2].item() == pytest.approx(expected, rel=0.1)
+
+
+def test_random_damage_is_the_tests_with_other_noise():
+    hr, generator = HR[0].float() / 255, np.random.default_rng(0)
+    drawn = {random_damage(hr, 4, generator).mul(255).round().byte().numpy().tobytes() for _ in range(150)}
+    expected = {name: damaged(name, HR[:1], 4)[0].numpy().tobytes() for name in DAMAGES}
+    noisy = {"noise 3", "noise 10", "mixture camera", "mixture website"}
+    assert {name for name, image in expected.items() if image in drawn} == set(DAMAGES) - noisy
+    assert len(drawn) > len(DAMAGES) + 10  # each noise is new
+    same = [random_damage(hr, 4, np.random.default_rng(1)) for _ in range(2)]
+    assert torch.equal(*same)
+    assert same[0].shape == (3, 24, 20)
+    assert same[0].dtype == torch.float32

@@ -1,8 +1,10 @@
-"""Training on the high-order synthetic degradation of Real-ESRGAN, what one would train without an adversary."""
+"""Training on a synthetic degradation, by default Real-ESRGAN's: what one would train without an adversary."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -10,6 +12,9 @@ from andfast.adversary.attack import Attack
 from andfast.adversary.objective import Targets
 from andfast.adversary.strategies.high_order import HighOrderDegradation
 from andfast.adversary.strategies.strategy import StepSeed, Strategy, chunk_in_global_batch
+
+Pipeline = Callable[[Tensor, int, np.random.Generator], Tensor]
+"""(HR (3, H, W) in [0, 1], float32 on the CPU, scale, random numbers) to LR (3, H / scale, W / scale) in [0, 1]."""
 
 _PIPELINE = 3  # follows the step's numbers in the seed of an image
 
@@ -31,10 +36,10 @@ class Synthetic(Strategy):
     """LR by the pipeline, per image on the CPU, for which the draw waits for HR.
 
     Attributes:
-        pipeline: its parameters.
+        pipeline: Real-ESRGAN's with its parameters, or another.
     """
 
-    pipeline: HighOrderDegradation = field(default_factory=HighOrderDegradation)
+    pipeline: Pipeline = field(default_factory=HighOrderDegradation)
 
     @torch.no_grad()
     def draw(
