@@ -10,15 +10,21 @@ if TYPE_CHECKING:
     from andfast.config.schema import TrainConfig
 
 
-Strategy = Literal["pgd", "fast", "none", "bicubic", "noise", "random", "style", "pgd_random_start", "synthetic"]
+Strategy = Literal[
+    "pgd", "fast", "none", "bicubic", "noise", "random", "style", "pgd_random_start", "fast_random_start", "synthetic"
+]
 """Ways to make LR from HR; the rows of the paper's table 2 and what is compared with them."""
-WITH_BALL: Final[tuple[Strategy, ...]] = ("pgd", "fast", "random", "style", "pgd_random_start")
+WITH_BALL: Final[tuple[Strategy, ...]] = ("pgd", "fast", "random", "style", "pgd_random_start", "fast_random_start")
 """Strategies that move F's parameters within the ball."""
-WITH_ASCENT: Final[tuple[Strategy, ...]] = ("pgd", "fast", "noise", "style", "pgd_random_start")
+WITH_ASCENT: Final[tuple[Strategy, ...]] = ("pgd", "fast", "noise", "style", "pgd_random_start", "fast_random_start")
 """Strategies that ascend."""
-WITH_STEPS: Final = tuple(strategy for strategy in WITH_ASCENT if strategy != "fast")
-"""Strategies whose number and length of steps are set; fast has its own."""
-WITH_TARGET: Final[tuple[Strategy, ...]] = ("pgd", "fast", "random", "pgd_random_start")
+FAST: Final[tuple[Strategy, ...]] = ("fast", "fast_random_start")
+"""Strategies with a number and length of steps of their own."""
+WITH_STEPS: Final = tuple(strategy for strategy in WITH_ASCENT if strategy not in FAST)
+"""Strategies whose number and length of steps are set."""
+WITH_POINT: Final[tuple[Strategy, ...]] = ("random", "pgd_random_start", "fast_random_start")
+"""Strategies that draw a random point."""
+WITH_TARGET: Final[tuple[Strategy, ...]] = ("pgd", "fast", *WITH_POINT)
 """Strategies whose LR comes nearer to the clean LR the smaller the radii; that of style is another picture."""
 DEFAULT_STEPS: Final = 5
 
@@ -31,10 +37,11 @@ class AdversaryConfig:
     """pgd: complete AND, ascent from identity networks; fast: the same by a pass over each quarter of a picture;
     none: no adversary, LR by clean pooling; bicubic: the same by antialiased bicubic; noise: ascent on noise added to
     the clean LR; random: a random point of the ball, no ascent; style: ascent from F with random kernels, not
-    identities (fails, as in the paper); pgd_random_start: ascent around a random point; synthetic: Real-ESRGAN's
-    high-order pipeline (docs/method.md)."""
-    random_scale: float | None = None
-    """Factor on the radii for the random point, only with strategy random and pgd_random_start; null: 1."""
+    identities (fails, as in the paper); pgd_random_start and fast_random_start: pgd and fast around a random point;
+    synthetic: Real-ESRGAN's high-order pipeline (docs/method.md)."""
+    random_scale: float | dict[str, float] | None = None
+    """Factor on the radii for the random point, or factors by name of the ball's parts, such as {noise: 10}, and 0 for
+    parts without; only with strategies random, pgd_random_start and fast_random_start. null: 1."""
     lr_noise_radius: float | None = None
     """Radius of strategy noise, in levels of 255: root mean square (l2) or largest value (linf); null: 8."""
     lr_noise_norm: Literal["l2", "linf"] | None = None
@@ -70,7 +77,8 @@ class AdversaryConfig:
     preset symmetric, else fixed."""
     target_psnr: float | None = None
     """dB, from 10 to 60: keep the mean PSNR of adversarial LR against clean LR here by a common factor on all radii,
-    adjusted every 10 steps; only with strategies pgd, fast, random and pgd_random_start. null: radii stay."""
+    adjusted every 10 steps; only with strategies pgd, fast and those with
+    a random point. null: radii stay."""
     objective: Literal["plain", "aligned"] = "plain"
     """plain: the ascent maximizes G's loss; aligned: that of SR after the gain and offset per channel that fit HR best.
     G trains on its plain loss."""
@@ -90,11 +98,11 @@ class AdversaryConfig:
 
     def _validate_strategy(self) -> None:
         """Settings that the strategy does not use must have their defaults."""
-        check_positive("adversary.random_scale", self.random_scale, "a number above 0 or null")
+        self._validate_random_scale()
         check_positive("adversary.lr_noise_radius", self.lr_noise_radius, "a number above 0 or null")
         radii = [field.name for field in fields(self) if field.name.startswith("radius_")]
         users: dict[str, tuple[Strategy, ...]] = {
-            "random_scale": ("random", "pgd_random_start"),
+            "random_scale": WITH_POINT,
             "lr_noise_radius": ("noise",),
             "lr_noise_norm": ("noise",),
             "step_size": WITH_STEPS,
@@ -109,7 +117,7 @@ class AdversaryConfig:
                     f"was {str(value).lower() if isinstance(value, bool) else value}; {choices_text(strategies)} would"
                 )
         if self.steps != DEFAULT_STEPS and self.strategy not in WITH_STEPS:
-            reason = "has a number of its own" if self.strategy == "fast" else "has no ascent"
+            reason = "has a number of its own" if self.strategy in FAST else "has no ascent"
             raise ValueError(
                 f"adversary.steps must be {DEFAULT_STEPS}, its default, with adversary.strategy {self.strategy!r}, "
                 f"which {reason}, was {self.steps}"
@@ -120,10 +128,34 @@ class AdversaryConfig:
                 f"has no ascent, was {self.objective!r}"
             )
 
+    def _validate_random_scale(self) -> None:
+        """One factor, or one for each part of the ball that the random point leaves."""
+        name, scale = "adversary.random_scale", self.random_scale
+        if not isinstance(scale, dict):
+            check_positive(name, scale, "a number above 0, factors by name or null")
+            return
+        if self.preset == "paper":
+            raise ValueError(f"{name} must be one number with adversary.preset 'paper', a joint ball, was {scale}")
+        parts = self._radius_names
+        if not scale or not set(scale) <= set(parts):
+            raise ValueError(
+                f"{name} must name parts of the ball of adversary.preset {self.preset!r}, {_listed(*parts)}, was "
+                f"{scale}"
+            )
+        for part, factor in scale.items():
+            check_number(f"{name}.{part}", factor, lambda factor: factor >= 0, "a number of at least 0")
+        if not any(scale.values()):
+            raise ValueError(f"{name} must have a factor above 0, was {scale}")
+
+    @property
+    def _radius_names(self) -> tuple[str, ...]:
+        """Parts of a ball that is not joint, as :attr:`andfast.adversary.Ball.names`."""
+        convolution = ("color", "kernel", "rest") if self.preset == "symmetric" else ("convolution",)
+        return (*convolution, "noise", "slope")
+
     def _validate_radii(self) -> None:
         """Either a joint ball (preset paper), or one per group of parameters; symmetric has three of convolutions."""
-        convolution = ("color", "kernel", "rest") if self.preset == "symmetric" else ("convolution",)
-        allowed = tuple(f"radius_{name}" for name in (*convolution, "noise", "slope"))
+        allowed = tuple(f"radius_{name}" for name in self._radius_names)
         radii: dict[str, float | None] = {
             name: getattr(self, f"radius_{name}")
             for name in ("convolution", "color", "kernel", "rest", "noise", "slope")

@@ -14,6 +14,7 @@ from andfast.adversary.strategies import (
     Bicubic,
     CleanPooling,
     FastPGD,
+    FastRandomStart,
     LRNoise,
     PGDRandomStart,
     RandomPoint,
@@ -195,6 +196,8 @@ def build_strategy(config: AdversaryConfig) -> Strategy:
             return StyleShift()
         case "pgd_random_start":
             return PGDRandomStart(scale)
+        case "fast_random_start":
+            return FastRandomStart(scale)
         case "synthetic":
             return Synthetic()
 
@@ -202,8 +205,9 @@ def build_strategy(config: AdversaryConfig) -> Strategy:
 def _smallest_slope(config: AdversaryConfig, ball: Ball) -> float:
     """Lower bound of the slopes for which the ascent takes gradients."""
     reach = 1.0 if config.target_psnr is None else LARGEST_FACTOR
-    if config.strategy == "pgd_random_start":  # the ball's center is a point this far from the identity
-        reach *= 1 + (1.0 if config.random_scale is None else config.random_scale)
+    if config.strategy in ("pgd_random_start", "fast_random_start"):  # the ball's center is this far from the identity
+        scale = 1.0 if config.random_scale is None else config.random_scale
+        reach *= 1 + (scale.get("slope", 0.0) if isinstance(scale, dict) else scale)
     return scaled(ball, reach).smallest_slope
 
 

@@ -73,6 +73,17 @@ ROWS: Final[dict[str, Row]] = {
             "adversary.radius_rest": 0.015,
         },
     ),
+    "and-fast-random": Row(
+        "AND, strategy fast, around random noise",
+        "and_random_start",
+        {
+            **_SYMMETRIC,
+            "adversary.strategy": "fast_random_start",
+            "adversary.step_size": None,
+            "adversary.random_scale": {"noise": 10.0},
+            "adversary.radius_kernel": 0.5,
+        },
+    ),
     "test-damage": Row("the test's own damage, a bound", "real_esrgan", test_damage=True),
 }
 """Rows by name, in the order of the table."""

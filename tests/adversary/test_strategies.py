@@ -18,6 +18,7 @@ from andfast.adversary.ball import ConvolutionRadii
 from andfast.adversary.strategies import (
     PGD,
     FastPGD,
+    FastRandomStart,
     LRNoise,
     PGDRandomStart,
     RandomPoint,
@@ -39,7 +40,7 @@ from andfast.training.step import TrainingStep
 
 NAMES = get_args(Name)
 SEED = StepSeed((1, 0, 7))
-RANDOM = ("pgd", "fast", "random", "style", "pgd_random_start", "synthetic")
+RANDOM = ("pgd", "fast", "random", "style", "pgd_random_start", "fast_random_start", "synthetic")
 """Strategies that draw."""
 
 
@@ -119,7 +120,7 @@ def test_shards_and_chunks_draw_parts_of_the_batch(name: Name) -> None:
             torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("name", ["pgd", "random", "style", "pgd_random_start"])
+@pytest.mark.parametrize("name", ["pgd", "random", "style", "pgd_random_start", "fast_random_start"])
 def test_images_share_networks(name: Name) -> None:
     built, attack = strategy(name), make(settings={"images_per_network": 2}).attack
     draw = built.draw(attack, crops(4), SEED)
@@ -373,6 +374,32 @@ def test_random_start_ascends_around_the_random_point() -> None:
     assert used.max() > 0.5
 
 
+def test_random_point_leaves_parts_without_a_factor() -> None:
+    ball = PRESETS["symmetric"].ball_for(32, 32).with_radii({"color": 0.1, "slope": 0.1})
+    attack, hr = make(settings={"ball": ball}).attack, crops(2)
+    identity = attack.sample(hr, SEED.generator(hr.device))
+    theta = RandomPoint({"noise": 10.0, "kernel": 0.5}).draw(attack, hr, SEED).identity
+    for name, used in zip(ball.names, ball.norms(theta, identity), strict=True):
+        expected = {"noise": 10.0, "kernel": 0.5}.get(name, 0.0)
+        assert used.tolist() == pytest.approx([expected] * 2, rel=1e-3, abs=1e-3), name
+    with pytest.raises(ValueError, match="radii must be among"):
+        RandomPoint({"convolution": 1.0}).draw(attack, hr, SEED)
+
+
+def test_fast_random_start_ascends_around_the_random_point() -> None:
+    ball = PRESETS["symmetric"].ball_for(64, 64)
+    attack, hr = make(settings={"ball": ball}).attack, crops(2, size=64)
+    made_by = FastRandomStart({"noise": 3.0})
+    start = made_by.draw(attack, hr, SEED)
+    assert_equal(start, RandomPoint({"noise": 3.0}).draw(attack, hr, SEED))
+    _, ascent = made_by.search(attack, hr, start)
+    used = dict(zip(ball.names, ball.norms(ascent.theta, start.identity), strict=True))
+    for name in ("kernel", "rest", "noise"):
+        assert used[name].tolist() == pytest.approx([1, 1], abs=1e-3), name
+    open_loop = replace(attack, reuse=replace(attack.reuse, closed_form_first_step=False))
+    assert_equal(ascent, FastPGD().search(open_loop, hr, start)[1])  # the closed form is for identities alone
+
+
 def test_style_shift_draws_xavier_kernels() -> None:
     """Of the variance 2 / (9 (Cin + Cout)); the pictures differ from the clean ones, as in the paper."""
     attack, hr = make(settings={"channels": 32}).attack, crops(4)
@@ -385,7 +412,9 @@ def test_style_shift_draws_xavier_kernels() -> None:
     assert mean_psnr(*lr_of(StyleShift(), attack, hr)).item() < 15
 
 
-@pytest.mark.parametrize("build", [lambda: LRNoise(0.0), lambda: LRNoise(1.0, "l1"), lambda: RandomPoint(float("inf"))])
+@pytest.mark.parametrize("build", [lambda: LRNoise(0.0), lambda: LRNoise(1.0, "l1"), lambda: RandomPoint(float("inf")),
+    lambda: RandomPoint({"noise": 0.0}), lambda: RandomPoint({"noise": -1.0}),
+])  # fmt: skip
 def test_invalid_parameters_raise(build: Any) -> None:
     with pytest.raises(ValueError, match=r"must be .*, was"):
         build()

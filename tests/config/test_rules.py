@@ -109,7 +109,7 @@ PARTS = ("kernel", "rest", "noise", "slope")
             (
                 [f"--adversary.strategy={strategy}", "--adversary.target_psnr=30"],
                 f"adversary.target_psnr must be null with adversary.strategy '{strategy}', which does not use it, was "
-                "30.0; 'pgd', 'fast', 'random' or 'pgd_random_start' would",
+                "30.0; 'pgd', 'fast', 'random', 'pgd_random_start' or 'fast_random_start' would",
             )
             for strategy in ("none", "bicubic", "noise", "style", "synthetic")
         ),
@@ -117,11 +117,28 @@ PARTS = ("kernel", "rest", "noise", "slope")
         (
             ["--adversary.random_scale=2"],
             "adversary.random_scale must be null with adversary.strategy 'pgd', which does not use it, was 2.0; "
-            "'random' or 'pgd_random_start' would",
+            "'random', 'pgd_random_start' or 'fast_random_start' would",
         ),
         (
             ["--adversary.strategy=random", "--adversary.random_scale=0"],
-            "adversary.random_scale must be a number above 0 or null, was 0.0",
+            "adversary.random_scale must be a number above 0, factors by name or null, was 0.0",
+        ),
+        (
+            ["--adversary.strategy=random", "--adversary.random_scale={convolution: 2}"],
+            "adversary.random_scale must name parts of the ball of adversary.preset 'symmetric', color, kernel, rest, "
+            "noise and slope, was {'convolution': 2.0}",
+        ),
+        (
+            ["--adversary.strategy=random", "--adversary.random_scale={kernel: -1, noise: 2}"],
+            "adversary.random_scale.kernel must be a number of at least 0, was -1.0",
+        ),
+        (
+            ["--adversary.strategy=random", "--adversary.random_scale={noise: 0}"],
+            "adversary.random_scale must have a factor above 0, was {'noise': 0.0}",
+        ),
+        (
+            ["--adversary.strategy=random", "--adversary.preset=paper", "--adversary.random_scale={noise: 2}"],
+            "adversary.random_scale must be one number with adversary.preset 'paper', a joint ball, was {'noise': 2.0}",
         ),
         (
             ["--adversary.strategy=noise", "--adversary.lr_noise_radius=-1"],

@@ -167,6 +167,8 @@ def test_slopes_stay_above_their_bound() -> None:
     assert bound(target_psnr=30.0) == pytest.approx(1 - 10 * 0.032)
     assert bound(strategy="pgd_random_start") == pytest.approx(1 - 2 * 0.032)
     assert bound(strategy="pgd_random_start", random_scale=4.0, target_psnr=30.0) == 0
+    assert bound(strategy="fast_random_start", random_scale={"noise": 9.0}) == pytest.approx(1 - 0.032)
+    assert bound(strategy="fast_random_start", random_scale={"slope": 2.0}) == pytest.approx(1 - 3 * 0.032)
 
 
 def test_held_out_crops_are_attacked_at_the_runs_strength() -> None:

@@ -4,7 +4,7 @@ from andfast.adversary.strategies.classical import Bicubic, CleanPooling
 from andfast.adversary.strategies.fast import FastPGD
 from andfast.adversary.strategies.lr_noise import LRNoise
 from andfast.adversary.strategies.pgd import PGD
-from andfast.adversary.strategies.random_point import PGDRandomStart, RandomPoint
+from andfast.adversary.strategies.random_point import FastRandomStart, PGDRandomStart, RandomPoint
 from andfast.adversary.strategies.strategy import StepSeed, Strategy
 from andfast.adversary.strategies.style_shift import StyleShift
 from andfast.adversary.strategies.synthetic import Synthetic
@@ -14,6 +14,7 @@ __all__ = [
     "Bicubic",
     "CleanPooling",
     "FastPGD",
+    "FastRandomStart",
     "LRNoise",
     "PGDRandomStart",
     "RandomPoint",
