@@ -75,14 +75,8 @@ ROWS: Final[dict[str, Row]] = {
     ),
     "and-fast-random": Row(
         "AND, strategy fast, around random noise",
-        "and_random_start",
-        {
-            **_SYMMETRIC,
-            "adversary.strategy": "fast_random_start",
-            "adversary.step_size": None,
-            "adversary.random_scale": {"noise": 10.0},
-            "adversary.radius_kernel": 0.5,
-        },
+        "and_fast_random_start",
+        {**_SYMMETRIC, "adversary.random_scale": {"noise": 10.0}},  # for F of 16 channels: 40 dB
     ),
     "test-damage": Row("the test's own damage, a bound", "real_esrgan", test_damage=True),
 }

@@ -255,18 +255,18 @@ def test_stage_gan_starts_from_init_weights(
     assert "generator.features must be that of init_weights" in capsys.readouterr().err
 
 
-def test_demo_degrades_like_a_camera_and_restores_as_well_as_bicubic(tmp_path: Path) -> None:
-    """A shortened configs/demo.yaml: LR loses detail, not its colors, and G is as good as bicubic on both."""
+def test_demo_degrades_like_a_camera_and_restores_better_than_bicubic(tmp_path: Path) -> None:
+    """A shortened configs/demo.yaml: LR loses detail, not its colors, and G is better than bicubic on both."""
     config = ["--config", str(Path(__file__).parents[2] / "configs" / "demo.yaml")]
-    short = ["--net.steps=40", "--gan.steps=4", "--validation.every=1000", "--validation.crops=6"]
+    short = ["--net.steps=40", "--net.lr=3e-4", "--gan.steps=4", "--validation.every=1000", "--validation.crops=6"]
     train(tmp_path, *config, *short, timeout=900)
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     for stage in ("net", "gan"):
         quality, rgb = summary["stages"][stage]["psnr_y"], summary["stages"][stage]["psnr_rgb"]
-        assert quality["sr_clean"] > quality["bicubic_clean"] - 0.1, (stage, quality)
-        assert quality["sr_degraded"] > quality["bicubic_degraded"] - 0.2, (stage, quality)
-        assert rgb["sr_clean"] > rgb["bicubic_clean"] - 0.2, (stage, rgb)
-    assert summary["psnr_y"]["bicubic_degraded"] < summary["psnr_y"]["bicubic_clean"] - 1
+        assert quality["sr_clean"] > quality["bicubic_clean"] + 0.1, (stage, quality)
+        assert quality["sr_degraded"] > quality["bicubic_degraded"] + 0.1, (stage, quality)
+        assert rgb["sr_clean"] > rgb["bicubic_clean"] + 0.1, (stage, rgb)
+    assert summary["psnr_y"]["bicubic_degraded"] < summary["psnr_y"]["bicubic_clean"] - 0.8
     for case in ("bicubic_degraded", "sr_clean", "sr_degraded"):
-        assert all(abs(shift) < 4 for shift in summary["color_shift"][case]), (case, summary["color_shift"])
+        assert all(abs(shift) < 2 for shift in summary["color_shift"][case]), (case, summary["color_shift"])
     assert summary["data_wait"] < 0.1

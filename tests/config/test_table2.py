@@ -18,6 +18,7 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 ROWS = sorted((CONFIGS / "table2").glob("*.yaml"))
 STRATEGIES = {
     "adversarial_noise": "noise",
+    "and_fast_random_start": "fast_random_start",
     "and_random_start": "pgd_random_start",
     "classical_bicubic": "bicubic",
     "classical_pooling": "none",
