@@ -48,6 +48,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--set", nargs="+", default=[], metavar="[ROW:]NAME=VALUE",
         help="settings of a row or of all, such as and:adversary.radius_kernel=0.2 or net.lr=1e-4",
     )  # fmt: skip
+    parser.add_argument(
+        "--interpolate", nargs="+", type=_share, default=[], metavar="SHARE",
+        help="test each row's weights mixed with the start's as well, by these shares of the row, such as 0.5 0.7",
+    )  # fmt: skip
     parser.add_argument("--niqe-parameters", type=Path, metavar="FILE", help="NIQE's pristine model (default: no NIQE)")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="(default: %(default)s)")
     parser.add_argument("--report", action="store_true", help="train nothing, report the rows that are done")
@@ -55,8 +59,16 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     options.set = _overrides(parser, options.set)
     options.seeds = list(dict.fromkeys(options.seeds))
+    options.interpolate = sorted(set(options.interpolate))
     options.rows = [name for name in ROWS if name in options.rows]
     return options
+
+
+def _share(text: str) -> float:
+    share = float(text)
+    if not 0 < share < 1:
+        raise argparse.ArgumentTypeError(f"must be between 0 and 1, was {text}")
+    return share
 
 
 def _overrides(parser: argparse.ArgumentParser, texts: Sequence[str]) -> dict[str, dict[str, Any]]:

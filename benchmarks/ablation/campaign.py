@@ -15,7 +15,15 @@ from benchmarks.ablation import report
 from benchmarks.ablation.damage import DAMAGES
 from benchmarks.ablation.photographs import split_photographs
 from benchmarks.ablation.rows import ROWS, SIZES
-from benchmarks.ablation.score import SOURCES, Tests, cached_score, curve_point, open_tests, pair_means
+from benchmarks.ablation.score import (
+    SOURCES,
+    Tests,
+    cached_interpolation,
+    cached_score,
+    curve_point,
+    open_tests,
+    pair_means,
+)
 from benchmarks.ablation.sheets import write_sheets
 from benchmarks.ablation.train import (
     STAGE,
@@ -55,6 +63,7 @@ def run(options: argparse.Namespace) -> None:
                 continue
             _show(f"seed {seed}, row {number} of {len(options.rows)}: {name}, {plan.steps} steps")
             entry = _train_and_score(plan, seed, name, tests)
+            _interpolate(options, plan, seed, name, tests, entry)
             entry["curve"] = [curve_point(0, start), *entry["curve"]]
             results["methods"][name]["seeds"][str(seed)] = entry
             _write(results, plan.output, options.json)
@@ -67,8 +76,12 @@ def run(options: argparse.Namespace) -> None:
     }
     write_sheets(plan.output, weights, tests, heading)
     report.curves(results, plan.output / "curves.png")
+    drawn = ["results.json", "results.md", "curves.png", "pairs.png", "damage.png"]
+    if options.interpolate:
+        report.trade_off(results, plan.output / "trade_off.png")
+        drawn.append("trade_off.png")
     print(report.damage_summary(results["methods"], SOURCES), report.pairs_table(results["methods"]), sep="\n\n")
-    print(f"{plan.output}: results.json, results.md, curves.png, pairs.png, damage.png")
+    print(f"{plan.output}: {', '.join(drawn)}")
 
 
 def _prepare(options: argparse.Namespace) -> tuple[Plan, Tests, list[str]]:
@@ -164,6 +177,24 @@ def _train_and_score(plan: Plan, seed: int, name: str, tests: Tests) -> dict[str
         _show(f"  {failed}")
         entry["failed"] = failed
     return entry
+
+
+def _interpolate(
+    options: argparse.Namespace, plan: Plan, seed: int, name: str, tests: Tests, entry: dict[str, Any]
+) -> None:
+    """Add the scores of interpolated weights to a row's record; with --report those that are known."""
+    if not options.interpolate or not entry["damage"]:
+        return
+    mixed = cached_interpolation(
+        plan.output / f"seed-{seed}" / "interpolated" / f"{name}.json",
+        weights_path(plan.folder(seed, name), STAGE),
+        plan.start(seed),
+        options.interpolate,
+        tests,
+        compute=not options.report,
+    )
+    if mixed is not None:
+        entry["interpolated"] = mixed
 
 
 def _entry(scores: dict[str, Any], tests: Tests) -> dict[str, Any]:

@@ -64,6 +64,12 @@ def markdown(results: Mapping[str, Any]) -> str:
         f"in levels of 255; lower is better, as for NIQE and LPIPS. {results['protocol']}.",
         pairs_table(methods),
     ]
+    if (interpolated := interpolation_table(results)) is not None:
+        lines += [
+            "Weights between the start (0) and the row (1): PSNR-Y in dB, clean / unseen damage, mean over the seeds "
+            "that have them:",
+            interpolated,
+        ]
     for source, description in results["sources"].items():
         lines += [f"PSNR-Y in dB by damage, {description}:", damage_table(methods, results["conditions"], source)]
     failed = [
@@ -101,6 +107,23 @@ def pairs_table(methods: Mapping[str, Method]) -> str:
     return _method_table(methods, columns)
 
 
+def interpolation_table(results: Mapping[str, Any]) -> str | None:
+    """One row per method and source, one column per share; None where no weights were interpolated."""
+    header, rows = [], []
+    for method in results["methods"].values():
+        lines = [_line(results, seed, entry) for seed, entry in method["seeds"].items() if "interpolated" in entry]
+        if not lines:
+            continue
+        header = ["", "", *(f"{point.get('share', 1):g}" for point in lines[0][1:])]
+        for source, description in results["sources"].items():
+            cells = [
+                " / ".join(f"{fmean(point[key][source] for point in group):.2f}" for key in ("clean", "unseen"))
+                for group in list(zip(*lines, strict=True))[1:]
+            ]
+            rows.append([method["label"], description, *cells])
+    return _table(header, rows) if rows else None
+
+
 def damage_table(methods: Mapping[str, Method], conditions: Mapping[str, str], source: str) -> str:
     """One row per condition, one column per method."""
     rows = [
@@ -116,14 +139,8 @@ def curves(results: Mapping[str, Any], path: Path) -> None:
     Raises:
         ModuleNotFoundError: matplotlib is not installed.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415  # of the extra "demo"
-    from matplotlib.figure import Figure  # noqa: PLC0415
-
-    from andfast.files import atomic_file  # noqa: PLC0415
-
     sources = results["sources"]
-    figure = Figure(figsize=(12, 4 * len(sources)), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = _figure(4 * len(sources))
     axes = figure.subplots(len(sources), 2, squeeze=False, sharex=True)
     for (source, description), row in zip(sources.items(), axes, strict=True):
         for axis, key, title in zip(row, ("clean", "unseen"), ("clean LR", "unseen damage, mean"), strict=True):
@@ -135,13 +152,65 @@ def curves(results: Mapping[str, Any], path: Path) -> None:
                 means = [fmean(point[key][source] for point in group) for group in points]
                 steps = [group[0]["step"] for group in points]
                 axis.plot(steps, means, marker="o", markersize=3.5, linewidth=1.6, label=method["label"])
-            axis.set_title(f"{title}: {description}", fontsize=10)
-            axis.grid(True, color="#dddddd", linewidth=0.7)
-            axis.spines[["top", "right"]].set_visible(False)
+            _finish(axis, f"{title}: {description}")
         row[0].set_ylabel("PSNR-Y (dB)")
     for axis in axes[-1]:
         axis.set_xlabel("training step of the row")
-    handles = axes[0, 0].get_legend_handles_labels()
+    _save(figure, axes[0, 0], path)
+
+
+def trade_off(results: Mapping[str, Any], path: Path) -> None:
+    """Draw unseen damage over clean LR, PSNR-Y in dB, along the interpolation from the start to each row, as PNG.
+
+    Rows without interpolated weights are left out; means are over the seeds that have them.
+
+    Raises:
+        ModuleNotFoundError: matplotlib is not installed.
+    """
+    sources = results["sources"]
+    figure = _figure(5)
+    axes = figure.subplots(1, len(sources), squeeze=False)
+    for axis, (source, description) in zip(axes[0], sources.items(), strict=True):
+        for method in results["methods"].values():
+            lines = [_line(results, seed, entry) for seed, entry in method["seeds"].items() if "interpolated" in entry]
+            if not lines:
+                continue
+            x, y = (
+                [fmean(point[key][source] for point in group) for group in zip(*lines, strict=True)]
+                for key in ("clean", "unseen")
+            )
+            axis.plot(x, y, marker="o", markersize=3.5, linewidth=1.6, label=method["label"])
+        _finish(axis, description)
+        axis.set_xlabel("clean LR, PSNR-Y (dB)")
+    axes[0, 0].set_ylabel("unseen damage, PSNR-Y (dB)")
+    _save(figure, axes[0, 0], path)
+
+
+def _line(results: Mapping[str, Any], seed: str, entry: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Scores of the start, of the interpolated weights, and of the row."""
+    return [results["methods"]["start"]["seeds"][seed], *entry["interpolated"], entry]
+
+
+def _figure(height: float) -> Any:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415  # of the extra "demo"
+    from matplotlib.figure import Figure  # noqa: PLC0415
+
+    figure = Figure(figsize=(12, height), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _finish(axis: Any, title: str) -> None:
+    axis.set_title(title, fontsize=10)
+    axis.grid(True, color="#dddddd", linewidth=0.7)
+    axis.spines[["top", "right"]].set_visible(False)
+
+
+def _save(figure: Any, axis: Any, path: Path) -> None:
+    """Write a figure with the legend of one of its axes."""
+    from andfast.files import atomic_file  # noqa: PLC0415
+
+    handles = axis.get_legend_handles_labels()
     if handles[1]:
         figure.legend(*handles, loc="outside right center", frameon=False, fontsize=9)
     buffer = io.BytesIO()

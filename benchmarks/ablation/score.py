@@ -6,6 +6,7 @@ are reported on, which is softer, so that damage, not missing detail, makes up m
 
 import hashlib
 import json
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,8 @@ from andfast.inference.models import Restorer, load_restorer
 from andfast.metrics import psnr_y
 from andfast.metrics.lpips import LPIPS, weights_file
 from andfast.metrics.niqe import NIQE
+from andfast.nn.network_interpolation import interpolate
+from andfast.nn.weights import read_weights, save_weights
 from andfast.training.run_folder import read_json
 from benchmarks.ablation.damage import CLEAN, DAMAGES, damaged
 from benchmarks.ablation.photographs import center_crops
@@ -156,6 +159,26 @@ def score_damage(restorer: Restorer, tests: Tests) -> dict[str, Any]:
     return {"damage": damage, "clean": {source: values[CLEAN] for source, values in damage.items()}, "unseen": unseen}
 
 
+def score_interpolated(weights: Path, start: Path, shares: Sequence[float], tests: Tests) -> list[dict[str, Any]]:
+    """ "share", and "clean" and "unseen" by source, of weights mixed with those they started from.
+
+    Args:
+        weights: of a row.
+        start: that it was trained on from.
+        shares: of the row's weights, from 0 to 1.
+        tests: the second is used.
+    """
+    records = []
+    first, second = read_weights(start), read_weights(weights)
+    with tempfile.TemporaryDirectory() as folder:
+        for share in shares:
+            path = Path(folder) / "mixed.safetensors"
+            save_weights(path, interpolate(first, second, share))
+            scores = score_damage(_restorer(path, tests), tests)
+            records.append({"share": share, "clean": scores["clean"], "unseen": scores["unseen"]})
+    return records
+
+
 def score_checkpoints(folders: Sequence[Path], tests: Tests) -> list[dict[str, Any]]:
     """The curve of a training: step, and "clean" and "unseen" by source, of each checkpoint's EMA."""
     curve = []
@@ -200,6 +223,26 @@ def cached_score(path: Path, weights: Path | None, folders: Sequence[Path], test
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, record)
     return record
+
+
+def cached_interpolation(
+    path: Path, weights: Path, start: Path, shares: Sequence[float], tests: Tests, *, compute: bool = True
+) -> list[dict[str, Any]] | None:
+    """:func:`score_interpolated` from a file, if it has all shares under these weights and tests.
+
+    Else it is computed and written, or with ``compute=False`` None.
+    """
+    key = {"tests": tests.digest, "weights": _file_digest(weights), "start": _file_digest(start)}
+    earlier = read_json(path) if path.is_file() else {}
+    known = {entry["share"]: entry for entry in earlier["records"]} if earlier.get("key") == key else {}
+    missing = [share for share in shares if share not in known]
+    if missing and not compute:
+        return None
+    if missing:
+        known |= {entry["share"]: entry for entry in score_interpolated(weights, start, missing, tests)}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, {"key": key, "records": [known[share] for share in sorted(known)]})
+    return [known[share] for share in shares]
 
 
 def pair_means(values: Mapping[str, Mapping[str, float | None]], names: Sequence[str]) -> dict[str, float | None]:

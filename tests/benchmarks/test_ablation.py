@@ -224,6 +224,7 @@ def test_command_line_errors(capsys):
         ([*base, "--set", "net.lr={"], "--set must have a YAML value, was net.lr={"),
         ([*base, "--rows", "none"], "invalid choice: 'none'"),
         ([*base, "--seeds", "-1"], "must be at least 0, was -1"),
+        ([*base, "--interpolate", "1"], "must be between 0 and 1, was 1"),
         (base[2:], "--photos"),
     ):
         with pytest.raises(SystemExit) as error:
@@ -248,6 +249,24 @@ def test_every_row_is_valid(folders, tmp_path, monkeypatch, size):
     settings = {(str(config.adversary), rows.ROWS[row].test_damage) for row, config in configs.items() if row}
     assert len(settings) == len(rows.ROWS)
     assert len({row.label for row in rows.ROWS.values()}) == len(rows.ROWS)
+
+
+def test_interpolated_weights_are_scored_once(folders, finished, monkeypatch):
+    shares = ["--interpolate", "0.7", "0.4"]
+    assert command(folders, finished, *shares) == 0
+    methods = results_of(finished)["methods"]
+    start, row = methods["start"]["seeds"]["0"], methods["and"]["seeds"]["0"]
+    assert [entry["share"] for entry in row["interpolated"]] == [0.4, 0.7]
+    for source in score.SOURCES:  # so short a training that quality is linear in the weights
+        ends = start["unseen"][source], row["unseen"][source]
+        for entry in row["interpolated"]:
+            assert min(ends) - 0.05 <= entry["unseen"][source] <= max(ends) + 0.05
+    assert (finished / "trade_off.png").is_file()
+    assert "| AND | held-out photographs |" in (finished / "results.md").read_text()
+    monkeypatch.setattr(score, "score_damage", lambda *_: pytest.fail("nothing is left to score"))
+    assert command(folders, finished, *shares) == 0
+    assert command(folders, finished, "--report", "--interpolate", "0.5") == 0
+    assert "interpolated" not in results_of(finished)["methods"]["and"]["seeds"]["0"]
 
 
 def test_bound_trains_on_the_damage_of_the_test(folders, tmp_path, monkeypatch):

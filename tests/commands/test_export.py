@@ -14,7 +14,7 @@ from andfast.inference import export as module
 from andfast.inference.export import ExportError, check_image, export
 from andfast.nn import RRDBNet
 from andfast.nn.plain import plain_copy
-from andfast.nn.weights import generator_from_weights, read_metadata, save_weights
+from andfast.nn.weights import generator_from_weights, read_metadata, read_weights, save_weights
 
 IMAGE = check_image(None)[0]
 HAS_ONNX = all(importlib.util.find_spec(name) is not None for name in ("onnx", "onnxscript"))
@@ -78,6 +78,34 @@ def test_safetensors_keep_metadata(tmp_path: Path, capsys: pytest.CaptureFixture
     text = capsys.readouterr().out
     assert "b.safetensors, compared on " in text
     assert "andfast: differs by at most 0.0e+00 from the model" in text
+
+
+def test_interpolation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first, second = network(), network()
+    with torch.no_grad():
+        second.conv_last.weight.mul_(3)
+    save_weights(tmp_path / "a.safetensors", first, {"stage": "net"})
+    save_weights(tmp_path / "b.safetensors", second)
+    arguments = ["--weights", str(tmp_path / "a.safetensors"), "--format", "safetensors", "--quiet", "--overwrite"]
+    arguments += ["--output", str(tmp_path / "c.safetensors")]
+    mix = ["--interpolate", str(tmp_path / "b.safetensors"), "--share"]
+    for share in (0.0, 0.25, 1.0):
+        assert command.main([*arguments, *mix, str(share)]) == 0
+        mixed = read_weights(tmp_path / "c.safetensors")
+        for name, weight in first.state_dict().items():
+            wanted = weight + share * (second.state_dict()[name] - weight)
+            torch.testing.assert_close(mixed[name], wanted, rtol=1e-6, atol=1e-7)
+    metadata = read_metadata(tmp_path / "c.safetensors")
+    assert metadata["stage"] == "net"
+    assert metadata["interpolated_with"] == "b.safetensors"
+    assert metadata["share"] == "1.0"
+    save_weights(tmp_path / "b.safetensors", network(growth=8))
+    for share, message in (("1.5", "share must be from 0 to 1, was 1.5"), ("0.5", "body.0.rdb1.conv1.bias has shapes")):
+        assert command.main([*arguments, *mix, share]) == 1
+        assert message in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        command.main([*arguments, "--share", "0.5"])
+    assert "--interpolate and --share require each other" in capsys.readouterr().err
 
 
 def expected(generator: RRDBNet, lr: torch.Tensor) -> torch.Tensor:
