@@ -17,7 +17,7 @@ from torch.func import functional_call
 from andfast import checks
 from andfast.adversary.ball import Ball
 from andfast.adversary.identity import sample_identity
-from andfast.adversary.objective import Objective, Targets, aligned
+from andfast.adversary.objective import Objective, Targets
 from andfast.adversary.pgd import Ascent, ascend
 from andfast.adversary.presets import resized
 from andfast.functional import blur_pool
@@ -38,8 +38,6 @@ class AttackSettings:
         channels, noise, noise_dtype, slope: of F's parameters, see :func:`andfast.adversary.sample_identity`.
         images_per_network: number of images that share one F; 0 for one F per batch.
         chunk_size: number of images attacked per chunk, which bounds peak memory; 0 for the whole batch.
-        objective: "plain" for the loss itself, or "aligned" for that of SR aligned with HR in gain and offset, see
-            :func:`andfast.adversary.objective.aligned`.
         image_radius: "fixed", or "uniform" for a factor per network on all radii, drawn uniformly from [0, 1).
     """
 
@@ -53,11 +51,9 @@ class AttackSettings:
     slope: str = "layer"
     images_per_network: int = 1
     chunk_size: int = 0
-    objective: str = "plain"
     image_radius: str = "fixed"
 
     def __post_init__(self) -> None:
-        checks.one_of("objective", self.objective, ("plain", "aligned"))
         checks.one_of("image_radius", self.image_radius, ("fixed", "uniform"))
 
     def chunks(self, images: int) -> list[range]:
@@ -317,8 +313,6 @@ class Attack:
 
         def loss(lr: Tensor) -> Tensor:
             sr = restore(lr)
-            if self.settings.objective == "aligned":
-                sr = aligned(sr, hr)
             known = targets if self.reuse.hr_features else self.objective.targets(hr)
             return self.objective.total(self.objective.terms(sr, known))
 

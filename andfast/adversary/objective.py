@@ -8,9 +8,6 @@ from torch import Tensor, nn
 
 from andfast.losses import GANLoss, PerceptualLoss, l1_loss
 
-_SMALLEST_VARIANCE = 1e-10
-"""Of SR in [0, 1]: about a hundredth of a level of 8 bits, squared."""
-
 
 class Targets(NamedTuple):
     """The inputs of the loss that depend on HR alone, computed once for all passes of a step.
@@ -24,24 +21,6 @@ class Targets(NamedTuple):
     hr: Tensor
     features: dict[str, Tensor] | None
     logits: Tensor | None
-
-
-def aligned(sr: Tensor, hr: Tensor) -> Tensor:
-    """SR after the gain and offset per image and channel that bring it nearest to HR, in at least float32.
-
-    The gain is cov(SR, HR) / var(SR), the offset follows from the means; both are differentiable with respect to SR. A
-    loss of the result does not rise with changes of color, brightness and contrast, which no G can undo.
-
-    Args:
-        sr, hr: (N, C, H, W). A constant channel of SR becomes HR's mean.
-    """
-    wide = torch.promote_types(sr.dtype, torch.float32)
-    sr, hr = sr.to(wide), hr.to(wide)
-    mean = hr.mean((2, 3), keepdim=True)  # (N, C, 1, 1)
-    around = sr - sr.mean((2, 3), keepdim=True)
-    covariance = (around * (hr - mean)).mean((2, 3), keepdim=True)
-    variance = around.square().mean((2, 3), keepdim=True)
-    return mean + around * (covariance / variance.clamp_min(_SMALLEST_VARIANCE))
 
 
 @dataclass(frozen=True)

@@ -79,9 +79,6 @@ class AdversaryConfig:
     """dB, from 10 to 60: keep the mean PSNR of adversarial LR against clean LR here by a common factor on all radii,
     adjusted every 10 steps; only with strategies pgd, fast and those with
     a random point. null: radii stay."""
-    objective: Literal["plain", "aligned"] = "plain"
-    """plain: the ascent maximizes G's loss; aligned: that of SR after the gain and offset per channel that fit HR best.
-    G trains on its plain loss."""
     chunk_size: int | None = None
     """Number of images attacked per chunk; bounds peak memory. 0: a whole micro batch; null: in stage net 24 images of
     256x256 and more of smaller ones, with the same result up to rounding; in stage gan a whole
@@ -121,11 +118,6 @@ class AdversaryConfig:
             raise ValueError(
                 f"adversary.steps must be {DEFAULT_STEPS}, its default, with adversary.strategy {self.strategy!r}, "
                 f"which {reason}, was {self.steps}"
-            )
-        if self.objective != "plain" and self.strategy not in WITH_ASCENT:
-            raise ValueError(
-                f"adversary.objective must be 'plain', its default, with adversary.strategy {self.strategy!r}, which "
-                f"has no ascent, was {self.objective!r}"
             )
 
     def _validate_random_scale(self) -> None:

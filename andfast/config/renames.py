@@ -21,6 +21,10 @@ REMOVED: Final = {
         "same",
         "fp8 was not faster than bf16 by count, and never timed (docs/method.md); runs with 'same' resume as they are",
     ),
+    "adversary.objective": (
+        "plain",
+        "an attack on SR aligned with HR trains no better G (docs/method.md); runs with 'plain' resume as they are",
+    ),
 }
 """Dotted name of a removed setting to the value that is now the only behavior, and the reason."""
 

@@ -134,7 +134,6 @@ def build_attack_settings(config: TrainConfig, stage: Stage) -> AttackSettings:
         slope=config.degradation.slope,
         images_per_network=config.degradation.images_per_network,
         chunk_size=chunk_size,
-        objective=settings.objective,
         image_radius=preset.image_radius if settings.image_radius is None else settings.image_radius,
     )
 

@@ -56,7 +56,6 @@ ROWS: Final[dict[str, Row]] = {
     "and-calibrated": Row("AND, three balls of 30 dB", "complete_and", {"adversary.preset": "calibrated"}),
     "and": Row("AND", "complete_and", _SYMMETRIC),
     "and-slope": Row("AND, slopes too", "complete_and", {**_SYMMETRIC, "adversary.radius_slope": 0.032}),
-    "and-aligned": Row("AND, aligned objective", "complete_and", {**_SYMMETRIC, "adversary.objective": "aligned"}),
     "and-fast": Row(
         "AND, strategy fast",
         "complete_and",

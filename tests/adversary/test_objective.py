@@ -1,16 +1,13 @@
 """Objective: the weighted sum that G minimises and the adversary maximises."""
 
-import itertools
 import math
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from andfast.adversary.objective import Objective, aligned
+from andfast.adversary.objective import Objective
 from andfast.losses import GANLoss, PerceptualLoss
 from andfast.nn import UNetDiscriminator, frozen
 
@@ -131,33 +128,3 @@ def test_total_propagates_nan(vgg: PerceptualLoss) -> None:
     terms = objective.terms(sr, objective.targets(hr))
     for name in terms:
         assert objective.total(terms | {name: torch.tensor(math.nan)}).isnan()
-
-
-@given(st.integers(0, 99))
-def test_aligned_is_the_best_gain_and_offset_per_channel(seed: int) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    hr, sr = (torch.rand(2, 3, 7, 9, generator=generator, dtype=torch.float64) for _ in range(2))
-    result = aligned(sr, hr)
-    for n, c in itertools.product(range(2), range(3)):
-        columns = torch.stack([sr[n, c].flatten(), torch.ones(63, dtype=torch.float64)], 1)
-        gain_offset = torch.linalg.lstsq(columns, hr[n, c].flatten()).solution
-        torch.testing.assert_close(result[n, c].flatten(), columns @ gain_offset)
-    # No gain above 0 and no offset changes it.
-    torch.testing.assert_close(aligned(1.3 * sr - 0.2, hr), result)
-
-
-def test_aligned_has_a_gradient_without_gain_and_offset() -> None:
-    hr = torch.rand(1, 2, 4, 5, dtype=torch.float64)
-    sr = torch.rand(1, 2, 4, 5, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda x: aligned(x, hr), sr)
-    (gradient,) = torch.autograd.grad((aligned(sr, hr) - hr).abs().sum(), sr)
-    for direction in (torch.ones_like(sr), sr.detach()):
-        assert abs((gradient * direction).sum()) < 1e-10 * gradient.norm()
-
-
-def test_aligned_of_a_constant_is_the_mean() -> None:
-    hr, sr = torch.rand(1, 3, 8, 8), torch.full((1, 3, 8, 8), 0.25).bfloat16().requires_grad_()
-    result = aligned(sr, hr)
-    assert result.dtype == torch.float32
-    torch.testing.assert_close(result, hr.mean((2, 3), keepdim=True).expand_as(hr))
-    assert torch.autograd.grad(result.square().sum(), sr)[0].isfinite().all()

@@ -93,8 +93,8 @@ def test_interpolation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
         assert command.main([*arguments, *mix, str(share)]) == 0
         mixed = read_weights(tmp_path / "c.safetensors")
         for name, weight in first.state_dict().items():
-            wanted = weight + share * (second.state_dict()[name] - weight)
-            torch.testing.assert_close(mixed[name], wanted, rtol=1e-6, atol=1e-7)
+            expected_weight = weight + share * (second.state_dict()[name] - weight)
+            torch.testing.assert_close(mixed[name], expected_weight, rtol=1e-6, atol=1e-7)
     metadata = read_metadata(tmp_path / "c.safetensors")
     assert metadata["stage"] == "net"
     assert metadata["interpolated_with"] == "b.safetensors"

@@ -113,7 +113,6 @@ PARTS = ("kernel", "rest", "noise", "slope")
             )
             for strategy in ("none", "bicubic", "noise", "style", "synthetic")
         ),
-        (["--adversary.objective=align"], "did you mean 'aligned'?"),
         (
             ["--adversary.random_scale=2"],
             "adversary.random_scale must be null with adversary.strategy 'pgd', which does not use it, was 2.0; "
@@ -159,10 +158,6 @@ PARTS = ("kernel", "rest", "noise", "slope")
         (
             ["--adversary.strategy=bicubic", "--adversary.steps=3"],
             "adversary.steps must be 5, its default, with adversary.strategy 'bicubic', which has no ascent, was 3",
-        ),
-        (
-            ["--adversary.strategy=random", "--adversary.objective=aligned"],
-            "adversary.objective must be 'plain', its default, with adversary.strategy 'random', which has no ascent",
         ),
         (
             ["--net.lr_milestones=[5]"],
@@ -212,10 +207,6 @@ PARTS = ("kernel", "rest", "noise", "slope")
         (
             ["--adversary.strategy=none", "--adversary.zero_mean_noise=true"],
             "adversary.zero_mean_noise must be null with adversary.strategy 'none', which does not use it, was true",
-        ),
-        (
-            ["--adversary.strategy=synthetic", "--adversary.objective=aligned"],
-            "adversary.objective must be 'plain', its default, with adversary.strategy 'synthetic'",
         ),
         (
             ["--adversary.strategy=fast", "--adversary.steps=3"],
@@ -301,7 +292,7 @@ def test_invalid_values_raise(arguments: list[str], message: str) -> None:
         ["--adversary.preset=paper", "--adversary.radius_joint=3"],
         ["--adversary.radius_color=1", "--adversary.symmetric_kernels=false"],
         ["--adversary.radius_color=1", *(f"--adversary.radius_{x}=0" for x in PARTS)],
-        ["--adversary.zero_mean_noise=true", "--adversary.image_radius=uniform", "--adversary.objective=aligned"],
+        ["--adversary.zero_mean_noise=true", "--adversary.image_radius=uniform"],
         ["--adversary.target_psnr=10", "--adversary.preset=paper"],
         ["--adversary.target_psnr=60", "--adversary.strategy=random"],
         ["--adversary.target_psnr=null", "--adversary.strategy=none"],
