@@ -77,8 +77,7 @@ class AdversaryConfig:
     preset symmetric, else fixed."""
     target_psnr: float | None = None
     """dB, from 10 to 60: keep the mean PSNR of adversarial LR against clean LR here by a common factor on all radii,
-    adjusted every 10 steps; only with strategies pgd, fast and those with
-    a random point. null: radii stay."""
+    adjusted every 10 steps; only with strategies pgd, fast and those with a random point. null: radii stay."""
     chunk_size: int | None = None
     """Number of images attacked per chunk; bounds peak memory. 0: a whole micro batch; null: in stage net 24 images of
     256x256 and more of smaller ones, with the same result up to rounding; in stage gan a whole

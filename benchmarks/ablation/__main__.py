@@ -71,6 +71,9 @@ def _share(text: str) -> float:
     return share
 
 
+_share.__name__ = "number"  # in argparse's message when float() raises
+
+
 def _overrides(parser: argparse.ArgumentParser, texts: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Settings by row, "" for all rows."""
     overrides: dict[str, dict[str, Any]] = {}

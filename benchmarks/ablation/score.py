@@ -160,13 +160,16 @@ def score_damage(restorer: Restorer, tests: Tests) -> dict[str, Any]:
 
 
 def score_interpolated(weights: Path, start: Path, shares: Sequence[float], tests: Tests) -> list[dict[str, Any]]:
-    """ "share", and "clean" and "unseen" by source, of weights mixed with those they started from.
+    """Score weights mixed with those they started from, on the second test.
 
     Args:
         weights: of a row.
         start: that it was trained on from.
         shares: of the row's weights, from 0 to 1.
-        tests: the second is used.
+        tests: whose second is used.
+
+    Returns:
+        For each share its "share", and "clean" and "unseen" as of :func:`score_damage`.
     """
     records = []
     first, second = read_weights(start), read_weights(weights)

@@ -225,6 +225,7 @@ def test_command_line_errors(capsys):
         ([*base, "--rows", "none"], "invalid choice: 'none'"),
         ([*base, "--seeds", "-1"], "must be at least 0, was -1"),
         ([*base, "--interpolate", "1"], "must be between 0 and 1, was 1"),
+        ([*base, "--interpolate", "half"], "invalid number value: 'half'"),
         (base[2:], "--photos"),
     ):
         with pytest.raises(SystemExit) as error:
