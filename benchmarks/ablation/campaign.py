@@ -51,7 +51,7 @@ def run(options: argparse.Namespace) -> None:
     results["methods"]["bicubic"] = {"label": "bicubic, no training", "seeds": {"all": _entry(bicubic, tests)}}
     results["methods"]["start"] = {"label": "the start", "seeds": {}}
     for name in options.rows:
-        settings = ROWS[name].all_settings() | options.set.get("", {}) | options.set.get(name, {})
+        settings = SIZES[plan.size].settings_of(name) | options.set.get("", {}) | options.set.get(name, {})
         results["methods"][name] = {"label": ROWS[name].label, "settings": settings, "seeds": {}}
     for seed in options.seeds:
         if options.report and plan.start_weights is None and not is_done(plan.config(seed, None)):

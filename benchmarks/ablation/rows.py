@@ -65,18 +65,9 @@ ROWS: Final[dict[str, Row]] = {
     "and-random": Row(
         "AND around a random point",
         "and_random_start",
-        {
-            **_SYMMETRIC,
-            "adversary.random_scale": 10.0,
-            "adversary.radius_kernel": 0.12,
-            "adversary.radius_rest": 0.015,
-        },
+        {**_SYMMETRIC, "adversary.random_scale": 10.0, "adversary.radius_kernel": 0.12},
     ),
-    "and-fast-random": Row(
-        "AND, strategy fast, around random noise",
-        "and_fast_random_start",
-        {**_SYMMETRIC, "adversary.random_scale": {"noise": 10.0}},  # for F of 16 channels: 40 dB
-    ),
+    "and-fast-random": Row("AND, strategy fast, around random noise", "and_fast_random_start", _SYMMETRIC),
     "test-damage": Row("the test's own damage, a bound", "real_esrgan", test_damage=True),
 }
 """Rows by name, in the order of the table."""
@@ -87,15 +78,25 @@ class Size(NamedTuple):
 
     Attributes:
         settings: shared by all rows and the start.
+        row_settings: of single rows, by name: what depends on the number of F's channels.
         start_steps: steps of the classical training that all rows start from.
         steps: steps of each row.
         test_crop: side in HR pixels of the crops that are damaged.
     """
 
     settings: Settings
+    row_settings: Mapping[str, Settings]
     start_steps: int
     steps: int
     test_crop: int
+
+    def settings_of(self, row: str) -> dict[str, Any]:
+        """What a row changes in the settings that all rows share.
+
+        Raises:
+            ConfigError: the row's file cannot be read.
+        """
+        return ROWS[row].all_settings() | dict(self.row_settings.get(row, {}))
 
 
 _SHARED: Final[Settings] = {
@@ -122,6 +123,10 @@ SIZES: Final[dict[str, Size]] = {
             "data.workers": 0,
             "net.lr": 5e-4,
         },
+        {
+            "and-random": {"adversary.radius_rest": 0.015},
+            "and-fast-random": {"adversary.random_scale": {"noise": 10.0}},
+        },
         start_steps=3000,
         steps=600,
         test_crop=160,
@@ -139,6 +144,8 @@ SIZES: Final[dict[str, Size]] = {
             "data.workers": 4,
             "net.lr": 2e-4,
         },
+        # Half the preset's radius, as above. The other row's file is for 64 channels.
+        {"and-random": {"adversary.radius_rest": 0.03}},
         start_steps=1500,
         steps=400,
         test_crop=160,

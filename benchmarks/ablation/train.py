@@ -30,7 +30,7 @@ from andfast.training.loop import run
 from andfast.training.metrics_log import read_metrics
 from andfast.training.run_folder import MARK, read_json, weights_path
 from benchmarks.ablation.photographs import Photographs
-from benchmarks.ablation.rows import CHECKPOINTS, ROWS, SIZES, START, Row, Settings
+from benchmarks.ablation.rows import CHECKPOINTS, ROWS, SIZES, START, Settings
 from benchmarks.ablation.upper_bound import random_damage
 
 STAGE: Final = "net"
@@ -81,11 +81,11 @@ class Plan:
         Raises:
             ValueError: a setting is invalid; the message names the row.
         """
-        definition: Row = START if row is None else ROWS[row]
+        size = SIZES[self.size]
         steps = self.start_steps if row is None else self.steps
         settings: dict[str, Any] = {
-            **SIZES[self.size].settings,
-            **definition.all_settings(),
+            **size.settings,
+            **(START.all_settings() if row is None else size.settings_of(row)),
             **({} if row is None else {**self.overrides.get("", {}), **self.overrides.get(row, {})}),
             "output": str(self.folder(seed, row)),
             "seed": seed,

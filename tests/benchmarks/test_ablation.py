@@ -28,6 +28,7 @@ TINY = rows.Size(
         "degradation.channels": 4,
         "data.patch_size": 32,
     },
+    {},
     start_steps=2,
     steps=3,
     test_crop=48,
@@ -250,6 +251,17 @@ def test_every_row_is_valid(folders, tmp_path, monkeypatch, size):
     settings = {(str(config.adversary), rows.ROWS[row].test_damage) for row, config in configs.items() if row}
     assert len(settings) == len(rows.ROWS)
     assert len({row.label for row in rows.ROWS.values()}) == len(rows.ROWS)
+
+
+@pytest.mark.parametrize(("size", "noise", "rest"), [("cpu", 10.0, 0.015), ("gpu", 25.0, 0.03)])
+def test_radii_fit_the_channels_of_f(folders, tmp_path, monkeypatch, size, noise, rest):
+    monkeypatch.undo()
+    assert rows.SIZES[size].row_settings.keys() <= rows.ROWS.keys()
+    photographs = split_photographs(folders / "photos", min_size=32, crop_size=48, scale=4)
+    plan = train.Plan(tmp_path, size, photographs, 10, 10, None, "cpu", {})
+    adversary = {row: plan.config(0, row, with_start=False).adversary for row in rows.ROWS}
+    assert adversary["and-fast-random"].random_scale == {"noise": noise}
+    assert adversary["and-random"].radius_rest == rest
 
 
 def test_interpolated_weights_are_scored_once(folders, finished, monkeypatch):
