@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from andfast import __version__
+from andfast.console import limit_spinning
 
 COMMANDS: Final = {
     "train": "train AND on a folder of images, one stage or both",
@@ -37,6 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         hint = f"did you mean {near[0]}?" if near else f"one of {', '.join(COMMANDS)}"
         print(f"error: {name!r} is not an andfast command; {hint}", file=sys.stderr)
         return 2
+    limit_spinning()
     code: int = importlib.import_module(f"andfast.{name}").main(rest)
     return code
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from andfast.arguments import integer, positive
-from andfast.console import print_result
+from andfast.console import limit_spinning, print_result
 from andfast.evaluation.layouts import LAYOUTS
 
 DESCRIPTION = """\
@@ -60,6 +60,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code: 0, 1 on an error, 2 for an invalid command line, 130 if interrupted."""
+    limit_spinning()
     options, settings = parser().parse_known_args(argv)
     # Imported after parsing: torch takes seconds.
     from andfast.calibration.run import run  # noqa: PLC0415

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from andfast.console import print_result
+from andfast.console import limit_spinning, print_result
 
 DESCRIPTION = """\
 Degrade a photograph against a restoration network G and write DIR/gallery.png and DIR/gallery.json: the identity
@@ -52,6 +52,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code: 0, 1 on an error, 2 for an invalid command line, 130 if interrupted."""
+    limit_spinning()
     options, settings = parser().parse_known_args(argv)
     # Imported after parsing: torch takes seconds.
     from andfast.gallery.run import run  # noqa: PLC0415

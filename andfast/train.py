@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext, redirect_stderr
 
 from andfast.config.command_line import fail, parse_train
-from andfast.console import log_to
+from andfast.console import limit_spinning, log_to
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -18,11 +18,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         Exit code: 0 when all stages are done, 2 on invalid input, 3 on a non-finite loss or gradient, 4 when data
         workers died, 130 when a signal stopped the run; after 3, 4 and 130 it is saved and can be resumed.
     """
+    limit_spinning()
     is_main = os.environ.get("RANK", "0") == "0"
     with nullcontext() if is_main else redirect_stderr(io.StringIO()):  # rank 0 reports what every rank meets
         config, options = parse_train(argv)
-    # Spinning threads make a CPU run ten times slower on shared cores. OpenMP reads this once, when torch is imported.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # Imported after parsing: torch takes seconds.
     from andfast.training.checkpoint import CheckpointError  # noqa: PLC0415
     from andfast.training.cuda_graph import CaptureError  # noqa: PLC0415

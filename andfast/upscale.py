@@ -4,9 +4,8 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from andfast.console import log_to_stderr
+from andfast.console import limit_spinning, log_to_stderr
 from andfast.files import check_writable, printable
-from andfast.inference.writers import FORMATS
 
 DESCRIPTION = """\
 Upscale images (PNG, JPEG, WebP, TIFF, BMP) with trained weights, in tiles blended without visible seams. Grey, 16 bits,
@@ -20,6 +19,8 @@ Exit code: 0 if all images were restored, 1 if some were not, 2 for invalid argu
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
+    from andfast.inference.writers import FORMATS  # noqa: PLC0415  # with its package, which imports torch
+
     result = argparse.ArgumentParser(prog="python -m andfast.upscale", description=DESCRIPTION, epilog=EPILOG)
     add = result.add_argument
     add("input", nargs="+", metavar="INPUT", help="file, folder (searched recursively) or glob pattern; repeatable")
@@ -47,6 +48,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code."""
+    limit_spinning()
     options = parser().parse_args(argv)
     # Imported after parsing: torch takes seconds.
     from andfast.inference.batch import upscale_files  # noqa: PLC0415
