@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 _STAGES = {"net": "ANDNet (stage net)", "gan": "ANDGAN (stage gan)"}
 _CLEAN, _ADVERSARIAL, _LR, _FACTOR = "#1f77b4", "#d1495b", "#3b7a57", "#8a6d3b"
 _SMOOTHING_THRESHOLD = 60  # points from which a running mean is drawn over the points
-_CLEAN_KEY, _ADVERSARIAL_KEY, _LR_KEY, _FACTOR_KEY = _KEYS = ("loss_clean", "loss", "lr_psnr", "radius_factor")
+_CLEAN_KEY, _ADVERSARIAL_KEY, _LR_KEY, _FACTOR_KEY = "loss_clean", "loss", "lr_psnr", "radius_factor"
+_START_KEY = "loss_start"  # in place of loss_clean, of ascents that start elsewhere
+_KEYS = (_CLEAN_KEY, _START_KEY, _ADVERSARIAL_KEY, _LR_KEY, _FACTOR_KEY)
 
 
 def loss_curve(metrics_path: str | Path, path: str | Path) -> None:
@@ -29,8 +31,8 @@ def loss_curve(metrics_path: str | Path, path: str | Path) -> None:
 
     Args:
         metrics_path: metrics.jsonl, a JSON object per line. Lines with "stage", "step" and at least one of
-            "loss_clean", "loss" and "lr_psnr" (dB) are drawn; of repeated steps the last. Other lines are ignored, and
-            so is a last line without a newline, which a running job is still writing.
+            "loss_clean", "loss_start", "loss" and "lr_psnr" (dB) are drawn; of repeated steps the last. Other lines are
+            ignored, and so is a last line without a newline, which a running job is still writing.
         path: the PNG, written atomically; its folder must exist.
 
     Raises:
@@ -56,7 +58,10 @@ def loss_curve(metrics_path: str | Path, path: str | Path) -> None:
         series = {key: np.array([records[int(step)].get(key, math.nan) for step in steps]) for key in _KEYS}
         top, bottom = axes[0, column], axes[1, column]
         top.set_title(_STAGES.get(stage, f"stage {stage}"), fontsize=13, pad=10)
-        _draw_losses(top, steps, series[_CLEAN_KEY], series[_ADVERSARIAL_KEY])
+        if np.isfinite(series[_START_KEY]).any():
+            _draw_losses(top, steps, series[_START_KEY], series[_ADVERSARIAL_KEY], "before the ascent")
+        else:
+            _draw_losses(top, steps, series[_CLEAN_KEY], series[_ADVERSARIAL_KEY], "clean case")
         _draw_line(bottom, steps, series[_LR_KEY], _LR, "adversarial LR against clean LR")
         if np.isfinite(series[_FACTOR_KEY]).any():
             _draw_factor(bottom, steps, series[_FACTOR_KEY])
@@ -103,10 +108,13 @@ def _stages(path: Path) -> dict[str, dict[int, dict[str, float]]]:
     return stages
 
 
-def _draw_losses(axis: "Axes", steps: NDArray[Any], clean: NDArray[Any], adversarial: NDArray[Any]) -> None:
-    low = _draw_line(axis, steps, clean, _CLEAN, "clean case")
+def _draw_losses(
+    axis: "Axes", steps: NDArray[Any], before: NDArray[Any], adversarial: NDArray[Any], label: str
+) -> None:
+    low = _draw_line(axis, steps, before, _CLEAN, label)
     high = _draw_line(axis, steps, adversarial, _ADVERSARIAL, "adversarial case")
-    axis.fill_between(steps, low, high, color=_ADVERSARIAL, alpha=0.10, linewidth=0, label="gain of the ascent")
+    if np.isfinite(before).any():
+        axis.fill_between(steps, low, high, color=_ADVERSARIAL, alpha=0.10, linewidth=0, label="gain of the ascent")
     drawn = np.concatenate([low, high])
     drawn = drawn[np.isfinite(drawn)]
     if drawn.size and drawn.min() > 0 and drawn.max() > 20 * drawn.min():

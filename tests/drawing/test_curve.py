@@ -109,6 +109,22 @@ def test_missing_and_infinite_values_are_gaps(tmp_path, drawn):
     assert "adversarial case" not in lines(top)
 
 
+@pytest.mark.parametrize(
+    ("key", "labels"),
+    [
+        ("loss_start", ["before the ascent", "adversarial case", "gain of the ascent"]),
+        ("other", ["adversarial case"]),
+    ],
+)
+def test_gain_is_drawn_where_the_loss_before_the_ascent_is_known(tmp_path, drawn, key, labels):
+    source = [{key if name == "loss_clean" else name: value for name, value in r.items()} for r in records("net", 90)]
+    loss_curve(write(tmp_path / "m.jsonl", source), tmp_path / "curve.png")
+    top = drawn[0].axes[0]
+    assert top.get_legend_handles_labels()[1] == labels
+    if key == "loss_start":
+        np.testing.assert_allclose(lines(top)["before the ascent"][:, 1], [r["loss_start"] for r in source])
+
+
 def test_factor_on_the_radii_has_an_axis(tmp_path, drawn):
     source = [record | {"radius_factor": 1 / record["step"]} for record in records("net", 100)]
     loss_curve(write(tmp_path / "m.jsonl", source + records("gan", 50)), tmp_path / "c.png")
